@@ -1,0 +1,280 @@
+"""The one configuration tree. Every field has a range, a unit in its name where it has one, and a sentence under it.
+
+Sums are told apart by a `kind` literal. `manyfaces.configs.load` makes the tree from YAML and `path.to.key=value` words.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from manyfaces.configs.architectures import ViTSize
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class UserError(ValueError):
+    """A person's mistake or a condition that a person must mend: shown as one line, without a traceback, exit code 2."""
+
+
+class Node(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Run(Node):
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)] = "first"
+    """The run's folder under `dir`. Typing the same name again resumes the run."""
+    dir: str = "runs"
+    """Folder of all runs; on a cluster a path that every node sees."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Of the weights, the order, the augmentation and the sampled classes."""
+    resume_from: str | None = None
+    """A checkpoint folder (`runs/OLD/checkpoints/step-...`) to start a new run name from."""
+
+
+class Augment(Node):
+    """Random changes of an image; each is a pure function of (seed, position)."""
+
+    flip: Probability = 0.5
+    """Probability of a horizontal flip."""
+    shift_px: Annotated[float, Field(ge=0, le=56)] = 0.0
+    """Largest translation along each axis, uniform."""
+    scale: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    """Largest relative change of size, uniform."""
+    rotate_deg: Annotated[float, Field(ge=0, le=45)] = 0.0
+    """Largest rotation, uniform."""
+    brightness: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Largest relative change of brightness, uniform; likewise contrast and saturation."""
+    contrast: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Largest relative change of contrast around mid gray."""
+    saturation: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Largest relative change of saturation."""
+    gray: Probability = 0.0
+    """Probability of an image without colour."""
+    erase: Probability = 0.0
+    """Probability of a random rectangle painted gray (random erasing, arXiv 1708.04896)."""
+    erase_px: tuple[PositiveInt, PositiveInt] = (16, 56)
+    """Smallest and largest side of the erased rectangle."""
+
+
+class Data(Node):
+    path: str = ""
+    """Folder of the dataset: shards, `index.arrow` and `manyfaces.json`, as `manyfaces data convert|synth|index` write them."""
+    image_px: Annotated[int, Field(ge=32, le=1024)] = 112
+    """Side of the square image that the model sees; other sizes are resized."""
+    window_shards: PositiveInt = 16
+    """Shards shuffled together: what has to be near at one time."""
+    decode_threads: PositiveInt = 1
+    """DALI's CPU threads of each worker."""
+    prefetch_batches: PositiveInt = 2
+    """Batches decoded ahead of the step."""
+    verify: Literal["auto", "sizes", "hashes"] = "auto"
+    """Before step 0: sizes and the ends of every shard, or SHA-256 of all bytes. `auto` hashes up to 4 GiB."""
+    expect_images: PositiveInt | None = None
+    """Images of the dataset the recipe is for: what the plan uses where the dataset is not at hand."""
+    expect_identities: PositiveInt | None = None
+    """Identities, likewise."""
+    augment: Augment = Augment()
+
+
+class IResNetModel(Node):
+    kind: Literal["iresnet"]
+    depth: Literal[18, 34, 50, 100, 200] = 50
+    embedding_dim: PositiveInt = 512
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Before the last linear layer."""
+
+
+class MobileFaceNetModel(Node):
+    kind: Literal["mobilefacenet"]
+    scale: Literal[1, 2, 4] = 2
+    """Width multiplier; 2 is InsightFace's `get_mbf`."""
+    embedding_dim: PositiveInt = 512
+
+
+class ViTModel(Node):
+    kind: Literal["vit"]
+    size: ViTSize = "base"
+    embedding_dim: PositiveInt = 512
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Largest rate of stochastic depth, growing linearly with depth."""
+    mask_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of tokens hidden in training."""
+
+
+Model = Annotated[IResNetModel | MobileFaceNetModel | ViTModel, Field(discriminator="kind")]
+
+
+class ArcFaceMargin(Node):
+    kind: Literal["arcface"]
+    m: Annotated[float, Field(ge=0, le=1.5)] = 0.5
+    """Additive angle in radians (arXiv 1801.07698)."""
+
+
+class CosFaceMargin(Node):
+    kind: Literal["cosface"]
+    m: Annotated[float, Field(ge=0, le=1)] = 0.4
+    """Subtracted from the target cosine (arXiv 1801.09414)."""
+
+
+class CombinedMargin(Node):
+    kind: Literal["combined"]
+    m1: Annotated[float, Field(ge=1, le=4)] = 1.0
+    """Factor of the angle: cos(m1 theta + m2) - m3 (arXiv 1801.07698, equation 4)."""
+    m2: Annotated[float, Field(ge=0, le=1.5)] = 0.3
+    m3: Annotated[float, Field(ge=0, le=1)] = 0.2
+
+
+Margin = Annotated[ArcFaceMargin | CosFaceMargin | CombinedMargin, Field(discriminator="kind")]
+
+
+class Rows(Node):
+    """How class rows (centres) are stored and updated."""
+
+    optimizer: Literal["sgd"] = "sgd"
+    """SGD with momentum on touched rows only."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    lr_scale: PositiveFloat = 1.0
+    """Factor on the backbone's learning rate; for a backbone trained with AdamW."""
+
+
+class Head(Node):
+    margin: Margin = ArcFaceMargin(kind="arcface")
+    scale: Annotated[float, Field(gt=0, le=512)] = 64.0
+    """Factor s of the cosines."""
+    sample_rate: Probability = 1.0
+    """Share of the classes that serve as negatives of a step, in blocks of 128 (Partial FC, arXiv 2203.15565); 0 is positives only."""
+    chunk_classes: PositiveInt = 8192
+    """Classes scored at a time: the head's memory beyond its rows is batch x this."""
+    wire_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of embeddings and their gradients between ranks."""
+    rows: Rows = Rows()
+
+
+class SGD(Node):
+    kind: Literal["sgd"]
+    lr: PositiveFloat = 0.1
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: NonNegativeFloat = 5e-4
+
+
+class AdamW(Node):
+    kind: Literal["adamw"]
+    lr: PositiveFloat = 1e-3
+    betas: tuple[Probability, Probability] = (0.9, 0.999)
+    eps: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.1
+
+
+class Schedule(Node):
+    """Linear warm-up from 0, then decay to 0 at the last sample. Counted in samples, so that the world size does not matter."""
+
+    kind: Literal["polynomial", "cosine"] = "polynomial"
+    power: PositiveFloat = 2.0
+    """Of the polynomial; InsightFace uses 2."""
+    warmup_epochs: NonNegativeFloat = 0.0
+
+
+class Train(Node):
+    batch_size: PositiveInt = 128
+    """Images of a step over all workers."""
+    epochs: PositiveFloat = 20.0
+    """Passes over the dataset; rounded up to whole steps."""
+    optimizer: Annotated[SGD | AdamW, Field(discriminator="kind")] = SGD(kind="sgd")
+    schedule: Schedule = Schedule()
+    clip_norm: PositiveFloat = 5.0
+    """Largest norm of the backbone's gradient, as InsightFace clips."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16 is autocast: weights, BatchNorm and the head stay float32."""
+    sync_batchnorm: bool = False
+    """BatchNorm over all workers; needed for results that do not depend on the number of workers."""
+
+
+class Engine(Node):
+    """How the backbone runs; may change when a run is resumed."""
+
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """DeepSpeed ZeRO: 0 replicates, 1 shards optimiser state, 2 gradients too."""
+    activation_checkpointing: bool = False
+    """Recompute each block in backward: less memory, a third more time."""
+    channels_last: bool = True
+    """NHWC convolutions."""
+    compile: bool = False
+    """torch.compile the backbone (needs a C++ compiler)."""
+
+
+class Checkpoint(Node):
+    every_steps: PositiveInt = 1000
+    """Steps between checkpoints; the last step always has one."""
+    keep: PositiveInt = 3
+    """Newest checkpoints kept."""
+
+
+class Tracking(Node):
+    uri: str | None = None
+    """MLflow tracking server; default is `MLFLOW_TRACKING_URI`, else sqlite in the runs folder."""
+    experiment: str = "manyfaces"
+    log_every_steps: PositiveInt = 10
+
+
+class Evaluation(Node):
+    pairs: tuple[str, ...] = ()
+    """Verification sets (InsightFace `.bin`)."""
+    every_steps: NonNegativeInt = 0
+    """Steps between evaluations in training; 0 is at the end only."""
+    batch_size: PositiveInt = 200
+
+
+class Elastic(Node):
+    min: PositiveInt
+    max: PositiveInt
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Elastic":
+        if self.min > self.max:
+            raise ValueError(f"min {self.min} is above max {self.max}")
+        return self
+
+
+class Cluster(Node):
+    launcher: Literal["ray", "process"] = "ray"
+    """Ray Train, or this one process (for debugging; under torchrun its processes are used)."""
+    address: str | None = None
+    """Ray cluster to join: `auto` or HOST:PORT; none starts a local one."""
+    workers: PositiveInt | Elastic | Literal["auto"] = "auto"
+    """Processes; `{min, max}` is elastic; `auto` is one a GPU, else one."""
+    threads_per_worker: PositiveInt = 1
+    """torch's CPU threads; results on CPU are bit-exact only at equal numbers."""
+    gpus_per_worker: Literal["auto", 0, 1] = "auto"
+    max_failures: Annotated[int, Field(ge=-1)] = 3
+    """Restarts after lost workers; -1 is without end."""
+    step_timeout_s: PositiveFloat = 1800.0
+    """A step that takes longer ends its worker, naming rank and phase."""
+    schedule_timeout_s: PositiveFloat = 300.0
+    """Longest wait for the workers' resources."""
+
+
+class Config(Node):
+    run: Run = Run()
+    data: Data = Data()
+    model: Model
+    head: Head = Head()
+    train: Train = Train()
+    engine: Engine = Engine()
+    checkpoint: Checkpoint = Checkpoint()
+    tracking: Tracking = Tracking()
+    evaluation: Evaluation = Evaluation()
+    cluster: Cluster = Cluster()
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """What makes two runs the same experiment, by dotted key: a run name that exists with another value is refused."""
+    tree = config.model_dump(include={"model": True, "head": True, "train": True, "run": {"seed"}, "data": {"image_px", "window_shards", "augment"}})
+    return flatten(tree)
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings to one level of dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat

@@ -1,0 +1,1 @@
+"""Shards on disk to batches on the device. Knows no model and no cluster."""

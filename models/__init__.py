@@ -1,0 +1,1 @@
+"""Backbones, and the class-sharded head. Knows no data and no cluster."""

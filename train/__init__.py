@@ -1,0 +1,1 @@
+"""The loop, the engine, checkpoints, tracking, evaluation and the command line."""
