@@ -268,8 +268,8 @@ class Config(Node):
 
 def identity(config: Config) -> dict[str, Any]:
     """What makes two runs the same experiment, by dotted key: a run name that exists with another value is refused."""
-    tree = config.model_dump(include={"model": True, "head": True, "train": True, "run": {"seed"}, "data": {"image_px", "window_shards", "augment"}})
-    return flatten(tree)
+    data = {"image_px", "window_shards", "augment"}
+    return flatten(config.model_dump(include={"model": True, "head": True, "train": True, "run": {"seed"}, "data": data}))
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,0 +1,131 @@
+"""Order, store and decoder put together: an iterator of batches from any position, decoded ahead in one background thread."""
+
+import json
+import queue
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from manyfaces.configs import schema
+from manyfaces.data import augment
+from manyfaces.data.decode import Decoder
+from manyfaces.data.index import Dataset
+from manyfaces.data.order import Order
+from manyfaces.data.store import Store
+
+IGNORED = -1
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One rank's share of one global batch."""
+
+    position: int
+    """Of the global batch's first sample in the stream."""
+    ids_N: NDArray[np.int64]
+    images_NHWC: Tensor
+    """uint8 RGB on the device."""
+    labels_N: Tensor
+    """int64 on the device; -1 is ignored by the loss."""
+
+
+class Quarantine:
+    """Samples that could not be decoded, kept in `quarantine.jsonl`; they keep their place in the order with label -1."""
+
+    def __init__(self, file: Path, dataset: Dataset) -> None:
+        self.file, self.dataset = file, dataset
+        lines = file.read_text().splitlines() if file.exists() else []
+        # The last line may be torn if the machine stopped while it was written; the sample is then found again.
+        self.samples = {json.loads(line)["sample"] for line in lines if line.endswith("}")}
+
+    def add(self, sample: int, position: int) -> None:
+        if sample in self.samples:
+            return
+        self.samples.add(sample)
+        row = {"sample": sample, "name": self.dataset.name(sample), "position": position, "reason": "not a whole, decodable JPEG"}
+        with self.file.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+class Loader:
+    """Batches [position, end) of rank `rank` of `world_size`: its contiguous part of each global batch of `batch_size`.
+
+    An error in the background is raised by the iterator. `close` ends the thread; so does leaving a `with` block.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        config: schema.Data,
+        *,
+        seed: int,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        position: int,
+        end: int,
+        device: torch.device,
+        quarantine: Quarantine,
+    ) -> None:
+        self.dataset, self.config, self.seed, self.batch_size, self.device = dataset, config, seed, batch_size, device
+        self.lo, self.hi = rank * batch_size // world_size, (rank + 1) * batch_size // world_size
+        self.position, self.end, self.quarantine = position, end, quarantine
+        self.order = Order(dataset.samples_per_shard, seed, config.window_shards)
+        self._store = Store(dataset)
+        self._decode = Decoder(config.image_px, self.hi - self.lo, augment=config.augment, threads=config.decode_threads, device=device)
+        self._ready: queue.Queue[Batch | BaseException | None] = queue.Queue(config.prefetch_batches)
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._produce, name="loader", daemon=True)
+        self._thread.start()
+
+    def __iter__(self) -> Iterator[Batch]:
+        while (item := self._ready.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+
+    def __enter__(self) -> "Loader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._stopping.set()
+        while self._thread.is_alive():  # the producer may wait for a free place
+            try:
+                self._ready.get(timeout=0.05)
+            except queue.Empty:
+                continue
+        self._thread.join()
+
+    def make(self, position: int) -> Batch:
+        """This rank's share of the global batch that begins at `position`."""
+        ids = self.order.ids(position + self.lo, self.hi - self.lo)
+        choices = augment.draw(self.config.augment, self.seed, np.arange(position + self.lo, position + self.hi), self.config.image_px)
+        usable = np.array([i not in self.quarantine.samples for i in ids.tolist()], bool)
+        # A quarantined sample's bytes are never read again: an empty blob is no JPEG, so another image takes its slot.
+        blobs = [np.empty(0, np.uint8)] * len(ids)
+        for slot, blob in zip(np.flatnonzero(usable), self._store.read(ids[usable]), strict=True):
+            blobs[slot] = blob
+        images, good = self._decode(blobs, choices)
+        for slot in np.flatnonzero(usable & ~good):
+            self.quarantine.add(int(ids[slot]), position + self.lo + int(slot))
+        labels = np.where(good, self.dataset.identity_N[ids].astype(np.int64), IGNORED)
+        return Batch(position, ids, images, torch.from_numpy(labels).to(self.device))
+
+    def _produce(self) -> None:
+        try:
+            for position in range(self.position, self.end, self.batch_size):
+                if self._stopping.is_set():
+                    return
+                self._ready.put(self.make(position))
+            self._ready.put(None)
+        except BaseException as error:
+            self._ready.put(error)
