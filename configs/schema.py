@@ -17,7 +17,7 @@ class UserError(ValueError):
 
 
 class Node(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class Run(Node):
@@ -135,6 +135,8 @@ class Rows(Node):
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     lr_scale: PositiveFloat = 1.0
     """Factor on the backbone's learning rate; for a backbone trained with AdamW."""
+    weight_decay: NonNegativeFloat | None = None
+    """Of the rows; none is the backbone's. AdamW's 0.1 would pull rows under SGD to zero."""
 
 
 class Head(Node):

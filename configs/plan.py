@@ -1,0 +1,222 @@
+"""The arithmetic of a run before anything runs, without torch: parameters, memory of a worker, bytes and operations of a step, steps, disk.
+
+Letters: C classes, D embedding dimensions, B images of a step, W workers, P backbone parameters. Bytes are estimates from the formulas
+beside them; the allocator, cuDNN, NCCL and the buckets of DeepSpeed take their own on top.
+"""
+
+from dataclasses import dataclass
+from fractions import Fraction
+from math import ceil
+
+from manyfaces.configs.architectures import Cost, iresnet_cost, mobilefacenet_cost, vit_cost
+from manyfaces.configs.schema import AdamW, Config, Elastic, IResNetModel, MobileFaceNetModel, UserError
+
+FP32 = 4
+JPEG_BYTES = 5000
+"""A 112 px face at JPEG quality 95; our development faces have 4,163 bytes on average."""
+CHECKPOINTED = {"iresnet": 0.5, "mobilefacenet": 0.5, "vit": 0.125}
+"""Share of the activations left by checkpointing: each block's input, and one block's inside at a time (IResNet-50 0.47, ViT-B 0.09)."""
+
+
+def world_size(config: Config) -> int:
+    """Workers to plan for: the most an elastic run may have, one for `auto` (the machine is not looked at)."""
+    workers = config.cluster.workers
+    return workers.max if isinstance(workers, Elastic) else 1 if workers == "auto" else workers
+
+
+def num_steps(config: Config, num_images: int) -> int:
+    """`train.epochs` passes, rounded up to whole steps; counted in decimals, so that 0.1 epochs are a tenth."""
+    return ceil(Fraction(str(config.train.epochs)) * num_images / config.train.batch_size)
+
+
+def total_samples(config: Config, num_images: int) -> int:
+    """Samples of all steps: where the schedule reaches 0."""
+    return num_steps(config, num_images) * config.train.batch_size
+
+
+def warmup_samples(config: Config, num_images: int) -> int:
+    """Samples until the learning rate is whole."""
+    return round(Fraction(str(config.train.schedule.warmup_epochs)) * num_images)
+
+
+def backbone_cost(config: Config) -> Cost:
+    """Parameters, multiply-adds and activations of the backbone."""
+    model, px = config.model, config.data.image_px
+    if isinstance(model, IResNetModel):
+        return iresnet_cost(model.depth, px, model.embedding_dim)
+    if isinstance(model, MobileFaceNetModel):
+        return mobilefacenet_cost(model.scale, px, model.embedding_dim)
+    return vit_cost(model.size, px, model.embedding_dim)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will cost. Memory and wire are of one worker, the fullest."""
+
+    num_images: int
+    num_identities: int
+    world_size: int
+    images_per_worker: int
+    """Of a step, where the batch does not divide: the largest share."""
+    epochs: float
+    batch_size: int
+    num_steps: int
+    num_samples: int
+    warmup_samples: int
+
+    backbone_parameters: int
+    head_parameters: int
+    multiply_adds: int
+    """Of one image's forward pass through the backbone."""
+    backbone_flops: int
+    """Of a step, over all workers."""
+    head_flops: int
+
+    weight_bytes: int
+    gradient_bytes: int
+    optimizer_bytes: int
+    head_bytes: int
+    head_workspace_bytes: int
+    activation_bytes: int
+
+    read_bytes: int
+    """Of a step, over all workers."""
+    upload_bytes: int
+    gradient_wire_bytes: int
+    """Sent in a step."""
+    head_wire_bytes: int
+    """Sent in a step."""
+
+    checkpoint_bytes: int
+    kept_checkpoints: int
+
+    @property
+    def memory_bytes(self) -> int:
+        """Of one worker, all together."""
+        state = self.weight_bytes + self.gradient_bytes + self.optimizer_bytes
+        return state + self.head_bytes + self.head_workspace_bytes + self.activation_bytes
+
+    def lines(self) -> list[tuple[str, str]]:
+        """Label and text, for people."""
+        passes = f"{self.epochs:g} epochs, {self.num_samples:,} samples"
+        warmup = f", warm-up {self.warmup_samples:,}" if self.warmup_samples else ""
+        per_worker = f"{self.images_per_worker:,} images each" if self.world_size > 1 else "all images"
+        return [
+            ("dataset", f"{self.num_images:,} images of {self.num_identities:,} identities"),
+            ("backbone", f"{_count(self.backbone_parameters)} parameters, {_count(self.multiply_adds)} multiply-adds an image"),
+            ("head", f"{_count(self.head_parameters)} parameters"),
+            ("steps", f"{self.num_steps:,} of {self.batch_size:,} images ({passes}{warmup})"),
+            ("workers", f"{self.world_size}, {per_worker}"),
+            ("memory a worker", f"about {_size(self.memory_bytes)}"),
+            ("  weights", _size(self.weight_bytes)),
+            ("  gradients", _size(self.gradient_bytes)),
+            ("  optimizer", _size(self.optimizer_bytes)),
+            ("  head rows, momentum", _size(self.head_bytes)),
+            ("  head workspace", _size(self.head_workspace_bytes)),
+            ("  activations", f"about {_size(self.activation_bytes)}"),
+            ("read a step", f"about {_size(self.read_bytes)} over all workers"),
+            ("upload a step", f"{_size(self.upload_bytes)} a worker"),
+            ("sent a step", f"gradients {_size(self.gradient_wire_bytes)}, head {_size(self.head_wire_bytes)} a worker"),
+            ("arithmetic a step", f"backbone {_count(self.backbone_flops)}FLOP, head {_count(self.head_flops)}FLOP"),
+            ("checkpoint", f"{_size(self.checkpoint_bytes)}, {_size(self.kept_checkpoints * self.checkpoint_bytes)} in all"),
+        ]
+
+
+def plan(config: Config, num_images: int, num_identities: int, world_size: int) -> Plan:
+    """The plan of a run on this dataset and this many workers. Raises `UserError` for what cannot run at all."""
+    batch, px, dim = config.train.batch_size, config.data.image_px, config.model.embedding_dim
+    if num_images < 1 or num_identities < 1:
+        raise UserError(f"{num_images} images of {num_identities} identities: nothing to train on")
+    if batch < world_size:
+        raise UserError(
+            f"train.batch_size {batch} is below {world_size} workers, and each needs an image; raise it or lower cluster.workers"
+        )
+    cost = backbone_cost(config)
+    weights = cost.parameters * FP32
+    bf16 = config.train.precision == "bfloat16"
+    stage = config.engine.zero_stage
+    share = ceil(batch / world_size)
+
+    # ZeRO (arXiv 1910.02054, section 5): stage 1 keeps 1/W of the optimiser's state, stage 2 of the gradients too, stage 3 of the
+    # weights too. DeepSpeed's stages 1 and up also step a float32 copy of their 1/W of the weights (`single_partition_of_fp32_groups`);
+    # autocast keeps the weights in 16 bits for the backward.
+    def sharded(size: int, from_stage: int) -> int:
+        return ceil(size / world_size) if stage >= from_stage else size
+
+    states = num_optimizer_states(config) * weights
+    held = sharded(weights, 3) + (weights // 2 if bf16 else 0)
+    optimizer = sharded(states, 1) + (sharded(weights, 1) if stage >= 1 else 0)
+
+    # Head (design 2.4): float32 rows and momentum of ceil(C/W) classes. Workspace: scores and their gradient of a chunk, unit rows and
+    # gradient of a chunk, the gathered embeddings and their gradient.
+    rows = ceil(num_identities / world_size)
+    chunk = min(config.head.chunk_classes, rows)
+    workspace = 2 * FP32 * (batch * chunk + chunk * dim + batch * dim)
+
+    # A checkpointed block runs forward twice.
+    passes = 4 if config.engine.activation_checkpointing else 3
+    kept = CHECKPOINTED[config.model.kind] if config.engine.activation_checkpointing else 1.0
+
+    # A ring (Patarasuk, Yuan 2009) sends (W-1)/W of the buffer for a reduce-scatter or an all-gather, twice that for an all-reduce.
+    # Stage 0 all-reduces float32 gradients; from stage 1 they are reduced to their owner, in 16 bits under autocast (DeepSpeed's
+    # `torch_autocast` gives Linear and Conv weights that dtype), and the stepped weights gathered, at stage 3 once more for the backward.
+    def ring(size: int) -> int:
+        return size * (world_size - 1) // world_size
+
+    wire = 2 * ring(weights) if stage == 0 else ring(weights // 2 if bf16 else weights) + (2 if stage == 3 else 1) * ring(weights)
+    # Embeddings out and their gradients back, each rank's share padded to ceil(B/W).
+    padded = share * world_size * dim * (2 if config.head.wire_dtype == "bfloat16" else FP32)
+
+    # Scored: sampled negatives and the batch's own classes; once in walk 1, and in walk 2 again with both gradients.
+    scored = min(num_identities, round(config.head.sample_rate * num_identities) + batch)
+    head_parameters = num_identities * dim
+    return Plan(
+        num_images=num_images,
+        num_identities=num_identities,
+        world_size=world_size,
+        images_per_worker=share,
+        epochs=config.train.epochs,
+        batch_size=batch,
+        num_steps=num_steps(config, num_images),
+        num_samples=total_samples(config, num_images),
+        warmup_samples=warmup_samples(config, num_images),
+        backbone_parameters=cost.parameters,
+        head_parameters=head_parameters,
+        multiply_adds=cost.multiply_adds,
+        backbone_flops=passes * 2 * cost.multiply_adds * batch,  # backward is two forwards: towards inputs and towards weights
+        head_flops=4 * 2 * batch * scored * dim,
+        weight_bytes=held,
+        gradient_bytes=sharded(weights, 2),
+        optimizer_bytes=optimizer,
+        head_bytes=2 * FP32 * rows * dim,
+        head_workspace_bytes=workspace,
+        activation_bytes=round(kept * cost.activations * share * (2 if bf16 else FP32)),
+        read_bytes=batch * JPEG_BYTES * px * px // 112**2,
+        upload_bytes=share * 3 * px * px,  # uint8: normalisation belongs to the device
+        gradient_wire_bytes=wire,
+        head_wire_bytes=2 * ring(padded),
+        checkpoint_bytes=weights + states + 2 * FP32 * head_parameters,
+        kept_checkpoints=config.checkpoint.keep,
+    )
+
+
+def num_optimizer_states(config: Config) -> int:
+    """Numbers that the backbone's optimiser keeps for each weight."""
+    optimizer = config.train.optimizer
+    return 2 if isinstance(optimizer, AdamW) else int(optimizer.momentum > 0)
+
+
+def _count(number: float) -> str:
+    for unit in ("", " k", " M", " G", " T", " P"):
+        if number < 999.5:
+            return f"{number:.3g}{unit}"
+        number /= 1000
+    return f"{number:.3g} E"
+
+
+def _size(number: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if number < 999.5:
+            return f"{number:.3g} {unit}"
+        number /= 1024
+    return f"{number:.3g} PiB"

@@ -1,0 +1,129 @@
+"""The plan against arithmetic done by hand, and its laws over many shapes of a run."""
+
+from dataclasses import replace
+from itertools import pairwise
+from math import ceil
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from manyfaces.configs.plan import Plan, backbone_cost, num_steps, plan, total_samples, warmup_samples, world_size
+from manyfaces.configs.schema import Config, UserError
+
+
+def make(**tree: object) -> Config:
+    return Config.model_validate({"model": {"kind": "iresnet", "depth": 50}, **tree})
+
+
+def test_ms1mv3_on_eight_workers_by_hand() -> None:
+    config = make(train={"batch_size": 1024, "precision": "bfloat16"}, head={"wire_dtype": "bfloat16"})
+    found = plan(config, 5_179_510, 93_431, 8)
+    weights = 43_590_848 * 4
+    rows = 11_679 * 512 * 4
+    assert found.num_steps == 101_163  # 103,590,200 / 1024
+    assert found.images_per_worker == 128
+    assert found.weight_bytes == weights + weights // 2
+    assert found.gradient_bytes == weights
+    assert found.optimizer_bytes == weights // 8 * 2  # momentum and the float32 copy, an eighth of each
+    assert found.head_bytes == 2 * rows
+    assert found.head_workspace_bytes == 8 * (1024 * 8192 + 8192 * 512 + 1024 * 512)
+    assert found.activation_bytes == 128 * backbone_cost(config).activations * 2
+    assert found.gradient_wire_bytes == weights // 2 * 7 // 8 + weights * 7 // 8
+    assert found.head_wire_bytes == 2 * 1024 * 512 * 2 * 7 // 8
+    assert found.upload_bytes == 128 * 112 * 112 * 3
+    assert found.read_bytes == 1024 * 5000
+    assert found.checkpoint_bytes == 2 * weights + 2 * 93_431 * 512 * 4
+    assert found.backbone_flops == 6 * 6_309_330_944 * 1024  # 37.9 GFLOP an image
+    assert found.head_flops == 8 * 1024 * 93_431 * 512
+
+
+def test_zero_stages_and_optimizers() -> None:
+    weights = backbone_cost(make()).parameters * 4
+
+    def state(stage: int, **optimizer: object) -> tuple[float, ...]:
+        found = plan(make(engine={"zero_stage": stage}, train={"optimizer": optimizer}), 1000, 100, 4)
+        parts = (found.weight_bytes, found.gradient_bytes, found.optimizer_bytes, found.gradient_wire_bytes)
+        return tuple(part / weights for part in parts)
+
+    assert state(0, kind="sgd") == (1, 1, 1, 1.5)
+    assert state(0, kind="sgd", momentum=0) == (1, 1, 0, 1.5)
+    assert state(0, kind="adamw") == (1, 1, 2, 1.5)
+    assert state(1, kind="adamw") == (1, 1, 0.75, 1.5)
+    assert state(2, kind="adamw") == (1, 0.25, 0.75, 1.5)
+    assert state(3, kind="adamw") == (0.25, 0.25, 0.75, 2.25)
+
+
+def test_checkpointing_trades_memory_for_arithmetic() -> None:
+    vit: dict[str, object] = {"model": {"kind": "vit", "size": "base"}}
+    dense, thin = (plan(make(**vit, engine={"activation_checkpointing": on}), 1000, 100, 1) for on in (False, True))
+    assert thin.activation_bytes * 8 == dense.activation_bytes
+    assert thin.backbone_flops * 3 == dense.backbone_flops * 4
+
+
+def test_counts_in_decimals_and_rounds_up_to_whole_steps() -> None:
+    config = make(train={"epochs": 0.1, "batch_size": 3, "schedule": {"warmup_epochs": 0.3}})
+    assert num_steps(config, 90) == 3  # not 4, as 0.1 * 90 / 3 is in no binary
+    assert warmup_samples(config, 90) == 27
+    assert num_steps(make(train={"epochs": 1, "batch_size": 64}), 65) == 2
+    assert total_samples(make(train={"epochs": 1, "batch_size": 64}), 65) == 128
+
+
+def test_world_size() -> None:
+    assert [world_size(make(cluster={"workers": workers})) for workers in ("auto", 3, {"min": 2, "max": 5})] == [1, 3, 5]
+
+
+def test_what_cannot_run() -> None:
+    with pytest.raises(UserError, match=r"train\.batch_size 4 is below 5 workers"):
+        plan(make(train={"batch_size": 4}), 100, 10, 5)
+    with pytest.raises(UserError, match="nothing to train on"):
+        plan(make(), 0, 0, 1)
+
+
+SHAPES = st.fixed_dictionaries(
+    {
+        "epochs": st.floats(0.01, 50),
+        "batch_size": st.integers(64, 30_000),
+        "num_images": st.integers(1, 10**9),
+        "num_identities": st.integers(1, 10**8),
+        "stage": st.integers(0, 2),
+        "dtype": st.sampled_from(["float32", "bfloat16"]),
+    }
+)
+
+
+@given(shape=SHAPES, workers=st.lists(st.integers(1, 64), min_size=2, max_size=4, unique=True).map(sorted))
+@settings(derandomize=True, deadline=None, max_examples=80)
+def test_laws(shape: dict[str, int], workers: list[int]) -> None:
+    train = {"epochs": shape["epochs"], "batch_size": shape["batch_size"], "precision": shape["dtype"]}
+    config = make(train=train, head={"wire_dtype": shape["dtype"]}, engine={"zero_stage": shape["stage"]})
+    plans = [plan(config, shape["num_images"], shape["num_identities"], each) for each in workers]
+    for found in plans:
+        assert 0 <= found.num_samples - shape["epochs"] * shape["num_images"] < shape["batch_size"] + 1e-3 * found.num_samples
+        assert found.num_samples == found.num_steps * shape["batch_size"]
+        assert found.images_per_worker == ceil(shape["batch_size"] / found.world_size)
+        assert found.memory_bytes >= found.weight_bytes + found.head_bytes > 0
+        assert all(label.strip() and text for label, text in found.lines())
+    for fewer, more in pairwise(plans):  # more workers never need more memory each, and never change what is learnt or kept
+        assert more.memory_bytes <= fewer.memory_bytes
+        assert _of_the_run(more) == _of_the_run(fewer)
+    if workers[0] == 1:
+        assert plans[0].gradient_wire_bytes == plans[0].head_wire_bytes == 0
+
+
+def _of_the_run(found: Plan) -> tuple[int, ...]:
+    return found.num_steps, found.num_samples, found.checkpoint_bytes, found.backbone_flops, found.head_flops, found.read_bytes
+
+
+def test_lines_are_short_and_for_people() -> None:
+    config = make(train={"batch_size": 1024, "schedule": {"warmup_epochs": 2}})
+    found = plan(config, 5_179_510, 93_431, 8)
+    lines = dict(found.lines())
+    assert lines["dataset"] == "5,179,510 images of 93,431 identities"
+    assert lines["backbone"] == "43.6 M parameters, 6.31 G multiply-adds an image"
+    assert lines["steps"] == "101,163 of 1,024 images (20 epochs, 103,590,912 samples, warm-up 10,359,020)"
+    assert lines["workers"] == "8, 128 images each"
+    assert lines["  gradients"] == "166 MiB"
+    assert "38.8 TFLOP" in lines["arithmetic a step"]
+    assert all(len(label) + len(text) < 110 for label, text in found.lines())
+    assert dict(replace(found, checkpoint_bytes=3 * 1024**4).lines())["checkpoint"] == "3 TiB, 9 TiB in all"
