@@ -1,7 +1,8 @@
 """IResNet: the pre-activation residual network of ArcFace (arXiv 1801.07698, section 3.1), with InsightFace's parameter names."""
 
-from manyfaces.configs.architectures import IRESNET_BLOCKS, IRESNET_WIDTHS
 from torch import Tensor, nn
+
+from manyfaces.configs.architectures import IRESNET_BLOCKS, IRESNET_WIDTHS
 
 
 class Block(nn.Module):

@@ -1,10 +1,13 @@
 """MobileFaceNet (arXiv 1804.07573) in the shape that InsightFace trains as `get_mbf`: twice as wide, 0.45 G multiply-adds."""
 
-from manyfaces.configs.architectures import MOBILEFACENET_BLOCKS, MOBILEFACENET_OUT
 from torch import Tensor, nn
 
+from manyfaces.configs.architectures import MOBILEFACENET_BLOCKS, MOBILEFACENET_OUT
 
-def conv_bn(in_width: int, width: int, kernel: int, stride: int = 1, padding: int = 0, groups: int = 1, prelu: bool = True) -> nn.Sequential:
+
+def conv_bn(
+    in_width: int, width: int, kernel: int, stride: int = 1, padding: int = 0, groups: int = 1, prelu: bool = True
+) -> nn.Sequential:
     layers = [nn.Conv2d(in_width, width, kernel, stride, padding, groups=groups, bias=False), nn.BatchNorm2d(width)]
     return nn.Sequential(*layers, *([nn.PReLU(width)] if prelu else []))
 

@@ -1,9 +1,10 @@
 """Vision transformer for 112 x 112 faces as InsightFace trains it: 9 px patches, ReLU6, no class token, random token masking."""
 
 import torch
-from manyfaces.configs.architectures import VIT, ViTShape
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from manyfaces.configs.architectures import VIT, ViTShape
 
 
 class DropPath(nn.Module):

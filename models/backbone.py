@@ -1,0 +1,55 @@
+"""A backbone by its configuration."""
+
+import contextlib
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from manyfaces.configs import schema
+from manyfaces.models import iresnet, mobilefacenet, vit
+from manyfaces.models.iresnet import IResNet
+from manyfaces.models.mobilefacenet import MobileFaceNet
+from manyfaces.models.vit import ViT
+
+
+def build(config: schema.Model, image_px: int) -> nn.Module:
+    """Freshly initialised by torch's current generator; images [N, 3, image_px, image_px] to embeddings [N, config.embedding_dim]."""
+    if isinstance(config, schema.IResNetModel):
+        return IResNet(config.depth, image_px, config.embedding_dim, config.dropout)
+    if isinstance(config, schema.MobileFaceNetModel):
+        return MobileFaceNet(config.scale, image_px, config.embedding_dim)
+    return ViT(config.size, image_px, config.embedding_dim, config.drop_path, config.mask_ratio)
+
+
+def checkpoint_activations(backbone: nn.Module) -> None:
+    """Keep only the blocks' inputs for backward and compute the rest again (arXiv 1604.06174); results stay the same to the bit."""
+    for block in backbone.modules():
+        if isinstance(block, iresnet.Block | mobilefacenet.Bottleneck | vit.Block):
+            contexts = partial(_first_and_again, block)
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False, context_fn=contexts)  # type: ignore[method-assign]
+
+
+def _first_and_again(block: nn.Module) -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
+    return contextlib.nullcontext(), _statistics_kept(block)
+
+
+@contextlib.contextmanager
+def _statistics_kept(block: nn.Module) -> Iterator[None]:
+    """The second forward pass sees the same batch: BatchNorm must not count it twice."""
+    norms = [m for m in block.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [m.momentum for m in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+
+
+def normalise(images_NHWC: Tensor, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
+    """uint8 RGB [N, P, P, 3] to float32 [N, 3, P, P] in [-1, 1], as InsightFace's models expect."""
+    return (images_NHWC.permute(0, 3, 1, 2).to(torch.float32) - 127.5).div_(127.5).contiguous(memory_format=memory_format)
