@@ -30,7 +30,7 @@ class Choices:
 
 def draw(config: schema.Augment, seed: int, positions: NDArray[np.int64], image_px: int) -> Choices:
     """The choices at each position of the stream (one position is one appearance of a sample)."""
-    counters: counter.Words = positions.astype(np.uint64)[:, None] * np.uint64(_DRAWS) + np.arange(_DRAWS, dtype=np.uint64)
+    counters = positions.astype(np.uint64)[:, None] * np.uint64(_DRAWS) + np.arange(_DRAWS).astype(np.uint64)
     u = counter.uniform(counter.key(seed, _STREAM), counters)
     signed = 2 * u - 1
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from manyfaces.configs import counter
 from manyfaces.configs.schema import UserError
+from manyfaces.data import synthetic
 from manyfaces.data.index import Manifest
 from manyfaces.data.sample import whole_jpeg
 from manyfaces.data.write import Dropped, Item, write_dataset
@@ -44,6 +45,28 @@ def convert_folder(source: Path, out: Path, *, seed: int = 0, processes: int | N
     listing = hashlib.sha256("\n".join(f"{p.relative_to(source)} {p.stat().st_size}" for p, _ in flat).encode()).hexdigest()
     facts: dict[str, object] = {"source": "folder", "listing_sha256": listing, "seed": seed}
     return write_dataset(out, items, read_image, names, source=facts, shard_images=shard_images, processes=processes)
+
+
+def synthesise(
+    out: Path, num_identities: int, images_each: int, *, seed: int = 0, processes: int | None = None, shard_images: int = 8192
+) -> Manifest:
+    """A dataset of made identities; the same bytes anywhere. Raises `UserError` for fewer than two identities or no images."""
+    if num_identities < 2 or images_each < 1:
+        raise UserError(f"{num_identities} identities of {images_each} images: at least 2 identities of 1 image are needed")
+    total = num_identities * images_each
+    order = counter.permutation(counter.key(seed, _IMAGES), total)
+    items = [
+        Item((seed, *divmod(n, images_each)), f"{n // images_each:08d}/{n % images_each:04d}", n // images_each) for n in order.tolist()
+    ]
+    names = [f"synthetic-{seed}-{n:08d}" for n in range(num_identities)]
+    facts: dict[str, object] = {"source": "synthetic", "seed": seed, "images_each": images_each}
+    return write_dataset(out, items, _synthesise_one, names, source=facts, shard_images=shard_images, processes=processes)
+
+
+def _synthesise_one(source: object) -> bytes:
+    assert isinstance(source, tuple)
+    seed, identity, image = source
+    return synthetic.encode(seed, identity, image)
 
 
 def _images(folder: Path) -> Iterator[Path]:

@@ -1,0 +1,95 @@
+"""Jobs on a Ray cluster that is up: ship code and configuration, start, follow, stop. The one file that knows ray.job_submission."""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from manyfaces.configs.schema import UserError
+
+CONFIG = "config.yaml"
+STOP_WAIT_S = 30  # for the driver after SIGTERM; Ray's 3 s are too short for anything
+
+
+def package() -> Path:
+    """A folder `manyfaces` that holds this package as a wheel would install it: Ray ships an unpacked wheel without reinstalling torch.
+
+    Raises `UserError` where the wheel cannot be built.
+    """
+    room = Path(__file__).resolve().parent
+    if room.parent.name == "manyfaces":  # installed from a wheel already
+        return room.parent
+    target = Path(tempfile.mkdtemp(prefix="manyfaces-wheel-"))
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(target), str(room.parent)]
+    built = subprocess.run(command, capture_output=True, text=True, check=False)
+    if built.returncode:
+        last = (built.stderr.strip().splitlines() or ["no output"])[-1]
+        raise UserError(f"{room.parent}: the wheel cannot be built: {last}")
+    wheel = next(target.glob("*.whl"))
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(target)
+    return target / "manyfaces"
+
+
+class Jobs:
+    """The jobs of the cluster whose dashboard is at `address` (http://HOST:8265)."""
+
+    def __init__(self, address: str) -> None:
+        from ray.job_submission import JobSubmissionClient
+
+        self.address = address
+        try:
+            self._client: Any = JobSubmissionClient(address)
+        except (ConnectionError, RuntimeError) as error:
+            raise UserError(f"{address}: no Ray dashboard answers there ({str(error).splitlines()[0]})") from error
+
+    def submit(self, name: str, config_yaml: str) -> str:
+        """Start `manyfaces train` on the cluster's head with this configuration; returns the job's id."""
+        with tempfile.TemporaryDirectory(prefix="manyfaces-job-") as folder:
+            (Path(folder) / CONFIG).write_text(config_yaml)
+            code = package()
+            try:
+                return str(
+                    self._client.submit_job(
+                        entrypoint=f"python -m manyfaces.train train {CONFIG} cluster.address=auto",
+                        runtime_env={
+                            "working_dir": folder,
+                            "py_modules": [str(code)],
+                            "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)},
+                        },
+                        metadata={"run": name},
+                    )
+                )
+            finally:
+                if code.parent.name.startswith("manyfaces-wheel-"):
+                    shutil.rmtree(code.parent, ignore_errors=True)
+
+    def status(self, job: str) -> str:
+        """One word, and Ray's message where it has one."""
+        info = self._ask(self._client.get_job_info, job)
+        return f"{info.status}: {info.message}" if info.message else str(info.status)
+
+    def logs(self, job: str) -> str:
+        return str(self._ask(self._client.get_job_logs, job))
+
+    def stop(self, job: str) -> bool:
+        """Whether there was something to stop."""
+        return bool(self._ask(self._client.stop_job, job))
+
+    def list(self) -> Iterator[tuple[str, str, str]]:
+        """(id, status, run name) of every job, newest first."""
+        for info in sorted(self._client.list_jobs(), key=lambda i: i.start_time or 0, reverse=True):
+            if info.submission_id:
+                yield info.submission_id, str(info.status), (info.metadata or {}).get("run", "")
+
+    def _ask(self, call: Any, job: str) -> Any:
+        try:
+            return call(job)
+        except RuntimeError as error:
+            if "does not exist" in str(error) or "404" in str(error):
+                raise UserError(f"{job}: no such job at {self.address}; `manyfaces jobs list` shows them") from error
+            raise UserError(f"{self.address}: {str(error).splitlines()[0]}") from error

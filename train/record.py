@@ -1,0 +1,61 @@
+"""The run's own record, on disk before anything else knows it: `metrics.jsonl` (numbers by step) and `events.jsonl` (what happened)."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from manyfaces.data.index import write_atomic
+
+METRICS, EVENTS = "metrics.jsonl", "events.jsonl"
+
+
+class Record:
+    """Append-only; written by rank 0. One line is one write, so a kill leaves at most a torn last line."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def metrics(self, step: int, **values: float) -> None:
+        self._append(METRICS, {"step": step, "time": time.time(), **values})
+
+    def event(self, kind: str, message: str, **facts: Any) -> None:
+        self._append(EVENTS, {"kind": kind, "time": time.time(), "message": message, **facts})
+
+    def rewind(self, step: int) -> None:
+        """Forget metrics after `step`: a resumed run measures those steps again."""
+        kept = [row for row in read_rows(self.folder / METRICS) if row["step"] <= step]
+        write_atomic(self.folder / METRICS, "".join(json.dumps(row) + "\n" for row in kept))
+
+    def _append(self, name: str, row: dict[str, Any]) -> None:
+        with (self.folder / name).open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+class NoRecord(Record):
+    """What the other ranks hold."""
+
+    def __init__(self) -> None:
+        pass
+
+    def _append(self, name: str, row: dict[str, Any]) -> None:
+        pass
+
+    def rewind(self, step: int) -> None:
+        pass
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a jsonl file; a torn line is left out."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return rows
+
+
+def last_event(folder: Path, *kinds: str) -> dict[str, Any] | None:
+    return next((row for row in reversed(read_rows(folder / EVENTS)) if row["kind"] in kinds), None)

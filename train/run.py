@@ -1,0 +1,251 @@
+"""A run from its configuration to its last checkpoint: `run` in the process that a person started, `work` in every worker."""
+
+import fcntl
+import json
+import os
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from rich.console import Console
+
+from manyfaces.cluster import jobs, launch
+from manyfaces.cluster.world import World
+from manyfaces.configs import counter, plan
+from manyfaces.configs.load import dump
+from manyfaces.configs.schema import Config, UserError, flatten, identity
+from manyfaces.data.index import Dataset, open_dataset, verify, write_atomic
+from manyfaces.data.loader import Loader, Quarantine
+from manyfaces.data.pairs import read_bin
+from manyfaces.models.backbone import build
+from manyfaces.models.partial_fc import PartialFC
+from manyfaces.train import evaluate
+from manyfaces.train.checkpoint import Checkpointer, Found, candidates, read_backbone, read_optimizer, read_state
+from manyfaces.train.engine import Engine
+from manyfaces.train.follow import Follower, summary_table
+from manyfaces.train.loop import Parts, Progress, train
+from manyfaces.train.record import METRICS, NoRecord, Record, last_event, read_rows
+from manyfaces.train.tracking import RUN_FILE, Mirror, tracking_uri
+from manyfaces.train.watchdog import Watchdog
+
+IDENTITY, CONFIG = "run.json", "config.yaml"
+_WEIGHTS = 41  # stream of the counter
+LOCK_WAIT_S = 20  # a killed group's last process may hold the lock for a moment
+
+
+def folder_of(config: Config) -> Path:
+    return Path(config.run.dir).absolute() / config.run.name
+
+
+def run(config: Config, console: Console) -> None:
+    """Check, launch, show, summarise. Raises `UserError` where the run cannot start or had to stop."""
+    began = time.monotonic()
+    config = absolute(config)
+    if launch.under_torchrun() and os.environ["RANK"] != "0":
+        launch.launch(work, _payload(config), config.cluster, jobs.package)
+        return
+    dataset = open_dataset(config.data.path)
+    _check_expected(config, dataset)
+    console.print(
+        f"{config.data.path}: {verify(dataset, config.data.verify)}; {dataset.manifest.num_images:,} images of "
+        f"{dataset.manifest.num_identities:,} identities",
+        highlight=False,
+    )
+    for path in config.evaluation.pairs:
+        read_bin(path)
+    folder = folder_of(config)
+    num_steps = plan.num_steps(config, dataset.manifest.num_images)
+    _claim(config, dataset, folder)
+    complete = any(step >= num_steps and not fault for _, step, fault in candidates(folder / "checkpoints"))
+    mirror = Mirror(folder, config, flatten(config.model_dump()))
+    outcome: dict[str, Any] = {"kind": "stopped", "message": "the workers ended without a word"}
+    try:
+        if complete:
+            console.print(f"{folder}: already complete at step {num_steps}", highlight=False)
+        else:
+            with Follower(folder, num_steps, console):
+                launch.launch(work, _payload(config), config.cluster, jobs.package)
+        outcome = last_event(folder, "finished", "stopped") or outcome
+    finally:
+        evaluate.plot_curves(read_rows(folder / METRICS), folder / "plots")
+        artifacts = [folder / CONFIG, folder / "plan.txt", folder / "evaluation.json", *(folder / "plots").glob("*.png")]
+        if problem := mirror.close("FINISHED" if outcome["kind"] == "finished" else "FAILED", artifacts):
+            remedy = f"{folder / METRICS} has it all, and the same command sends the rest"
+            console.print(f"MLflow does not have everything: {problem}; {remedy}", highlight=False, soft_wrap=True)
+    if outcome["kind"] != "finished":
+        raise UserError(outcome["message"])
+    _summary(config, folder, console, began)
+
+
+def work(payload: dict[str, Any]) -> None:
+    """What every worker does: build, restore, loop, close. Errors that all ranks meet alike are written to the record, not raised."""
+    config = Config.model_validate(payload["config"])
+    world = World.current()
+    torch.set_num_threads(config.cluster.threads_per_worker)
+    folder = folder_of(config)
+    record = Record(folder) if world.rank == 0 else NoRecord()
+    watchdog = Watchdog(config.cluster.step_timeout_s, lambda message: Record(folder).event("hung", message), world.rank)
+    lock = _lock(folder) if world.rank == 0 else None
+    try:
+        dataset = open_dataset(config.data.path)
+        verify(dataset, "sizes")
+        checkpointer = Checkpointer(
+            folder / "checkpoints", config.checkpoint.keep, lambda step, path: record.event("checkpoint", f"checkpoint {path}", step=step)
+        )
+        watchdog.phase("restore")
+        found = checkpointer.find(config.run.resume_from)
+        engine, head, progress = _build(config, world, dataset, checkpointer, found)
+        record.rewind(progress.step)
+        record.event("start", _start_line(found, world, progress), world_size=world.size)
+        state = {
+            "format": 1,
+            "config": config.model_dump(mode="json"),
+            "dataset": dataset.manifest.fingerprint,
+            "num_classes": dataset.manifest.num_identities,
+            "seed": config.run.seed,
+            "mlflow": json.loads((folder / RUN_FILE).read_text()) if (folder / RUN_FILE).exists() else None,
+            "versions": {name: version(name) for name in ("manyfaces", "torch", "deepspeed", "nvidia-dali-cuda130")},
+        }
+        total = plan.total_samples(config, dataset.manifest.num_images)
+        with Loader(
+            dataset,
+            config.data,
+            seed=config.run.seed,
+            batch_size=config.train.batch_size,
+            rank=world.rank,
+            world_size=world.size,
+            position=progress.position,
+            end=total,
+            device=world.device,
+            quarantine=Quarantine(folder / "quarantine.jsonl", dataset),
+        ) as loader:
+            pairs = [read_bin(path) for path in config.evaluation.pairs]
+            parts = Parts(config, world, engine, head, loader, pairs, checkpointer, record, watchdog, state)
+            evaluated = train(parts, progress)
+        if world.rank == 0 and evaluated:
+            written = evaluate.save(evaluated, folder / "plots", progress.step)
+            written[0].replace(folder / "evaluation.json")
+        record.event("finished", f"finished at step {progress.step}", step=progress.step)
+    except UserError as error:
+        record.event("stopped", str(error))
+    finally:
+        watchdog.close()
+        if lock is not None:
+            lock.close()
+
+
+def _build(
+    config: Config, world: World, dataset: Dataset, checkpointer: Checkpointer, found: Found | None
+) -> tuple[Engine, PartialFC, Progress]:
+    """The engine, the head and where to go on, fresh or restored. A fresh start takes the same path with empty moments."""
+    torch.manual_seed(counter.key(config.run.seed, _WEIGHTS) >> 1)
+    backbone = build(config.model, config.data.image_px)
+    if found is not None:
+        backbone.load_state_dict(read_backbone(found.path))
+    engine = Engine(backbone, config.train, config.engine, world.device, world.size)
+    share = (world.rank + 1) * config.train.batch_size // world.size - world.rank * config.train.batch_size // world.size
+    px = config.data.image_px
+    engine.warm_up(torch.zeros(share, px, px, 3, dtype=torch.uint8, device=world.device))
+    engine.load_moments(read_optimizer(found.path) if found else None)
+    head = PartialFC(
+        config.head,
+        dataset.manifest.num_identities,
+        config.model.embedding_dim,
+        seed=config.run.seed,
+        weight_decay=config.train.optimizer.weight_decay,
+        device=world.device,
+        group=dist.group.WORLD,
+    )
+    if found is None:
+        return engine, head, Progress()
+    checkpointer.load_head(found.path, head.tensors(), head.num_classes)
+    return engine, head, Progress(found.state["step"], found.state["position"], found.state["seconds"])
+
+
+def _start_line(found: Found | None, world: World, progress: Progress) -> str:
+    workers = f"{world.size} worker{'s' if world.size > 1 else ''} on {world.device.type}"
+    if found is None:
+        return f"{workers}: a fresh start, as the run has no checkpoint"
+    return f"{workers}: resuming {found.path.name} at sample {progress.position:,} ({found.why})"
+
+
+def _payload(config: Config) -> dict[str, Any]:
+    return {"name": config.run.name, "config": config.model_dump(mode="json")}
+
+
+def absolute(config: Config) -> Config:
+    """Workers may stand in another folder than the person did."""
+    tree = config.model_dump(mode="json")
+    for section, key in (("run", "dir"), ("data", "path"), ("run", "resume_from")):
+        value = tree[section][key]
+        if value and "://" not in value:
+            tree[section][key] = str(Path(value).absolute())
+    tree["evaluation"]["pairs"] = [str(Path(p).absolute()) for p in tree["evaluation"]["pairs"]]
+    return Config.model_validate(tree)
+
+
+def _check_expected(config: Config, dataset: Dataset) -> None:
+    for key, wanted, has in (
+        ("data.expect_images", config.data.expect_images, dataset.manifest.num_images),
+        ("data.expect_identities", config.data.expect_identities, dataset.manifest.num_identities),
+    ):
+        if wanted is not None and wanted != has:
+            raise UserError(f"{key} is {wanted:,}, {dataset.path} has {has:,}; give the recipe its dataset, or set {key}={has}")
+    if config.train.batch_size > dataset.manifest.num_images:
+        raise UserError(
+            f"train.batch_size {config.train.batch_size} is more than the dataset's {dataset.manifest.num_images} images; lower it"
+        )
+
+
+def _claim(config: Config, dataset: Dataset, folder: Path) -> None:
+    """Make the run folder, or check that the one that stands is of the same experiment. Raises `UserError` with the differing keys."""
+    mine = json.loads(json.dumps({**identity(config), "data.fingerprint": dataset.manifest.fingerprint}))
+    if (folder / IDENTITY).exists():
+        theirs = json.loads((folder / IDENTITY).read_text())
+        if differing := [
+            f"{k}: {theirs.get(k)} there, {mine.get(k)} here" for k in sorted(mine.keys() | theirs) if mine.get(k) != theirs.get(k)
+        ]:
+            remedy = "give another run.name (with run.resume_from to start from its checkpoint), or the old values"
+            raise UserError(f"{folder}: the run exists with other settings: {'; '.join(differing)}; {remedy}")
+    if config.run.resume_from is not None:
+        state = read_state(Path(config.run.resume_from)) if Path(config.run.resume_from, "state.json").is_file() else None
+        if state is None:
+            raise UserError(f"run.resume_from {config.run.resume_from}: no checkpoint there; give a folder RUN/checkpoints/step-...")
+        for key, here, there in (
+            ("identities", dataset.manifest.num_identities, state["num_classes"]),
+            ("model", config.model.model_dump(mode="json"), state["config"]["model"]),
+        ):
+            if here != there:
+                raise UserError(f"run.resume_from {config.run.resume_from}: its {key} {there} cannot continue as {here}")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / IDENTITY, json.dumps(mine, indent=1))
+    write_atomic(folder / CONFIG, dump(config))
+    lines = plan.plan(config, dataset.manifest.num_images, dataset.manifest.num_identities, plan.world_size(config)).lines()
+    write_atomic(folder / "plan.txt", "".join(f"{label}: {text}\n" for label, text in lines))
+
+
+def _lock(folder: Path) -> Any:
+    """Held by rank 0 while the run is written; the system lets it go with the process, however that ends."""
+    file = (folder / ".lock").open("w")
+    for _ in range(LOCK_WAIT_S):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file
+        except OSError:
+            time.sleep(1)
+    raise RuntimeError(f"{folder}: another process is writing this run; stop it, or give another run.name")
+
+
+def _summary(config: Config, folder: Path, console: Console, began: float) -> None:
+    console.print(summary_table(read_rows(folder / METRICS), time.monotonic() - began))
+    good = next((path for path, _, fault in candidates(folder / "checkpoints") if not fault), None)
+    console.print(f"checkpoint  {good}", highlight=False, soft_wrap=True)
+    console.print(f"plots       {folder / 'plots'}", highlight=False, soft_wrap=True)
+    mlflow = Path(sys.executable).with_name("mlflow")
+    uri = tracking_uri(config)
+    opening = f"{mlflow} ui --backend-store-uri {uri}" if uri.startswith("sqlite:") else uri
+    console.print(f"MLflow      {opening}", highlight=False, soft_wrap=True)
