@@ -1,0 +1,38 @@
+"""Shared fixtures: a small dataset of made identities, and memory that shows where it is read before it is written."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+
+import pytest
+import torch
+from hypothesis import settings
+
+from manyfaces.data.convert import synthesise
+from manyfaces.data.index import Dataset, open_dataset
+
+settings.register_profile("manyfaces", derandomize=True, deadline=None, max_examples=60)
+settings.load_profile("manyfaces")
+
+
+@pytest.fixture(scope="session")
+def dataset_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """20 identities x 6 images in 4 shards; tests must not change it."""
+    path = tmp_path_factory.mktemp("dataset") / "made"
+    synthesise(path, 20, 6, seed=7, processes=2, shard_images=32)
+    return path
+
+
+@pytest.fixture(scope="session")
+def dataset(dataset_path: Path) -> Dataset:
+    return open_dataset(dataset_path)
+
+
+@pytest.fixture(autouse=True)
+def _nan_in_fresh_memory():
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    torch.use_deterministic_algorithms(True, warn_only=False)
+    yield
+    torch.use_deterministic_algorithms(False)

@@ -1,0 +1,287 @@
+"""The class-sharded head on 1, 2 and 3 real gloo ranks against tests/dense_head.py. Ranks only gather facts; this process judges them."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from dense_head import DenseHead
+from launcher import run_ranks
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from manyfaces.configs import schema
+from manyfaces.configs.schema import UserError
+from manyfaces.models import collectives, sampling
+from manyfaces.models.partial_fc import PartialFC
+
+CPU = torch.device("cpu")
+WORLD_SIZES = [1, 2, 3]
+STEPS = 3
+MARGINS = [
+    schema.ArcFaceMargin(kind="arcface", m=0.5),
+    schema.CosFaceMargin(kind="cosface", m=0.35),
+    schema.CombinedMargin(kind="combined"),
+    schema.CombinedMargin(kind="combined", m1=1.4, m2=0.2, m3=0.1),
+]
+
+
+class Case(NamedTuple):
+    number: int
+    config: schema.Head
+    num_classes: int
+    dim: int
+    batch_size: int
+    seed: int
+    cosine: float | None
+    """Of each sample with its class row; None is random."""
+    twins: bool
+    """Classes come in pairs that lie close together: hard negatives."""
+    low_classes: int
+    """Labels are below this: with few, some ranks have no positive."""
+
+
+def draw_case(number: int) -> Case:
+    """Every scale and rate meets every kind of batch; the other sizes are random."""
+    rng = np.random.default_rng(number)
+    scale = [16.0, 64.0, 73.0, 30.1, 100.0, 256.0][number % 6]
+    rate = [1.0, 0.0, 0.1, 1.0, 0.6][number % 5]
+    num_classes = int(rng.choice([1, 2, 4, 5, 37, 257, 511, 700])) if number % 4 else 640 + number
+    config = schema.Head(
+        margin=MARGINS[int(rng.integers(len(MARGINS)))],
+        scale=scale,
+        sample_rate=rate,
+        chunk_classes=int(rng.choice([1, 7, 100, 8192])) if num_classes < 300 else int(rng.choice([100, 8192])),
+        rows=schema.Rows(momentum=float(rng.choice([0.0, 0.9])), lr_scale=float(rng.choice([1.0, 0.5]))),
+    )
+    low = num_classes if number % 3 else max(1, num_classes // 4)
+    cosine = [None, 0.99, 0.7, None, 0.97, -0.95, 0.99][number % 7]
+    dim = int(rng.choice([3, 16, 64, 512]))
+    return Case(number, config, num_classes, dim, int(rng.integers(3, 28)), number, cosine, bool(number % 2), low)
+
+
+CASES = [draw_case(number) for number in range(42)]
+
+
+def first_rows(case: Case) -> Tensor:
+    rows_CD = PartialFC(case.config, case.num_classes, case.dim, seed=case.seed, weight_decay=0, device=CPU).tensors()["rows"]
+    if case.twins:
+        noise = torch.randn(rows_CD.shape, generator=torch.Generator().manual_seed(case.seed)) * 0.002
+        rows_CD = rows_CD.clone()
+        pairs = case.num_classes // 2
+        rows_CD[pairs : 2 * pairs] = rows_CD[:pairs] + noise[:pairs]
+    return rows_CD
+
+
+def batch(case: Case, rows_CD: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    """Embeddings of all lengths, float32; labels with repetitions and, here and there, -1 on an embedding that is NaN."""
+    rng = np.random.default_rng([case.seed, step])
+    labels = rng.integers(case.low_classes, size=case.batch_size)
+    embeddings = rng.standard_normal((case.batch_size, case.dim))
+    if case.cosine is not None:
+        own = rows_CD.numpy()[labels].astype(np.float64)
+        own /= np.linalg.norm(own, axis=1, keepdims=True)
+        embeddings -= (embeddings * own).sum(1, keepdims=True) * own
+        embeddings *= np.sqrt(1 - case.cosine**2) / np.linalg.norm(embeddings, axis=1, keepdims=True)
+        embeddings += case.cosine * own
+    embeddings *= np.exp(rng.normal(0, 1, (case.batch_size, 1)))
+    labels[rng.random(case.batch_size) < 0.2] = -1
+    embeddings[np.flatnonzero(labels == -1)[:1]] = np.nan
+    return torch.from_numpy(embeddings).float(), torch.from_numpy(labels)
+
+
+def chosen(case: Case, step: int, labels_B: Tensor) -> list[int]:
+    if case.config.sample_rate == 1:
+        return list(range(case.num_classes))
+    blocks = sampling.blocks(case.num_classes, case.config.sample_rate, case.seed, step * case.batch_size)
+    ids = {i for b in blocks for i in range(b * 128, min((b + 1) * 128, case.num_classes))}
+    return sorted(ids | set(labels_B[labels_B >= 0].tolist()))
+
+
+def build(case: Case, weight_decay: float, config: schema.Head | None = None) -> PartialFC:
+    head = PartialFC(
+        config or case.config, case.num_classes, case.dim, seed=case.seed, weight_decay=weight_decay, device=CPU, group=dist.group.WORLD
+    )
+    rows_CD = first_rows(case)[head.lo : head.hi]
+    head.load({"rows": rows_CD, "momentum": torch.zeros_like(rows_CD)})
+    return head
+
+
+def take_step(head: PartialFC, embeddings_BD: Tensor, labels_B: Tensor, lr: float = 0.05, position: int = 0) -> dict[str, Any]:
+    lo, hi = collectives.share(len(labels_B), head.rank, head.world_size)
+    before = dist.group.WORLD._get_sequence_number_for_group()
+    step = head.step(embeddings_BD[lo:hi], labels_B[lo:hi], lr=lr, position=position, batch_size=len(labels_B))
+    assert step.d_embeddings_ND.dtype == embeddings_BD.dtype
+    return {
+        "collectives": dist.group.WORLD._get_sequence_number_for_group() - before,
+        "loss": step.loss.item(),
+        "d_embeddings": step.d_embeddings_ND.float().numpy() / head.world_size,
+        "flags": (step.finite.item(), step.one_owner.item()),
+        **{name: tensor.numpy().copy() for name, tensor in head.tensors().items()},
+    }
+
+
+def run_cases(cases: list[Case]) -> dict[str, Any]:
+    """All that one rank sees."""
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    torch.use_deterministic_algorithms(True)  # fresh memory is NaN
+    facts: dict[str, Any] = {"gradients": [], "runs": []}
+    for case in cases:
+        rows_CD = first_rows(case)
+        facts["gradients"].append(take_step(build(case, 0), *batch(case, rows_CD, 0)))
+        head = build(case, 5e-3)
+        facts["runs"].append([take_step(head, *batch(case, rows_CD, s), position=s * case.batch_size) for s in range(STEPS)])
+
+    case = CASES[0]._replace(cosine=0.5, batch_size=11)
+    embeddings_BD, labels_B = (tensor.clone() for tensor in batch(case, first_rows(case), 0))
+    embeddings_BD, labels_B = embeddings_BD.nan_to_num(), torch.arange(11)
+    head = build(case, 5e-3)
+    facts["good"] = take_step(head, embeddings_BD, labels_B)
+    broken_BD, strange_B = embeddings_BD.clone(), labels_B.clone()
+    broken_BD[-1, 0], strange_B[-1] = float("nan"), case.num_classes
+    facts["nan"] = take_step(head, broken_BD, labels_B)
+    facts["infinite"] = take_step(head, broken_BD.nan_to_num(nan=float("inf")), labels_B)
+    facts["strange label"] = take_step(head, embeddings_BD, strange_B)
+    facts["negative label"] = take_step(head, embeddings_BD, torch.where(strange_B == case.num_classes, -2, strange_B))
+    facts["no labels"] = take_step(head, embeddings_BD, torch.full_like(labels_B, -1))
+    half = build(case, 0, case.config.model_copy(update={"wire_dtype": "bfloat16"}))
+    facts["bfloat16"] = take_step(half, embeddings_BD.bfloat16(), labels_B)
+    facts["initial"] = PartialFC(case.config, 2500, 5, seed=9, weight_decay=0, device=CPU, group=dist.group.WORLD).tensors()["rows"].numpy()
+    return facts
+
+
+@pytest.fixture(scope="module")
+def worlds() -> dict[int, list[dict[str, Any]]]:
+    """Facts of each rank, by world size."""
+    return {world_size: run_ranks(world_size, run_cases, CASES) for world_size in WORLD_SIZES}
+
+
+@pytest.fixture(scope="module", params=WORLD_SIZES)
+def world(request: pytest.FixtureRequest, worlds: dict[int, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    return worlds[request.param]
+
+
+def whole(ranks: list[dict[str, Any]], name: str) -> Tensor:
+    return torch.from_numpy(np.concatenate([facts[name] for facts in ranks])).double()
+
+
+def error(found: Tensor, expected: Tensor) -> float:
+    return float(torch.linalg.norm(found - expected) / torch.linalg.norm(expected).clamp(min=1e-30))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: str(case.number))
+def test_loss_and_gradients(world: list[dict[str, Any]], case: Case) -> None:
+    ranks = [facts["gradients"][case.number] for facts in world]
+    rows_CD = first_rows(case)
+    embeddings_BD, labels_B = batch(case, rows_CD, 0)
+    loss, d_embeddings_BD, d_rows_CD = DenseHead(case.config, rows_CD, 0).step(
+        embeddings_BD.nan_to_num(1.0), labels_B, chosen(case, 0, labels_B), 0.05
+    )
+    for facts in ranks:
+        assert facts["flags"] == (True, True)
+        assert facts["loss"] == ranks[0]["loss"]
+        assert abs(facts["loss"] - loss.item()) <= 5e-6 * loss.item() + 1e-12
+        assert facts["collectives"] <= (5 if len(world) > 1 else 0)
+    assert error(whole(ranks, "d_embeddings"), d_embeddings_BD) <= 2e-5
+    assert error(whole(ranks, "momentum"), d_rows_CD) <= 2e-5
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: str(case.number))
+def test_rows_after_steps(worlds: dict[int, list[dict[str, Any]]], case: Case) -> None:
+    rows_CD = first_rows(case)
+    dense = DenseHead(case.config, rows_CD, 5e-3)
+    before = {world_size: rows_CD.double() for world_size in WORLD_SIZES}
+    for step in range(STEPS):
+        embeddings_BD, labels_B = batch(case, rows_CD, step)
+        ids = chosen(case, step, labels_B)
+        dense.step(embeddings_BD.nan_to_num(1.0), labels_B, ids, 0.05)
+        for world_size, world in worlds.items():
+            now = whole([facts["runs"][case.number][step] for facts in world], "rows")
+            moved = (now != before[world_size]).any(1).nonzero().flatten().tolist()
+            assert moved == (ids if (labels_B >= 0).any() else [])
+            before[world_size] = now
+    for now in before.values():
+        assert error(now, dense.rows_CD()) <= 1e-5
+        assert error(now, before[1]) <= 1e-5
+
+
+def test_the_cases_are_as_hard_as_they_claim(worlds: dict[int, list[dict[str, Any]]]) -> None:
+    losses = [facts["loss"] for facts in worlds[1][0]["gradients"]]
+    assert min(loss for loss in losses if loss > 0) < 1e-6
+    assert max(losses) > 50
+    assert any(len(facts["rows"]) == 0 for facts in worlds[3][2]["gradients"])  # empty shards
+    assert any(case.num_classes == 1 for case in CASES)
+
+
+@pytest.mark.parametrize("fault", ["nan", "infinite", "strange label", "negative label", "no labels"])
+def test_a_step_that_is_called_off_changes_nothing(world: list[dict[str, Any]], fault: str) -> None:
+    for facts in world:
+        np.testing.assert_array_equal(facts[fault]["rows"], facts["good"]["rows"])
+        np.testing.assert_array_equal(facts[fault]["momentum"], facts["good"]["momentum"])
+        assert not facts[fault]["d_embeddings"].any()
+        assert facts[fault]["flags"] == (fault not in ("nan", "infinite"), "label" not in fault or fault == "no labels")
+        if fault == "no labels":
+            assert facts[fault]["loss"] == 0
+
+
+def test_bfloat16_on_the_wire_is_close(world: list[dict[str, Any]]) -> None:
+    case = CASES[0]._replace(cosine=0.5, batch_size=11)
+    rows_CD = first_rows(case)
+    embeddings_BD = batch(case, rows_CD, 0)[0].nan_to_num().bfloat16()
+    loss, d_embeddings_BD, d_rows_CD = DenseHead(case.config, rows_CD, 0).step(
+        embeddings_BD, torch.arange(11), chosen(case, 0, torch.arange(11)), 0.05
+    )
+    ranks = [facts["bfloat16"] for facts in world]
+    assert abs(ranks[0]["loss"] / loss.item() - 1) < 0.01
+    assert error(whole(ranks, "d_embeddings"), d_embeddings_BD) < 0.03
+    assert error(whole(ranks, "momentum"), d_rows_CD) < 0.03
+
+
+def test_first_rows_do_not_depend_on_the_world_size(worlds: dict[int, list[dict[str, Any]]]) -> None:
+    expected = worlds[1][0]["initial"]
+    assert abs(expected.std() / 0.01 - 1) < 0.05
+    assert len(np.unique(expected[:, 0])) > 2490  # blocks differ
+    for world in worlds.values():
+        np.testing.assert_array_equal(np.concatenate([facts["initial"] for facts in world]), expected)
+
+
+class Watch(TorchDispatchMode):
+    """Operations that make the host wait for a device, and the largest tensor made."""
+
+    def __init__(self, known: list[Tensor]) -> None:
+        super().__init__()
+        self.known = {tensor.untyped_storage().data_ptr() for tensor in known}
+        self.waits: list[str] = []
+        self.largest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if any(name in str(func) for name in ("_local_scalar_dense", "nonzero", "masked_select", "unique", "index.Tensor")):
+            self.waits.append(str(func))
+        for tensor in out if isinstance(out, tuple | list) else [out]:
+            if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() not in self.known:
+                self.largest = max(self.largest, tensor.numel())
+        return out
+
+
+@pytest.mark.parametrize("scale", [64.0, 100.0])
+def test_without_a_group_nothing_waits_and_nothing_is_large(scale: float) -> None:
+    C, D, B, n = 3000, 32, 16, 128
+    head = PartialFC(schema.Head(scale=scale, chunk_classes=n), C, D, seed=1, weight_decay=0.1, device=CPU)
+    with Watch(list(head.tensors().values())) as watch:
+        head.step(torch.randn(B, D), torch.arange(B), lr=0.1, position=0, batch_size=B)
+    assert watch.waits == []
+    assert watch.largest <= max(B, D) * n
+
+
+def test_mistakes_are_named() -> None:
+    with pytest.raises(UserError, match="0 classes"):
+        PartialFC(schema.Head(), 0, 4, seed=1, weight_decay=0, device=CPU)
+    head = PartialFC(schema.Head(), 9, 4, seed=1, weight_decay=0, device=CPU)
+    with pytest.raises(UserError, match=r"'rows': found \(8, 4\), need \(9, 4\)"):
+        head.load({"rows": torch.zeros(8, 4), "momentum": torch.zeros(9, 4)})
+    with pytest.raises(UserError, match="'momentum': found nothing"):
+        head.load({"rows": torch.zeros(9, 4)})
+    with pytest.raises(ValueError, match="it holds 3"):
+        head.step(torch.zeros(2, 4), torch.zeros(2), lr=0.1, position=0, batch_size=3)
