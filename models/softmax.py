@@ -38,7 +38,7 @@ class Walk(NamedTuple):
         """Column of each sample's target in the chunk [B, 1], and whether it is there; columns of absent ones are any."""
         if isinstance(ids, Tensor):
             column_B = torch.searchsorted(ids, self.labels_B).clamp(max=len(ids) - 1)
-            return column_B[:, None], (ids[column_B] == self.labels_B)[:, None]
+            return column_B[:, None], (take(ids, column_B) == self.labels_B)[:, None]
         here_B = (self.labels_B >= ids.start) & (self.labels_B < ids.stop)
         return torch.where(here_B, self.labels_B - ids.start, 0)[:, None], here_B[:, None]
 
@@ -121,7 +121,7 @@ def target_cosines(rows_CD: Tensor, unit_BD: Tensor, walk: Walk) -> tuple[Tensor
     here_B = (walk.labels_B >= 0) & (walk.labels_B < len(rows_CD))
     if not len(rows_CD):
         return torch.zeros_like(here_B, dtype=torch.float64), here_B.double()
-    own_BD = rows_CD[torch.where(here_B, walk.labels_B, 0)].double()
+    own_BD = take(rows_CD, torch.where(here_B, walk.labels_B, 0)).double()
     unit_BD = unit_BD.double()
     lengths_B = torch.linalg.vector_norm(own_BD, dim=1) * torch.linalg.vector_norm(unit_BD, dim=1)
     return torch.where(here_B, (own_BD * unit_BD).sum(1) / lengths_B.clamp(min=_SHORTEST), 0), here_B.double()

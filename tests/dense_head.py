@@ -1,4 +1,4 @@
-"""The head as plain as it can be, to compare with: float64, all classes in one place, autograd, torch's SGD with one parameter a class row."""
+"""The head as plain as it can be, to compare with: float64, all classes in one place, autograd, torch's SGD with a parameter a class."""
 
 import math
 
@@ -41,7 +41,7 @@ class DenseHead:
                 losses.append(torch.logaddexp(lse - t, torch.zeros_like(t)))
         loss = torch.stack(losses).sum() / max(1, int((labels_B != -1).sum()))
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         any_valid = bool((labels_B != -1).any())
         for i in ids if any_valid else []:
             if self.rows[i].grad is None:
@@ -53,5 +53,5 @@ class DenseHead:
         assert embeddings_BD.grad is not None
         return loss.detach(), embeddings_BD.grad, d_rows_CD
 
-    def rows_CD(self) -> Tensor:
+    def matrix(self) -> Tensor:
         return torch.stack([row.detach() for row in self.rows])

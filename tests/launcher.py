@@ -1,4 +1,4 @@
-"""Real gloo ranks on this machine, for tests: processes, a file to meet at, a bound on every wait, and the first failure as the caller's."""
+"""Real gloo ranks on this machine, for tests: processes, a file to meet at, a bound on every wait, the first failure told."""
 
 import datetime
 import multiprocessing

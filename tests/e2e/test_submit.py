@@ -1,0 +1,68 @@
+"""Submit to a Ray cluster of three nodes, kill a worker, remove a node: the job finishes, and every sample was seen in order."""
+
+import contextlib
+import os
+import re
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+from commands import manyfaces, ray_workers, recipe, rows, wait_until
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch):
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "15")
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")  # a job's `python` is the cluster's first
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    head = {"num_cpus": 1, "include_dashboard": True, "dashboard_port": port, "object_store_memory": 100 << 20}
+    nodes = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        extra = [nodes.add_node(num_cpus=1, object_store_memory=100 << 20) for _ in range(2)]
+        yield nodes, extra, f"http://127.0.0.1:{port}"
+    finally:
+        nodes.shutdown()
+
+
+def test_a_job_survives_a_killed_worker_and_a_lost_node(cluster, dataset_path: Path, tmp_path: Path) -> None:
+    nodes, extra, address = cluster
+    config = recipe(tmp_path, dataset_path, cluster={"workers": {"min": 1, "max": 3}}, train={"batch_size": 16, "epochs": 40})
+    run = tmp_path / "runs" / "run"
+    submitted = manyfaces("submit", config, "run.name=run", "--address", address)
+    assert submitted.returncode == 0, submitted.stderr
+    job = re.findall(r"raysubmit_\w+", submitted.stdout)[0]
+
+    def steps(count: int) -> bool:
+        return sum("train/loss" in row for row in rows(run / "metrics.jsonl")) >= count
+
+    try:
+        wait_until(lambda: steps(8))
+        wait_until(lambda: len(ray_workers()) == 3)
+        ray_workers()[0].kill()
+        wait_until(lambda: len(starts(run)) >= 2)
+        wait_until(lambda: steps(starts(run)[1]["step"] + 8))
+        nodes.remove_node(extra[1], allow_graceful=False)
+        wait_until(lambda: len(starts(run)) >= 3)
+        assert manyfaces("jobs", "status", job, "--address", address).stdout.startswith("RUNNING")
+        wait_until(lambda: "SUCCEEDED" in manyfaces("jobs", "status", job, "--address", address).stdout)
+    finally:
+        logs = manyfaces("jobs", "logs", job, "--address", address).stdout
+        print(logs)  # noqa: T201 - shown when the test fails
+        with contextlib.suppress(Exception):
+            manyfaces("jobs", "stop", job, "--address", address)
+    assert [s["world_size"] for s in starts(run)][0] == 3
+    assert [s["world_size"] for s in starts(run)][-1] < 3
+    assert [row["step"] for row in rows(run / "metrics.jsonl") if "train/loss" in row] == list(range(1, 301))
+    assert "finished at step 300" in logs
+
+
+def starts(run: Path) -> list[dict]:
+    return [row for row in rows(run / "events.jsonl") if row["kind"] == "start"]
