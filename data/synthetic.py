@@ -30,33 +30,33 @@ DOME = (40.0, 50.0, 30.0)
 """Half axes of the ellipsoid that carries the features: turning the head moves them by their depth."""
 SUBPIXEL_BITS = 3
 
-# Uniform ranges. The order is the counter: append only, or all faces change. Those of (0, 1) choose among kinds.
+# Uniform ranges. Their order is the counter: append only, or all faces change. Those of (0, 1) choose among kinds.
 TRAITS: Ranges = {
-    "head": {"width": (29, 39), "cheek": (0.88, 1.04), "jaw": (0.62, 0.97), "chin_width": (0.15, 0.6), "chin": (39, 50), "top": (39, 47)},
-    "skin": {"tone": (0, 1), "hue": (-18, 18), "blush": (0, 1), "freckles": (0, 1), "mole": (0, 1), "mole_x": (-26, 26), "mole_y": (6, 34)},
-    "ear": {"size": (4, 10), "y": (-6, 8), "out": (-1, 5), "ring": (0, 1), "ring_size": (1.5, 4)},
-    "eye": {"x": (11, 18), "y": (-14, -2), "rx": (4.2, 8.5), "ry": (2, 5), "slant": (-0.35, 0.35), "square": (-0.3, 0.5), "lash": (0.4, 2.2)},
-    "iris": {"size": (2, 4.2), "colour": (0, 1), "bags": (0, 1)},
-    "brow": {"gap": (3, 8), "thick": (0.8, 4), "length": (5, 11), "slant": (-0.4, 0.4), "arch": (0, 4), "inset": (-3, 3), "shade": (0.3, 1)},
-    "nose": {"y": (6, 16), "wing": (3.5, 9), "tip": (2, 5), "bridge": (0.5, 3.5), "hole": (0.6, 2.2), "out": (3, 12), "side": (-1, 1)},
-    "mouth": {"y": (21, 31), "rx": (7, 16), "upper": (0.8, 4), "lower": (1, 5.5), "curve": (-3, 3), "bow": (0, 2), "colour": (0, 1)},
-    "hair": {"bald": (0, 1), "colour": (0, 1), "shade": (0.6, 1.1), "long": (-1, 1), "wide": (0, 12), "curl": (-0.1, 0.09), "side": (-12, 18)},
-    "volume": {"left": (1, 11), "top": (1, 13), "right": (1, 11), "tilt": (-8, 8)},
-    "hairline": {"0": (-38, -17), "1": (-38, -17), "2": (-38, -17), "3": (-38, -17), "4": (-38, -17)},
-    "beard": {"kind": (0, 1), "top": (4, 26), "gap": (4, 10), "moustache": (0, 1), "thick": (1.5, 5), "droop": (-2, 6)},
-    "glasses": {"worn": (0, 1), "rx": (7, 12), "ry": (5, 11), "square": (-0.1, 0.9), "colour": (0, 1), "thick": (1, 3)},
+    "head": {"width": (28, 40), "cheek": (0.86, 1.06), "jaw": (0.6, 1), "chin_width": (0.12, 0.65), "chin": (38, 51), "top": (38, 47)},
+    "skin": {"tone": (0, 1), "hue": (-16, 16), "blush": (0, 1), "freckles": (0, 1), "mole": (0, 1), "mole_x": (-26, 26), "mole_y": (6, 34)},
+    "ear": {"size": (4, 11), "y": (-6, 8), "out": (-1, 5), "ring": (0, 1), "ring_size": (1.5, 4)},
+    "eye": {"x": (11, 19), "y": (-14, -2), "rx": (4.2, 9), "ry": (1.8, 5.5), "slant": (-0.4, 0.4), "square": (-0.3, 0.5)},
+    "iris": {"size": (2, 4.4), "colour": (0, 1), "bags": (0, 1), "lash": (0.4, 2.4)},
+    "brow": {"gap": (2.5, 8), "thick": (0.8, 4.8), "length": (4.5, 11), "slant": (-0.5, 0.5), "arch": (0, 4), "in": (-3, 3), "shade": (0.3, 1)},
+    "nose": {"y": (5, 17), "wing": (3.2, 10), "tip": (2, 5.5), "bridge": (0.5, 4), "hole": (0.6, 2.4), "out": (3, 12), "side": (-1, 1)},
+    "mouth": {"y": (21, 32), "rx": (6, 17), "upper": (0.8, 4.2), "lower": (1, 6), "curve": (-3, 3), "bow": (0, 2), "colour": (0, 1)},
+    "hair": {"bald": (0, 1), "colour": (0, 1), "shade": (0.6, 1.1), "long": (-1, 1), "wide": (0, 13), "curl": (-0.1, 0.1), "side": (-14, 20)},
+    "volume": {"left": (1, 12), "top": (1, 14), "right": (1, 12), "tilt": (-9, 9)},
+    "hairline": {"far_left": (-38, -15), "left": (-38, -15), "middle": (-38, -15), "right": (-38, -15), "far_right": (-38, -15)},
+    "beard": {"kind": (0, 1), "top": (4, 26), "gap": (4, 10), "ink": (0.35, 1), "moustache": (0, 1), "thick": (1.5, 5), "droop": (-2, 6)},
+    "glasses": {"worn": (0, 1), "rx": (7, 13), "ry": (5, 11), "square": (-0.1, 0.9), "colour": (0, 1), "thick": (0.8, 2.4)},
 }
 CONDITIONS: Ranges = {
-    "pose": {"roll": (-0.13, 0.13), "x": (-7, 7), "y": (-7, 7), "scale": (0.9, 1.2), "yaw": (-0.26, 0.26), "pitch": (-0.16, 0.16)},
-    "expression": {"smile": (-3.5, 4.5), "open": (-5, 9), "wide": (0.8, 1.2), "eyes": (0.25, 1.3), "brows": (-2.5, 3.5), "frown": (-0.25, 0.25)},
-    "gaze": {"x": (-2.2, 2.2), "y": (-1.2, 1.2), "sway": (-3, 3)},
-    "light": {"x": (-1, 1), "y": (-1, 1), "shadow": (0, 1), "level": (-1, 1), "curve": (-0.9, 0.9), "gray": (0, 1)},
-    "cast": {"red": (0.62, 1.38), "green": (0.68, 1.32), "blue": (0.58, 1.42)},
-    "hide": {"kind": (0, 1), "x": (-30, 30), "y": (-30, 38), "rx": (6, 17), "ry": (6, 17), "turn": (-0.6, 0.6), "square": (-0.2, 1)},
+    "pose": {"roll": (-0.1, 0.1), "x": (-5, 5), "y": (-5, 5), "scale": (0.94, 1.16), "yaw": (-0.2, 0.2), "pitch": (-0.12, 0.12)},
+    "face": {"smile": (-3, 4), "open": (-5, 8), "wide": (0.85, 1.15), "eyes": (0.35, 1.2), "brows": (-2, 3), "frown": (-0.2, 0.2)},
+    "gaze": {"x": (-2, 2), "y": (-1.2, 1.2), "sway": (-2.5, 2.5)},
+    "light": {"x": (-1, 1), "y": (-1, 1), "shadow": (0, 1), "level": (-1, 1), "curve": (-0.7, 0.7), "gray": (0, 1)},
+    "cast": {"red": (0.74, 1.26), "green": (0.78, 1.22), "blue": (0.7, 1.3)},
+    "hide": {"kind": (0, 1), "x": (-30, 30), "y": (-30, 38), "rx": (5, 14), "ry": (5, 14), "turn": (-0.6, 0.6), "square": (-0.2, 1)},
     "camera": {"blur": (0, 1), "noise": (0, 1), "quality": (50, 96)},
 }
 SKINS = ((255, 226, 205), (240, 196, 164), (214, 160, 120), (168, 114, 80), (104, 68, 50))
-HAIRS = ((28, 24, 26), (62, 40, 30), (112, 70, 40), (150, 62, 34), (206, 110, 48), (226, 186, 110), (238, 226, 200), (150, 150, 154), (70, 110, 140))
+HAIRS = ((28, 24, 26), (66, 42, 30), (118, 72, 40), (160, 62, 34), (216, 112, 44), (230, 188, 104), (238, 226, 200), (150, 150, 154), (70, 110, 140))
 IRISES = ((52, 32, 22), (108, 66, 32), (70, 120, 70), (60, 110, 180), (120, 140, 150), (30, 24, 24))
 LIPS = ((196, 96, 96), (168, 76, 84), (204, 40, 60), (140, 60, 70), (220, 128, 120), (120, 50, 90))
 FRAMES = ((24, 24, 28), (120, 60, 30), (190, 30, 40), (40, 70, 160), (200, 190, 160), (230, 230, 235))
@@ -107,8 +107,6 @@ class Layer(NamedTuple):
     lift: float = 0.0
     """Depth beyond the dome, or from the head's middle where `dome` is 0."""
     dome: float = 1.0
-    line: int = 0
-    """Thickness of the outline; 0 fills."""
 
 
 _ANGLES = np.arange(16) * (np.pi / 8)
@@ -212,7 +210,7 @@ def _head(face: Values, shot: Values, marks: Array) -> list[Layer]:
         reach = 0.45 if beard["kind"] < 0.75 else 1.0
         edge = [(x * reach, y) for x, y in jaw]
         inner = [(beard["gap"] * reach, beard["top"] + 6), (w * 0.7 * reach, beard["top"])]
-        layers.append(Layer(_mix(skin, hair, 0.4 + 0.6 * beard["gap"] % 0.6), [_smooth(_both([*inner, *edge, (0, chin + 3)]), 1)], dome=0.5))
+        layers.append(Layer(_mix(skin, hair, beard["ink"]), [_smooth(_both([*inner, *edge, (0, chin + 3)]), 1)], dome=0.5))
     return layers + _nose(face, skin) + _mouth(face, shot, hair) + _mole(face, skin)
 
 
@@ -242,7 +240,7 @@ def _nose(face: Values, skin: Colour) -> list[Layer]:
 
 
 def _mouth(face: Values, shot: Values, hair: Colour) -> list[Layer]:
-    mouth, expression, beard = face["mouth"], shot["expression"], face["beard"]
+    mouth, expression, beard = face["mouth"], shot["face"], face["beard"]
     y, rx, opening = mouth["y"], mouth["rx"] * expression["wide"], max(0.0, expression["open"])
     corner, upper, lower = y - mouth["curve"] - expression["smile"], mouth["upper"], mouth["lower"]
     layers = []
@@ -260,29 +258,31 @@ def _mouth(face: Values, shot: Values, hair: Colour) -> list[Layer]:
 
 def _front(face: Values, shot: Values) -> list[Layer]:
     """Eyes, brows, hair and glasses."""
-    eye, iris, brow, expression = face["eye"], face["iris"], face["brow"], shot["expression"]
+    eye, iris, brow, expression = face["eye"], face["iris"], face["brow"], shot["face"]
     x, y, rx, ry, hair = eye["x"], eye["y"], eye["rx"], eye["ry"] * expression["eyes"], _hair(face)
     layers = []
     if iris["bags"] > 0.6:
         layers.append(Layer(_shade(_skin(face), 0.8), _mirrored(_blob(x, y + eye["ry"] * 0.9, rx, 2.6))))
-    lids = _blob(x, y - eye["lash"] * 0.7, rx + eye["lash"] * 0.6, ry + eye["lash"] * 0.5, eye["square"], eye["slant"])
+    lids = _blob(x, y - iris["lash"] * 0.7, rx + iris["lash"] * 0.6, ry + iris["lash"] * 0.5, eye["square"], eye["slant"])
     layers += [Layer((34, 24, 26), _mirrored(lids)), Layer((246, 244, 240), _mirrored(_blob(x, y, rx, ry, eye["square"], eye["slant"])))]
     size, height = min(iris["size"], rx), min(iris["size"], ry)
     looks = [(side * x + shot["gaze"]["x"], y + shot["gaze"]["y"] * expression["eyes"] * 0.6) for side in (-1, 1)]
     layers.append(Layer(_pick(IRISES, iris["colour"]), [_blob(ex, ey, size, height) for ex, ey in looks]))
     layers.append(Layer((10, 10, 12), [_blob(ex, ey, size * 0.45, height * 0.5) for ex, ey in looks]))
-    inner, outer = x + brow["inset"] - brow["length"], x + brow["inset"] + brow["length"]
+    inner, outer = x + brow["in"] - brow["length"], x + brow["in"] + brow["length"]
     by, lean = y - eye["ry"] - brow["gap"] - expression["brows"], (brow["slant"] + expression["frown"]) * brow["length"]
-    ridge = [(inner, by + lean), (x + brow["inset"], by - brow["arch"]), (outer, by - lean)]
+    ridge = [(inner, by + lean), (x + brow["in"], by - brow["arch"]), (outer, by - lean)]
     under = [(px, py + brow["thick"] * (0.3 if px == outer else 1)) for px, py in reversed(ridge)]
     layers.append(Layer(_shade(hair, brow["shade"]), _mirrored(np.array(ridge + under)), lift=1))
     if face["hair"]["bald"] > 0.12:
         layers.append(Layer(hair, [_hair_shape(face, shot["gaze"]["sway"])], lift=3))
     glasses = face["glasses"]
     if glasses["worn"] > 0.68:
-        rim = _blob(x, y + 1, min(glasses["rx"], x - 2), glasses["ry"], glasses["square"])
-        bridge = np.array([(-3.0, y), (3.0, y)])
-        layers.append(Layer(_pick(FRAMES, glasses["colour"]), [*_mirrored(rim), bridge], lift=5, line=int(glasses["thick"])))
+        gx, gy, thick, frame = min(glasses["rx"], x - 2), glasses["ry"], glasses["thick"], _pick(FRAMES, glasses["colour"])
+        # A polygon inside another is a hole.
+        rims = [_blob(x, y + 1, gx + out, gy + out, glasses["square"]) for out in (thick * 0.5, thick * -0.5)]
+        layers.append(Layer(frame, [side for rim in rims for side in _mirrored(rim)], lift=5))
+        layers.append(Layer(frame, [_blob(0, y, x - gx, thick * 0.5, 1)], lift=5))
     return layers
 
 
@@ -291,7 +291,7 @@ def _hair_shape(face: Values, sway: float) -> Array:
     w, top, side = head["width"], head["top"], hair["side"]
     outer = [(-w - 2, side), (-w - volume["left"], -16), (-w * 0.8 - volume["left"], -top * 0.85), (volume["tilt"], -top - volume["top"])]
     outer += [(w * 0.8 + volume["right"], -top * 0.85), (w + volume["right"], -16), (w + 2, side)]
-    line = [(w * (0.64 - 0.32 * i) + sway * 0.7, face["hairline"][str(i)]) for i in range(5)]
+    line = [(w * (0.64 - 0.32 * i) + sway * 0.7, height) for i, height in enumerate(face["hairline"].values())]
     points = _smooth(np.array([*outer, (w - 3, side), (w - 4, -14), *line, (4 - w, -14), (3 - w, side)]))
     # Curls: every other point of the outline moves outwards or inwards.
     points[::2] *= 1 + max(0.0, hair["curl"])
@@ -302,16 +302,16 @@ def _hiding(face: Values, shot: Values, u: Array) -> list[Layer]:
     """What covers a part of the face in some images."""
     hide, eye, colour = shot["hide"], face["eye"], _colour(u)
     kind = hide["kind"]
-    if kind < 0.06:  # sunglasses
+    if kind < 0.05:  # sunglasses
         return [Layer(_shade(colour, 0.3), [*_mirrored(_blob(eye["x"], eye["y"] + 1, eye["x"] - 2, 8, hide["square"])), _blob(0, eye["y"], 4, 1.5)], lift=5)]
-    if kind < 0.11:  # a mask
+    if kind < 0.09:  # a mask
         return [Layer(colour, [_smooth(_both([(0, 8), (27, 12), (34, 18), (24, 38), (0, 52)]), 1)], lift=4)]
-    if kind < 0.16:  # a hat or a headband
+    if kind < 0.14:  # a hat or a headband
         low = -face["head"]["top"] + 12 + hide["rx"] * 0.6
         return [Layer(colour, [_both([(30, -62), (46, low - 10), (46, low), (0, low + 2)])], lift=4)]
-    if kind < 0.38:  # a hand, a microphone, a stranger's shoulder
+    if kind < 0.32:  # a hand, a microphone, a stranger's shoulder
         layers = [Layer(colour, [_blob(hide["x"], hide["y"], hide["rx"], hide["ry"], hide["square"], hide["turn"])], lift=12)]
-        return layers if kind < 0.3 else [*layers, Layer(_colour(u[3:]), [_blob(-hide["x"], hide["y"] - 20, 3, 60, 1, hide["turn"])], lift=12)]
+        return layers if kind < 0.26 else [*layers, Layer(_colour(u[3:]), [_blob(-hide["x"], hide["y"] - 20, 3, 60, 1, hide["turn"])], lift=12)]
     return []
 
 
@@ -348,31 +348,29 @@ def _draw(canvas: Image, layers: Sequence[Layer], pose: Array) -> None:
     done = np.split(points, np.cumsum(lengths)[:-1])
     for layer in layers:
         parts, done = done[: len(layer.polygons)], done[len(layer.polygons) :]
-        if layer.line:
-            cv2.polylines(canvas, parts, True, layer.colour, layer.line, cv2.LINE_AA, SUBPIXEL_BITS)
-        else:
-            cv2.fillPoly(canvas, parts, layer.colour, cv2.LINE_AA, SUBPIXEL_BITS)
+        cv2.fillPoly(canvas, parts, layer.colour, cv2.LINE_AA, SUBPIXEL_BITS)
 
 
 def _expose(canvas: Image, shot: Values, stream_key: int) -> Image:
     """Tone curve, colour cast, directional light, blur, noise: all in integers."""
     light, cast, camera, px = shot["light"], shot["cast"], shot["camera"], len(canvas)
-    if light["gray"] < 0.12:
-        canvas = cv2.cvtColor(cv2.cvtColor(canvas, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    if light["gray"] < 0.08:
+        gray = (canvas.astype(np.uint16) * np.array([77, 150, 29], np.uint16)).sum(2, dtype=np.uint16) >> 8
+        canvas = np.repeat(gray.astype(np.uint8)[:, :, None], 3, 2)
     ramp = np.arange(256)
     tone = ramp + ramp * (255 - ramp) * int(light["curve"] * 128) // (255 * 128)
     channels = [tone * int(cast[name] * 256) // 256 for name in ("red", "green", "blue")]
     canvas = cv2.LUT(canvas, np.clip(np.stack(channels, 1), 0, 255).astype(np.uint8)[:, None])
     # The field of light has 7 fractional bits; a deep shadow is a steep ramp, cut at both ends.
-    steep = 3.0 if light["shadow"] < 0.25 else 0.9
+    steep = 3.0 if light["shadow"] < 0.2 else 0.9
     middle = np.arange(px) * 2 - px
     slope = (middle * int(light["x"] * steep * 64)) // px, (middle * int(light["y"] * steep * 64)) // px
-    field = np.clip(slope[1][:, None] + np.repeat(slope[0], 3)[None], -70, 70) + int(115 + light["level"] * 45)
+    field = np.clip(slope[1][:, None] + np.repeat(slope[0], 3)[None], -60, 60) + int(118 + light["level"] * 34)
     flat = canvas.reshape(px, px * 3).astype(np.uint16) * field.astype(np.uint16) >> 7
     canvas = np.minimum(flat, 255).astype(np.uint8).reshape(px, px, 3)
-    size = (0, 0, 3, 3, 5, 7)[int(camera["blur"] * 6)]
+    size = (0, 0, 3, 3, 3, 5)[int(camera["blur"] * 6)]
     if size:
         canvas = cv2.GaussianBlur(canvas, (size, size), 0)
     grain = words(stream_key, np.arange((px * px * 3 + 7) // 8, dtype=np.uint64)).view(np.uint8)[: px * px * 3].astype(np.int16)
-    noisy = canvas.reshape(-1) + ((grain - 128) * int(camera["noise"] * camera["noise"] * 40) >> 7)
+    noisy = canvas.reshape(-1) + ((grain - 128) * int(camera["noise"] * camera["noise"] * 30) >> 7)
     return np.clip(noisy, 0, 255).astype(np.uint8).reshape(px, px, 3)

@@ -2,6 +2,7 @@
 
 import datetime
 import multiprocessing
+import os
 import pickle
 import tempfile
 import time
@@ -22,6 +23,7 @@ def _rank(rank: int, world_size: int, folder: str, timeout_s: float, fn: Callabl
     try:
         warnings.simplefilter("error")
         torch.set_num_threads(1)
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size))  # as every launcher sets them
         store = dist.FileStore(f"{folder}/store", world_size)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=datetime.timedelta(seconds=timeout_s))
         Path(folder, f"result{rank}").write_bytes(pickle.dumps(fn(*args)))

@@ -23,6 +23,8 @@ with warnings.catch_warnings():
     from deepspeed.utils import safe_get_full_optimizer_state, safe_set_full_optimizer_state
 
 deepspeed_logger.setLevel(logging.ERROR)
+# DeepSpeed 0.19 calls torch 2.13 by names that torch has renamed; nobody here can mend that.
+warnings.filterwarnings("ignore", message=".*deprecated", module=r"(torch|deepspeed)\b")
 # Without the shared-memory op a CPU machine needs no C++ build of 40 s, whose lock a killed process leaves behind for ever.
 if deepspeed.__version__.startswith("0.19."):
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -100,7 +100,7 @@ def work(payload: dict[str, Any]) -> None:
         found = checkpointer.find(config.run.resume_from)
         engine, head, progress = _build(config, world, dataset, checkpointer, found)
         record.rewind(progress.step)
-        record.event("start", _start_line(found, world, progress), world_size=world.size)
+        record.event("start", _start_line(found, world, progress), world_size=world.size, step=progress.step)
         state = {
             "format": 1,
             "config": config.model_dump(mode="json"),

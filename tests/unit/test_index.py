@@ -104,7 +104,9 @@ def test_the_fingerprint_follows_the_content(copy: Path, dataset) -> None:
     assert manifest.fingerprint != dataset.manifest.fingerprint
 
 
-@pytest.mark.parametrize(("name", "body", "message"), [("a.cls", b"cat", "label b'cat'"), ("a.cls", b"-1", "label b'-1'"), ("a.txt", b"", "no .cls")])
+@pytest.mark.parametrize(
+    ("name", "body", "message"), [("a.cls", b"cat", "label b'cat'"), ("a.cls", b"-1", "label b'-1'"), ("a.txt", b"", "no .cls")]
+)
 def test_foreign_shards_with_bad_labels(tmp_path: Path, name: str, body: bytes, message: str) -> None:
     with tarfile.open(tmp_path / "x.tar", "w") as tar:
         for member, content in (("a.jpg", b"\xff\xd8\xff\xff\xd9"), (name, body)):

@@ -1,0 +1,197 @@
+"""Checkpoints: whole or not there, read at any world size, rot found, disk full told, old ones kept until newer ones stand."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from launcher import run_ranks
+
+from manyfaces.configs.schema import UserError
+from manyfaces.train import checkpoint
+from manyfaces.train.checkpoint import Checkpointer, Snapshot, candidates, newest, read_backbone, retain
+
+CLASSES, DIM = 11, 4
+
+
+def shard(rank: int, world: int, classes: int = CLASSES) -> slice:
+    part = -(-classes // world)
+    return slice(min(rank * part, classes), min((rank + 1) * part, classes))
+
+
+def rows(step: int, classes: int = CLASSES) -> torch.Tensor:
+    return torch.arange(classes * DIM, dtype=torch.float32).reshape(classes, DIM) + 1000 * step
+
+
+def snapshot(step: int, classes: int = CLASSES) -> Snapshot:
+    rank, world = dist.get_rank(), dist.get_world_size()
+    here = shard(rank, world, classes)
+    whole = {"w": torch.full((3,), float(step))} if rank == 0 else {}
+    head = {"rows": rows(step, classes)[here].clone(), "momentum": -rows(step, classes)[here].clone()}
+    return Snapshot(step, whole, whole, head, classes, {"step": step, "position": 10 * step})
+
+
+def checkpointer(folder: Path, keep: int = 3) -> Checkpointer:
+    return Checkpointer(folder, keep, lambda step, path: None)
+
+
+def save(folder: Path, steps: list[int], keep: int = 3, classes: int = CLASSES) -> None:
+    saver = checkpointer(folder, keep)
+    for step in steps:
+        saver.save(snapshot(step, classes))
+    saver.wait()
+
+
+def load(folder: Path, classes: int = CLASSES) -> tuple[int, str]:
+    loader = checkpointer(folder)
+    found = loader.find()
+    assert found is not None
+    here = shard(dist.get_rank(), dist.get_world_size(), classes)
+    head = {"rows": torch.full((here.stop - here.start, DIM), torch.nan), "momentum": torch.full((here.stop - here.start, DIM), torch.nan)}
+    loader.load_head(found.path, head, classes)
+    assert torch.equal(head["rows"], rows(found.step, classes)[here])
+    assert torch.equal(head["momentum"], -rows(found.step, classes)[here])
+    assert torch.equal(read_backbone(found.path)["w"], torch.full((3,), float(found.step)))
+    return found.step, found.why
+
+
+def save_and_load_here(folder: Path) -> None:
+    save(folder / "many", [1, 2, 3, 4, 5], keep=2)
+    assert load(folder / "many")[0] == 5
+    save(folder / "few", [7], classes=2)
+    assert load(folder / "few", classes=2)[0] == 7
+    disk_full(folder / "full")
+    write_failure(folder / "torn")
+
+
+def load_both(folder: Path) -> None:
+    assert load(folder / "many")[0] == 5
+    assert load(folder / "few", classes=2)[0] == 7
+
+
+def disk_full(folder: Path) -> None:
+    """The check before writing: every rank raises alike, and what stands stays."""
+    saver = checkpointer(folder)
+    saver.save(snapshot(1))
+    saver.wait()
+    real, shutil.disk_usage = shutil.disk_usage, lambda _: type("Usage", (), {"free": 100})()  # type: ignore[assignment, misc]
+    try:
+        with pytest.raises(UserError, match=r"a checkpoint needs .* the last good checkpoint is step-00000001; free some space"):
+            saver.save(snapshot(2))
+    finally:
+        shutil.disk_usage = real
+    assert load(folder)[0] == 1
+
+
+def write_failure(folder: Path) -> None:
+    """A write that fails on one rank alone is told on all, and leaves no checkpoint behind."""
+    saver = checkpointer(folder)
+    saver.save(snapshot(1))
+    saver.wait()
+    real = saver._digest
+
+    def fail(path: Path):
+        if dist.get_rank() == dist.get_world_size() - 1:
+            raise OSError(28, "No space left on device")
+        return real(path)
+
+    saver._digest = fail  # type: ignore[method-assign]
+    saver.save(snapshot(2))
+    with pytest.raises(UserError, match=r"checkpoint of step 2 could not be written: .*No space left on device"):
+        saver.wait()
+    assert load(folder)[0] == 1
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Checkpoints written and read back by 1, 2 and 3 ranks."""
+    folders = {world: tmp_path_factory.mktemp(f"world{world}") for world in (1, 2, 3)}
+    for world, folder in folders.items():
+        run_ranks(world, save_and_load_here, folder)
+    return folders
+
+
+def read_all(folders: list[Path]) -> None:
+    for folder in folders:
+        load_both(folder)
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_any_world_size_reads_any_other(written, world: int) -> None:
+    run_ranks(world, read_all, list(written.values()))
+
+
+def test_the_newest_are_kept(written) -> None:
+    assert sorted(p.name for p in (written[2] / "many").iterdir()) == ["step-00000004", "step-00000005"]
+
+
+def test_only_safetensors_and_json_are_written(written) -> None:
+    suffixes = {p.suffix for folder in written.values() for p in folder.rglob("*") if p.is_file()}
+    assert suffixes == {".safetensors", ".json"}
+
+
+def damaged(path: Path, how: str) -> None:
+    head = next((path / "head").iterdir())
+    if how == "flip":
+        body = bytearray(head.read_bytes())
+        body[-3] ^= 4
+        head.write_bytes(body)
+    elif how == "cut":
+        head.write_bytes(head.read_bytes()[:-1])
+    elif how == "gone":
+        (path / "optimizer.safetensors").unlink()
+    elif how == "torn commit":
+        (path / "COMMIT.json").write_text((path / "COMMIT.json").read_text()[:50])
+    elif how == "no commit":
+        (path / "COMMIT.json").unlink()
+    elif how == "killed while writing":
+        path.rename(path.with_name(path.name + ".tmp-abcd"))
+    elif how == "newer format":
+        commit = json.loads((path / "COMMIT.json").read_text())
+        (path / "COMMIT.json").write_text(json.dumps(commit | {"format": 99}))
+
+
+DAMAGES = ["flip", "cut", "gone", "torn commit", "no commit", "killed while writing", "newer format"]
+
+
+def find_before_damage(folders: list[Path]) -> list[str]:
+    whys = []
+    for folder in folders:
+        step, why = load(folder)
+        assert step == 4
+        whys.append(why)
+    return whys
+
+
+def test_a_damaged_checkpoint_is_passed_over_with_a_word(written, tmp_path: Path) -> None:
+    folders = []
+    for how in DAMAGES:
+        folders.append(Path(shutil.copytree(written[2] / "many", tmp_path / how)))
+        damaged(folders[-1] / "step-00000005", how)
+    for whys in run_ranks(2, find_before_damage, folders):
+        assert all("passed over step-00000005" in why for why in whys)
+        assert "digest differs" in whys[0]
+        assert "not committed" in whys[5]
+        assert "format 99" in whys[6]
+
+
+def test_retention_never_counts_a_damaged_one(written, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(written[2] / "many", tmp_path / "copy"))
+    (folder / "step-00000005" / "COMMIT.json").unlink()
+    retain(folder, keep=1)
+    assert [p.name for p in folder.iterdir()] == ["step-00000004"]
+    assert newest(folder).name == "step-00000004"
+
+
+def test_retention_survives_a_failed_delete(written, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Path(shutil.copytree(written[2] / "many", tmp_path / "copy"))
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", lambda _: (_ for _ in ()).throw(OSError))
+    retain(folder, keep=1)
+    assert len(candidates(folder)) == 2
+
+
+def test_no_checkpoint_is_an_error_for_people(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no committed checkpoint"):
+        newest(tmp_path)

@@ -1,0 +1,55 @@
+"""A person's mistake is one clear line and exit code 2, before anything is trained or lost."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from commands import manyfaces, recipe, rows
+
+
+@pytest.fixture
+def config(dataset_path: Path, tmp_path: Path) -> Path:
+    return recipe(tmp_path, dataset_path, cluster={"launcher": "process", "workers": 1})
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train.batchsize=3"], "train.batch_size"),
+        (["data.path=nowhere"], "nowhere: no such folder"),
+        (["evaluation.pairs=[nowhere.bin]"], "nowhere.bin: No such file"),
+        (["engine.zero_stage=3"], "engine.zero_stage 3 cannot be checkpointed yet"),
+        (["cluster.launcher=ray", "cluster.workers=64"], "64 workers of 1 threads need 64 CPUs"),
+        (["train.batch_size=500"], "500 is more than the dataset's 120 images"),
+        (["data.expect_images=5"], "data.expect_images is 5"),
+        (["run.resume_from=nowhere"], "no checkpoint there"),
+        (["run.name=../up"], "run.name"),
+    ],
+)
+def test_one_line(config: Path, words: list[str], message: str) -> None:
+    refused = manyfaces("train", config, *words)
+    assert refused.returncode == 2, refused.stdout + refused.stderr
+    assert message in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_samples_and_checkpoint(config: Path, tmp_path: Path) -> None:
+    refused = manyfaces("train", config, "train.optimizer.lr=1e30", "train.schedule.warmup_epochs=0", "checkpoint.every_steps=1")
+    assert refused.returncode == 2
+    for part in ("not finite", "at samples", "shard-", "the last good checkpoint is", "events.jsonl"):
+        assert part in refused.stderr, refused.stderr
+    run = tmp_path / "runs" / "run"
+    (stopped,) = [row for row in rows(run / "events.jsonl") if row["kind"] == "not_finite"]
+    assert len(stopped["samples"]) == 16
+    committed = sorted(p.name for p in (run / "checkpoints").glob("step-*") if (p / "COMMIT.json").exists())
+    assert all(int(name[5:13]) < stopped["step"] for name in committed)
+
+
+def test_a_shorter_shard_is_found_before_step_0(config: Path, dataset_path: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(dataset_path, tmp_path / "copy"))
+    shard = copy / "shard-000001.tar"
+    shard.write_bytes(shard.read_bytes()[:-1024])
+    refused = manyfaces("train", config, f"data.path={copy}")
+    assert refused.returncode == 2
+    assert "shard-000001.tar" in refused.stderr
+    assert not (tmp_path / "runs" / "run").exists()

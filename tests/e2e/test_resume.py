@@ -1,0 +1,112 @@
+"""The main job on a local Ray: killed and typed again it ends bit for bit where the run that was never stopped ends."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from commands import TIMEOUT_S, kill_tree, manyfaces, recipe, rows, started, wait_until
+from safetensors.torch import load_file
+
+STEPS = 30
+
+
+def losses(run: Path) -> list[tuple[int, float]]:
+    return [(row["step"], row["train/loss"]) for row in rows(run / "metrics.jsonl") if "train/loss" in row]
+
+
+def final_state(run: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of the last checkpoint: weights, optimiser, class rows and their momentum."""
+    checkpoint = run / "checkpoints" / f"step-{STEPS:08d}"
+    return {f"{f.relative_to(checkpoint)}:{k}": t for f in sorted(checkpoint.rglob("*.safetensors")) for k, t in load_file(f).items()}
+
+
+@pytest.fixture(scope="module")
+def twin(dataset_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a recipe whose run, two Ray workers under ZeRO-1, was never stopped."""
+    folder = tmp_path_factory.mktemp("twin")
+    config = recipe(folder, dataset_path, evaluation={"pairs": [str(_pairs(folder, dataset_path))]})
+    done = manyfaces("train", config, "run.name=never-stopped")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "finished at step 30" in done.stdout
+    assert "accuracy (10-fold)" in done.stdout
+    return folder
+
+
+def _pairs(folder: Path, dataset_path: Path) -> Path:
+    made = manyfaces("data", "pairs", dataset_path, folder / "pairs.bin", "--count", "40")
+    assert made.returncode == 0, made.stderr
+    return folder / "pairs.bin"
+
+
+def test_kill_9_of_the_whole_tree_and_the_same_command_again(twin: Path) -> None:
+    run = twin / "runs" / "killed"
+    with started("train", twin / "recipe.yaml", "run.name=killed") as process:
+        wait_until(lambda: len(losses(run)) >= 12, process)
+        kill_tree(process)
+    killed_at = losses(run)[-1][0]
+    assert 12 <= killed_at < STEPS
+    first_mlflow = (run / "mlflow.json").read_text()
+    again = manyfaces("train", twin / "recipe.yaml", "run.name=killed")
+    assert again.returncode == 0, again.stdout + again.stderr
+    resumed = [row for row in rows(run / "events.jsonl") if row["kind"] == "start"][-1]
+    assert 5 <= resumed["step"] <= killed_at
+    assert f"resuming step-{resumed['step']:08d}" in again.stdout
+
+    whole, ours = final_state(twin / "runs" / "never-stopped"), final_state(run)
+    assert whole.keys() == ours.keys()
+    assert {name.rpartition(":")[2] for name in whole} >= {"rows", "momentum", "features.running_mean", "step"}
+    assert all(torch.equal(whole[name], ours[name]) for name in whole)
+    assert losses(run) == losses(twin / "runs" / "never-stopped")
+
+    from mlflow import MlflowClient
+
+    assert (run / "mlflow.json").read_text() == first_mlflow
+    known = json.loads(first_mlflow)
+    client = MlflowClient(known["uri"])
+    assert client.get_run(known["run_id"]).info.status == "FINISHED"
+    assert [m.step for m in client.get_metric_history(known["run_id"], "train/loss")] == list(range(1, STEPS + 1))
+    assert {a.path for a in client.list_artifacts(known["run_id"])} >= {"config.yaml", "plan.txt", "evaluation.json", "plots"}
+
+
+def test_a_finished_run_says_so(twin: Path) -> None:
+    again = manyfaces("train", twin / "recipe.yaml", "run.name=never-stopped")
+    assert again.returncode == 0
+    assert "already complete at step 30" in again.stdout
+
+
+def test_another_experiment_under_the_same_name_is_refused(twin: Path) -> None:
+    words = ["run.name=never-stopped", "train.optimizer.lr=0.01", "head.margin.m=0.3", "run.seed=1", "checkpoint.every_steps=7"]
+    refused = manyfaces("train", twin / "recipe.yaml", *words)
+    assert refused.returncode == 2
+    for key in ("train.optimizer.lr: 0.05 there, 0.01 here", "head.margin.m", "run.seed"):
+        assert key in refused.stderr
+    assert "every_steps" not in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_evaluate_a_finished_run(twin: Path) -> None:
+    report = manyfaces("evaluate", twin / "runs" / "never-stopped", "--pairs", twin / "pairs.bin")
+    assert report.returncode == 0, report.stderr
+    run = twin / "runs" / "never-stopped"
+    ours = json.loads((run / "evaluation" / "evaluation.json").read_text())["sets"]["pairs"]
+    theirs = json.loads((run / "evaluation.json").read_text())["sets"]["pairs"]
+    assert ours["auc"] == pytest.approx(theirs["auc"], abs=1e-3)
+    assert {p.name for p in (run / "evaluation").glob("*.png")} == {"roc-pairs.png", "scores-pairs.png"}
+
+
+def test_torchrun_resumes_what_ray_began_at_another_world_size(twin: Path) -> None:
+    """The same worker function, one process then three: the samples go on exactly, the samples' order does not know the ranks."""
+    words = ["run.name=torchrun", "train.batch_size=15", "cluster.workers=1", "cluster.launcher=process"]
+    run = twin / "runs" / "torchrun"
+    with started("train", twin / "recipe.yaml", *words) as process:
+        wait_until(lambda: (run / "checkpoints" / "step-00000005" / "COMMIT.json").exists(), process)
+        kill_tree(process)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=3", "--master-port=0", "--rdzv-backend=c10d"]
+    command += ["--rdzv-endpoint=localhost:0", "-m", "manyfaces.train", "train", str(twin / "recipe.yaml"), *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "3 workers on cpu: resuming step-000000" in done.stdout
+    assert [step for step, _ in losses(run)] == list(range(1, 33))
