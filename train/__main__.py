@@ -8,7 +8,7 @@ from rich.console import Console
 
 from manyfaces.configs.schema import Config, UserError
 
-console = Console(stderr=False)
+console = Console(soft_wrap=True, highlight=False)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -17,10 +17,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         arguments.verb(arguments)
     except UserError as error:
-        Console(stderr=True).print(f"[bold red]error:[/bold red] {_escaped(str(error))}", highlight=False, soft_wrap=True)
+        Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error:[/bold red] {_escaped(str(error))}")
         return 2
     except KeyboardInterrupt:
-        Console(stderr=True).print("stopped; the same command resumes from the last checkpoint", highlight=False)
+        Console(stderr=True, soft_wrap=True, highlight=False).print("stopped; the same command resumes from the last checkpoint")
         return 130
     return 0
 
@@ -99,8 +99,8 @@ def check(arguments: argparse.Namespace) -> None:
     print(load.dump(config))  # noqa: T201 - for pipes, as it is
     images, identities, source = _dataset_size(config)
     for label, text in plan.plan(config, images, identities, plan.world_size(config)).lines():
-        console.print(f"{label:28} {text}", highlight=False, soft_wrap=True)
-    console.print(f"{'dataset size from':28} {source}", highlight=False, soft_wrap=True)
+        console.print(f"{label:28} {text}")
+    console.print(f"{'dataset size from':28} {source}")
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
@@ -119,7 +119,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         tars = [f"{t:.2%}" if (t := r.tar_at_far[far]) is not None else "too few pairs" for far in ("1e-02", "1e-03")]
         table.add_row(name, f"{r.pairs:,}", f"{r.accuracy:.2%} ± {r.accuracy_std:.2%}", f"{r.best_accuracy:.2%}", f"{r.auc:.4f}", *tars)
     console.print(table)
-    console.print(f"checkpoint  {checkpoint}\nreport      {checkpoint.parent.parent / 'evaluation'}", highlight=False, soft_wrap=True)
+    console.print(f"checkpoint  {checkpoint}\nreport      {checkpoint.parent.parent / 'evaluation'}")
 
 
 def submit(arguments: argparse.Namespace) -> None:
@@ -129,14 +129,14 @@ def submit(arguments: argparse.Namespace) -> None:
     from manyfaces.train.run import absolute
 
     config = absolute(config)
-    console.print(f"every node must see run.dir {config.run.dir} and data.path {config.data.path}", highlight=False, soft_wrap=True)
-    console.print(Jobs(arguments.address).submit(config.run.name, dump(config)), highlight=False)
+    console.print(f"every node must see run.dir {config.run.dir} and data.path {config.data.path}")
+    console.print(Jobs(arguments.address).submit(config.run.name, dump(config)))
 
 
 def job_status(arguments: argparse.Namespace) -> None:
     from manyfaces.cluster.jobs import Jobs
 
-    console.print(Jobs(arguments.address).status(arguments.id), highlight=False)
+    console.print(Jobs(arguments.address).status(arguments.id))
 
 
 def job_logs(arguments: argparse.Namespace) -> None:
@@ -149,14 +149,14 @@ def job_stop(arguments: argparse.Namespace) -> None:
     from manyfaces.cluster.jobs import Jobs
 
     stopped = Jobs(arguments.address).stop(arguments.id)
-    console.print(f"{arguments.id}: {'stopping' if stopped else 'was not running'}", highlight=False)
+    console.print(f"{arguments.id}: {'stopping' if stopped else 'was not running'}")
 
 
 def job_list(arguments: argparse.Namespace) -> None:
     from manyfaces.cluster.jobs import Jobs
 
     for job, status, name in Jobs(arguments.address).list():
-        console.print(f"{job}  {status:10} {name}", highlight=False)
+        console.print(f"{job}  {status:10} {name}")
 
 
 def data_convert(arguments: argparse.Namespace) -> None:
@@ -184,7 +184,7 @@ def data_pairs(arguments: argparse.Namespace) -> None:
     from manyfaces.data.pairs import draw_pairs, write_bin
 
     write_bin(arguments.out, *draw_pairs(open_dataset(arguments.dataset), arguments.count, arguments.seed))
-    console.print(f"{arguments.out}: {arguments.count:,} pairs", highlight=False)
+    console.print(f"{arguments.out}: {arguments.count:,} pairs")
 
 
 def _tell(out: Path, manifest) -> None:  # type: ignore[no-untyped-def]
@@ -193,11 +193,9 @@ def _tell(out: Path, manifest) -> None:  # type: ignore[no-untyped-def]
     size = "x".join(map(str, manifest.image_px)) if manifest.image_px else "several sizes"
     console.print(
         f"{out}: {manifest.num_images:,} images ({size}) of {manifest.num_identities:,} identities in {len(manifest.shards)} shards",
-        highlight=False,
-        soft_wrap=True,
     )
     if (out / DROPPED).exists() and (dropped := len((out / DROPPED).read_text().splitlines())):
-        console.print(f"{dropped:,} images could not be used: see {out / DROPPED}", highlight=False, soft_wrap=True)
+        console.print(f"{dropped:,} images could not be used: see {out / DROPPED}")
 
 
 def _load(arguments: argparse.Namespace) -> Config:

@@ -52,7 +52,7 @@ class Follower:
         while True:
             ended = self._ended.wait(PERIOD_S)
             for row in self._new_rows(EVENTS):
-                self.console.print(f"[dim]{time.strftime('%H:%M:%S', time.localtime(row['time']))}[/dim] {row['message']}", highlight=False)
+                self.console.print(f"[dim]{time.strftime('%H:%M:%S', time.localtime(row['time']))}[/dim] {row['message']}")
             for row in self._new_rows(METRICS):
                 self._last |= row
                 if "train/loss" in row:
@@ -67,7 +67,7 @@ class Follower:
         self._bar.update(self._task, completed=row["step"], figures=figures)
         if not self.console.is_terminal and (time.monotonic() - self._shown_at > PLAIN_PERIOD_S or row["step"] == self.num_steps):
             self._shown_at = time.monotonic()
-            self.console.print(f"step {row['step']}/{self.num_steps}  {figures}", highlight=False)
+            self.console.print(f"step {row['step']}/{self.num_steps}  {figures}")
 
     def _new_rows(self, name: str) -> list[dict[str, Any]]:
         import json

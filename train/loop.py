@@ -159,8 +159,5 @@ def _not_finite(parts: Parts, batch: Batch, step: int, error: NotFiniteError) ->
     parts.record.event("not_finite", str(error), step=step, position=batch.position, samples=names)
     good = next((path for path, _, fault in candidates(parts.checkpointer.folder) if not fault), None)
     remedy = "lower train.optimizer.lr or look at the samples, and start from it under a new run.name with run.resume_from"
-    shown = ", ".join(names[:3])
-    return (
-        f"step {step}: {error}, not finite, at samples {batch.position} to {batch.position + len(names) - 1} ({shown}, ... all {len(names)} "
-        f"in events.jsonl); nothing after it is kept; the last good checkpoint is {good or 'none'}; {remedy}"
-    )
+    where = f"samples {batch.position} to {batch.position + len(names) - 1} ({', '.join(names[:3])}, ... all {len(names)} in events.jsonl)"
+    return f"step {step}: {error}, not finite, at {where}; nothing after it is kept; the last good checkpoint is {good or 'none'}; {remedy}"

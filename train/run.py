@@ -53,7 +53,6 @@ def run(config: Config, console: Console) -> None:
     console.print(
         f"{config.data.path}: {verify(dataset, config.data.verify)}; {dataset.manifest.num_images:,} images of "
         f"{dataset.manifest.num_identities:,} identities",
-        highlight=False,
     )
     for path in config.evaluation.pairs:
         read_bin(path)
@@ -65,7 +64,7 @@ def run(config: Config, console: Console) -> None:
     outcome: dict[str, Any] = {"kind": "stopped", "message": "the workers ended without a word"}
     try:
         if complete:
-            console.print(f"{folder}: already complete at step {num_steps}", highlight=False)
+            console.print(f"{folder}: already complete at step {num_steps}")
         else:
             with Follower(folder, num_steps, console):
                 launch.launch(work, _payload(config), config.cluster, jobs.package)
@@ -75,7 +74,7 @@ def run(config: Config, console: Console) -> None:
         artifacts = [folder / CONFIG, folder / "plan.txt", folder / "evaluation.json", *(folder / "plots").glob("*.png")]
         if problem := mirror.close("FINISHED" if outcome["kind"] == "finished" else "FAILED", artifacts):
             remedy = f"{folder / METRICS} has it all, and the same command sends the rest"
-            console.print(f"MLflow does not have everything: {problem}; {remedy}", highlight=False, soft_wrap=True)
+            console.print(f"MLflow does not have everything: {problem}; {remedy}")
     if outcome["kind"] != "finished":
         raise UserError(outcome["message"])
     _summary(config, folder, console, began)
@@ -243,9 +242,9 @@ def _lock(folder: Path) -> Any:
 def _summary(config: Config, folder: Path, console: Console, began: float) -> None:
     console.print(summary_table(read_rows(folder / METRICS), time.monotonic() - began))
     good = next((path for path, _, fault in candidates(folder / "checkpoints") if not fault), None)
-    console.print(f"checkpoint  {good}", highlight=False, soft_wrap=True)
-    console.print(f"plots       {folder / 'plots'}", highlight=False, soft_wrap=True)
+    console.print(f"checkpoint  {good}")
+    console.print(f"plots       {folder / 'plots'}")
     mlflow = Path(sys.executable).with_name("mlflow")
     uri = tracking_uri(config)
     opening = f"{mlflow} ui --backend-store-uri {uri}" if uri.startswith("sqlite:") else uri
-    console.print(f"MLflow      {opening}", highlight=False, soft_wrap=True)
+    console.print(f"MLflow      {opening}")

@@ -62,7 +62,8 @@ def kill_tree(process: subprocess.Popen[str]) -> None:
             with contextlib.suppress(psutil.NoSuchProcess):
                 one.send_signal(signal.SIGKILL)
         psutil.wait_procs(tree, timeout=20)
-    process.communicate()
+    if process.stdout is not None and not process.stdout.closed:
+        process.communicate()
 
 
 def rows(path: Path) -> list[dict[str, Any]]:

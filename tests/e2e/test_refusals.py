@@ -15,11 +15,11 @@ def config(dataset_path: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["train.batchsize=3"], "train.batch_size"),
+        (["train.batchsize=3"], "unknown key; did you mean batch_size"),
         (["data.path=nowhere"], "nowhere: no such folder"),
         (["evaluation.pairs=[nowhere.bin]"], "nowhere.bin: No such file"),
         (["engine.zero_stage=3"], "engine.zero_stage 3 cannot be checkpointed yet"),
-        (["cluster.launcher=ray", "cluster.workers=64"], "64 workers of 1 threads need 64 CPUs"),
+        (["cluster.launcher=ray", "cluster.workers=64", "train.batch_size=64"], "64 workers of 1 threads need 64 CPUs"),
         (["train.batch_size=500"], "500 is more than the dataset's 120 images"),
         (["data.expect_images=5"], "data.expect_images is 5"),
         (["run.resume_from=nowhere"], "no checkpoint there"),

@@ -41,6 +41,7 @@ def _pairs(folder: Path, dataset_path: Path) -> Path:
     return folder / "pairs.bin"
 
 
+@pytest.mark.filterwarnings("ignore")  # MLflow's store warns of its own database layer
 def test_kill_9_of_the_whole_tree_and_the_same_command_again(twin: Path) -> None:
     run = twin / "runs" / "killed"
     with started("train", twin / "recipe.yaml", "run.name=killed") as process:
