@@ -23,8 +23,8 @@ test: lint
 test-all: lint
 	$(BIN)/pytest -m ""
 
-bench: .venv/installed
-	$(BIN)/python tests/bench/bench_job.py
+bench: .venv/installed demo/train/manyfaces.json
+	$(BIN)/python tests/bench/bench_job.py configs/demo.yaml
 
 # mypy and import-linter cannot follow an editable install that maps folders: they see the rooms under build/typed/manyfaces.
 lint: .venv/installed

@@ -29,15 +29,16 @@ class WorkersFailedError(RuntimeError):
     """Workers failed more often than allowed; the message is the first failure's last line."""
 
 
-def launch(work: Work, payload: dict[str, Any], config: schema.Cluster, code: Callable[[], Path]) -> None:
-    """Run `work(payload)` in all workers and wait. `code` gives the folder of the `manyfaces` package, for nodes that lack it.
+def launch(work: Work, payload: dict[str, Any], config: schema.Cluster, scratch: Path, code: Callable[[], Path]) -> None:
+    """Run `work(payload)` in all workers and wait. Ray keeps its own notes in `scratch`, a folder that every node sees; `code` gives the
+    folder of the `manyfaces` package, for nodes that lack it.
 
     Raises `UserError` for more workers than there are resources, `WorkersFailedError` after `config.max_failures` restarts.
     """
     if config.launcher == "process" or under_torchrun():
         _run_here(work, payload)
     else:
-        _run_on_ray(work, payload, config, code)
+        _run_on_ray(work, payload, config, scratch, code)
 
 
 def under_torchrun() -> bool:
@@ -58,9 +59,10 @@ def _run_here(work: Work, payload: dict[str, Any]) -> None:
         dist.destroy_process_group()
 
 
-def _run_on_ray(work: Work, payload: dict[str, Any], config: schema.Cluster, code: Callable[[], Path]) -> None:
+def _run_on_ray(work: Work, payload: dict[str, Any], config: schema.Cluster, scratch: Path, code: Callable[[], Path]) -> None:
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(START_TIMEOUT_S))
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # training is what the machine is for; Ray's default is 15
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a warning about a future default
     import ray
     import ray.train
@@ -86,7 +88,7 @@ def _run_on_ray(work: Work, payload: dict[str, Any], config: schema.Cluster, cod
         num_gpus = int(resources.get("GPU", 0))
         workers = _workers(config, num_gpus)
         _refuse_too_many(config, workers, int(resources.get("CPU", 0)), num_gpus, "the cluster")
-        with tempfile.TemporaryDirectory(prefix="manyfaces-ray-") as storage:
+        with tempfile.TemporaryDirectory(prefix=".ray-", dir=scratch, ignore_cleanup_errors=True) as storage:
             trainer = TorchTrainer(
                 _silenced(work),
                 train_loop_config=payload,
@@ -139,7 +141,7 @@ def _workers(config: schema.Cluster, num_gpus: int) -> int | tuple[int, int]:
     if isinstance(config.workers, Elastic):
         return config.workers.min, config.workers.max
     if config.workers == "auto":
-        return max(num_gpus, 1) if _uses_gpu(config, num_gpus) else 1
+        return num_gpus if _uses_gpu(config, num_gpus) else min(2, max((os.cpu_count() or 1) // config.threads_per_worker, 1))
     return config.workers
 
 

@@ -243,7 +243,7 @@ class Cluster(Node):
     address: str | None = None
     """Ray cluster to join: `auto` or HOST:PORT; none starts a local one."""
     workers: PositiveInt | Elastic | Literal["auto"] = "auto"
-    """Processes; `{min, max}` is elastic; `auto` is one a GPU, else one."""
+    """Processes; `{min, max}` is elastic; `auto` is one a GPU, and without GPUs two if there are the cores."""
     threads_per_worker: PositiveInt = 1
     """torch's CPU threads; results on CPU are bit-exact only at equal numbers."""
     gpus_per_worker: Literal["auto", 0, 1] = "auto"

@@ -59,6 +59,8 @@ class Decoder:
                 images.copy_(decoded)
             else:
                 images[torch.from_numpy(rows).to(self.device)] = decoded
+            if self.device.type == "cuda":  # DALI reuses its buffer in the next run
+                torch.cuda.current_stream(self.device).synchronize()
 
     def _run(self, blobs: Blobs, choices: Choices | None) -> Tensor:
         if self._pipeline is None:

@@ -30,6 +30,7 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, Hu
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 
+from manyfaces.cluster.world import agree
 from manyfaces.configs.schema import UserError
 from manyfaces.data.index import file_sha256, write_atomic
 
@@ -106,7 +107,7 @@ class Checkpointer:
         final = self.folder / f"step-{snapshot.step:08d}"
         temporary = self.folder / f"{final.name}.tmp-{self.attempt}"
         try:
-            self._together(lambda: self._write_local(temporary, snapshot))
+            agree(lambda: self._write_local(temporary, snapshot), self.group)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # DCP's own
                 dcp.save(
@@ -114,24 +115,25 @@ class Checkpointer:
                     storage_writer=HuggingFaceStorageWriter(str(temporary / HEAD), save_distributed=True),
                     process_group=self.group,
                 )
-            files = self._together(lambda: self._digest(temporary))
-            if self.rank == 0:
-                commit = {
-                    "format": FORMAT,
-                    "step": snapshot.step,
-                    "world_size": self.world_size,
-                    "files": {k: v for f in files for k, v in f.items()},
-                }
-                write_atomic(temporary / COMMIT, json.dumps(commit, indent=1))
-                # A name is never reused: a folder of this step that stands here is not committed, or was found rotten.
-                if final.exists():
-                    final.rename(self.folder / f"{final.name}.bad-{self.attempt}")
-                temporary.rename(final)
-                _fsync(self.folder)
-                self.on_commit(snapshot.step, final)
-                retain(self.folder, self.keep)
+            digests: list[Any] = [None] * self.world_size
+            dist.all_gather_object(digests, agree(lambda: self._digest(temporary), self.group), group=self.group)
+            files = {name: facts for part in digests for name, facts in part.items()}
+            agree(lambda: self._commit(temporary, final, snapshot.step, files), self.group)
         except Exception as error:
             self._error = f"checkpoint of step {snapshot.step} could not be written: {error}"
+
+    def _commit(self, temporary: Path, final: Path, step: int, files: dict[str, Any]) -> None:
+        if self.rank != 0:
+            return
+        commit = {"format": FORMAT, "step": step, "world_size": self.world_size, "files": files}
+        write_atomic(temporary / COMMIT, json.dumps(commit, indent=1))
+        # A name is never reused: a folder of this step that stands here is not committed, or was found rotten.
+        if final.exists():
+            final.rename(self.folder / f"{final.name}.bad-{self.attempt}")
+        temporary.rename(final)
+        _fsync(self.folder)
+        self.on_commit(step, final)
+        retain(self.folder, self.keep)
 
     def _write_local(self, folder: Path, snapshot: Snapshot) -> None:
         (folder / HEAD).mkdir(parents=True, exist_ok=True)
@@ -146,19 +148,6 @@ class Checkpointer:
         for path in files:
             _fsync(path)
         return {str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": file_sha256(p)} for p in files}
-
-    def _together(self, work: Callable[[], Any]) -> list[Any]:
-        """Results of every rank's work. If any failed all raise alike, so that none waits for one that is gone."""
-        result: tuple[Any, str | None]
-        try:
-            result = (work(), None)
-        except Exception as error:
-            result = (None, f"rank {self.rank}: {error}")
-        results: list[Any] = [None] * self.world_size
-        dist.all_gather_object(results, result, group=self.group)
-        if fault := next((e for _, e in results if e), None):
-            raise OSError(fault)
-        return [r for r, _ in results]
 
     def _sharded(self, head: dict[str, Tensor], num_classes: int) -> dict[str, DTensor]:
         mesh = DeviceMesh.from_group(self.group, "cpu")

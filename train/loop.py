@@ -1,5 +1,6 @@
 """The train loop: batches in, steps, records, evaluations and checkpoints out."""
 
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from manyfaces.train.evaluate import Evaluated, evaluate
 from manyfaces.train.record import Record
 from manyfaces.train.schedule import learning_rate
 from manyfaces.train.step import train_step
+from manyfaces.train.tracking import RUN_FILE
 from manyfaces.train.watchdog import Watchdog
 
 
@@ -120,13 +122,21 @@ def snapshot(parts: Parts, progress: Progress) -> Snapshot:
     """Copy everything that a checkpoint holds, between two steps. Collective."""
     moments = parts.engine.read_moments()
     first = parts.world.rank == 0
+    mlflow = parts.checkpointer.folder.parent / RUN_FILE
+    state = {
+        **parts.state,
+        "step": progress.step,
+        "position": progress.position,
+        "seconds": progress.seconds,
+        "mlflow": json.loads(mlflow.read_text()) if mlflow.exists() else None,
+    }
     return Snapshot(
         step=progress.step,
         backbone={k: v.detach().cpu().clone().contiguous() for k, v in parts.engine.weights().items()} if first else {},
         optimizer={k: v.detach().cpu().clone().contiguous() for k, v in moments.items()} if first else {},
         head={k: v.detach().cpu().clone() for k, v in parts.head.tensors().items()},
         num_classes=parts.head.num_classes,
-        state={**parts.state, "step": progress.step, "position": progress.position, "seconds": progress.seconds},
+        state=state,
     )
 
 

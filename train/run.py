@@ -14,13 +14,13 @@ import torch.distributed as dist
 from rich.console import Console
 
 from manyfaces.cluster import jobs, launch
-from manyfaces.cluster.world import World
+from manyfaces.cluster.world import World, agree
 from manyfaces.configs import counter, plan
 from manyfaces.configs.load import dump
 from manyfaces.configs.schema import Config, UserError, flatten, identity
 from manyfaces.data.index import Dataset, open_dataset, verify, write_atomic
 from manyfaces.data.loader import Loader, Quarantine
-from manyfaces.data.pairs import read_bin
+from manyfaces.data.pairs import Pairs, read_bin
 from manyfaces.models.backbone import build
 from manyfaces.models.partial_fc import PartialFC
 from manyfaces.train import evaluate
@@ -29,7 +29,7 @@ from manyfaces.train.engine import Engine
 from manyfaces.train.follow import Follower, summary_table
 from manyfaces.train.loop import Parts, Progress, train
 from manyfaces.train.record import METRICS, NoRecord, Record, last_event, read_rows
-from manyfaces.train.tracking import RUN_FILE, Mirror, tracking_uri
+from manyfaces.train.tracking import Mirror, tracking_uri
 from manyfaces.train.watchdog import Watchdog
 
 IDENTITY, CONFIG = "run.json", "config.yaml"
@@ -45,8 +45,9 @@ def run(config: Config, console: Console) -> None:
     """Check, launch, show, summarise. Raises `UserError` where the run cannot start or had to stop."""
     began = time.monotonic()
     config = absolute(config)
+    folder = folder_of(config)
     if launch.under_torchrun() and os.environ["RANK"] != "0":
-        launch.launch(work, _payload(config), config.cluster, jobs.package)
+        launch.launch(work, _payload(config), config.cluster, folder, jobs.package)
         return
     dataset = open_dataset(config.data.path)
     _check_expected(config, dataset)
@@ -56,7 +57,6 @@ def run(config: Config, console: Console) -> None:
     )
     for path in config.evaluation.pairs:
         read_bin(path)
-    folder = folder_of(config)
     num_steps = plan.num_steps(config, dataset.manifest.num_images)
     _claim(config, dataset, folder)
     complete = any(step >= num_steps and not fault for _, step, fault in candidates(folder / "checkpoints"))
@@ -67,7 +67,7 @@ def run(config: Config, console: Console) -> None:
             console.print(f"{folder}: already complete at step {num_steps}")
         else:
             with Follower(folder, num_steps, console):
-                launch.launch(work, _payload(config), config.cluster, jobs.package)
+                launch.launch(work, _payload(config), config.cluster, folder, jobs.package)
         outcome = last_event(folder, "finished", "stopped") or outcome
     finally:
         evaluate.plot_curves(read_rows(folder / METRICS), folder / "plots")
@@ -85,13 +85,14 @@ def work(payload: dict[str, Any]) -> None:
     config = Config.model_validate(payload["config"])
     world = World.current()
     torch.set_num_threads(config.cluster.threads_per_worker)
+    if world.device.type == "cuda":
+        torch.cuda.set_device(world.device)
     folder = folder_of(config)
     record = Record(folder) if world.rank == 0 else NoRecord()
     watchdog = Watchdog(config.cluster.step_timeout_s, lambda message: Record(folder).event("hung", message), world.rank)
     lock = _lock(folder) if world.rank == 0 else None
     try:
-        dataset = open_dataset(config.data.path)
-        verify(dataset, "sizes")
+        dataset, pairs = agree(lambda: _open(config))
         checkpointer = Checkpointer(
             folder / "checkpoints", config.checkpoint.keep, lambda step, path: record.event("checkpoint", f"checkpoint {path}", step=step)
         )
@@ -106,7 +107,6 @@ def work(payload: dict[str, Any]) -> None:
             "dataset": dataset.manifest.fingerprint,
             "num_classes": dataset.manifest.num_identities,
             "seed": config.run.seed,
-            "mlflow": json.loads((folder / RUN_FILE).read_text()) if (folder / RUN_FILE).exists() else None,
             "versions": {name: version(name) for name in ("manyfaces", "torch", "deepspeed", "nvidia-dali-cuda130")},
         }
         total = plan.total_samples(config, dataset.manifest.num_images)
@@ -122,7 +122,6 @@ def work(payload: dict[str, Any]) -> None:
             device=world.device,
             quarantine=Quarantine(folder / "quarantine.jsonl", dataset),
         ) as loader:
-            pairs = [read_bin(path) for path in config.evaluation.pairs]
             parts = Parts(config, world, engine, head, loader, pairs, checkpointer, record, watchdog, state)
             evaluated = train(parts, progress)
         if world.rank == 0 and evaluated:
@@ -135,6 +134,13 @@ def work(payload: dict[str, Any]) -> None:
         watchdog.close()
         if lock is not None:
             lock.close()
+
+
+def _open(config: Config) -> tuple[Dataset, list[Pairs]]:
+    """What this node sees of the data; the launching process has looked at the bytes."""
+    dataset = open_dataset(config.data.path)
+    verify(dataset, "sizes")
+    return dataset, [read_bin(path) for path in config.evaluation.pairs]
 
 
 def _build(

@@ -1,0 +1,84 @@
+"""The peer of configs/faces_small_cpu.yaml: a plain dense PyTorch loop on the same identity folders, scored alike, over minutes.
+
+    python tests/bench/bench_faces.py TRAIN_FOLDER PAIRS.bin [--minutes 10] [--run runs/first]
+
+MobileFaceNet, CosFace m=0.2 s=32, batch 128, SGD 0.1, float32, flips only. With --run the accuracies of that run, at the same minutes
+of training, are printed beside it.
+"""
+
+import argparse
+import os
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+from torch.nn import functional as F
+
+from manyfaces.data.pairs import read_bin
+from manyfaces.models.backbone import normalise
+from manyfaces.models.mobilefacenet import MobileFaceNet
+from manyfaces.train.evaluate import evaluate
+from manyfaces.train.record import METRICS, read_rows
+
+MARKS = (1, 3, 6, 10, 15, 20, 25, 30)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("pairs", type=Path)
+    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--run", type=Path)
+    arguments = parser.parse_args()
+    curve = plain_loop(arguments.folder, arguments.pairs, arguments.minutes)
+    rows = [r for r in read_rows(arguments.run / METRICS) if any(k.endswith("/best_accuracy") for k in r)] if arguments.run else []
+    table = Table("minutes", "plain loop: images", "images/s", "best threshold", "the run: best threshold")
+    for minutes, images, accuracy in curve:
+        ours = max((r for r in rows if r["minutes"] <= minutes * 1.02), key=lambda r: r["minutes"], default=None)
+        best = f"{next(v for k, v in ours.items() if k.endswith('/best_accuracy')):.2%} ({ours['minutes']:.1f} min)" if ours else ""
+        table.add_row(f"{minutes:.1f}", f"{images:,}", f"{images / minutes / 60:.0f}", f"{accuracy:.2%}", best)
+    Console().print(table)
+
+
+def plain_loop(folder: Path, pairs_path: Path, minutes: float) -> list[tuple[float, int, float]]:
+    """(minutes, images, accuracy at the best threshold) at each mark; evaluation is not counted."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    torch.manual_seed(0)
+    people = sorted(p for p in folder.iterdir() if p.is_dir())
+    files = [(path, label) for label, person in enumerate(people) for path in sorted(person.glob("*.jpg"))]
+    images = torch.from_numpy(np.stack([cv2.imread(str(path))[:, :, ::-1] for path, _ in files]))
+    labels = torch.tensor([label for _, label in files])
+    pairs = read_bin(pairs_path)
+    model, centres = MobileFaceNet(), nn.Parameter(torch.randn(len(people), 512) * 0.01)
+    optimizer = torch.optim.SGD([*model.parameters(), centres], 0.1, momentum=0.9, weight_decay=5e-4)
+    curve: list[tuple[float, int, float]] = []
+    seconds, seen, order = 0.0, 0, torch.empty(0, dtype=torch.long)
+    marks = [m for m in MARKS if m <= minutes]
+    while marks:
+        began = time.perf_counter()
+        if len(order) < 128:
+            order = torch.cat([order, torch.randperm(len(files))])
+        chosen, order = order[:128], order[128:]
+        flips = torch.rand(128, 1, 1, 1) < 0.5
+        batch = torch.where(flips, images[chosen].flip(2), images[chosen])
+        cosines = F.linear(F.normalize(model(normalise(batch))), F.normalize(centres))
+        loss = F.cross_entropy(32 * (cosines - 0.2 * F.one_hot(labels[chosen], len(people))), labels[chosen])
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 5)
+        optimizer.step()
+        seconds, seen = seconds + time.perf_counter() - began, seen + 128
+        if seconds >= marks[0] * 60:
+            done = evaluate(model, pairs, image_px=112, batch_size=200, device=torch.device("cpu"))
+            curve.append((seconds / 60, seen, done.report.best_accuracy))
+            marks = [m for m in marks if m * 60 > seconds]
+    return curve
+
+
+if __name__ == "__main__":
+    main()

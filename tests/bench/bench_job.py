@@ -1,0 +1,124 @@
+"""Images a second of the input path alone, the backbone alone, the head alone, and the whole job, in one table.
+
+    python tests/bench/bench_job.py configs/demo.yaml [path.to.key=value ...] [--steps 20] [--json]
+
+In this one process, with the recipe's threads; the whole job is the train loop itself, without evaluation and checkpoints.
+"""
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from rich.console import Console
+from rich.table import Table
+
+from manyfaces.cluster.world import World
+from manyfaces.configs.load import load
+from manyfaces.configs.schema import Config
+from manyfaces.data.index import Dataset, open_dataset
+from manyfaces.data.loader import Batch, Loader, Quarantine
+from manyfaces.models.backbone import build
+from manyfaces.models.partial_fc import PartialFC
+from manyfaces.train.engine import Engine
+from manyfaces.train.step import train_step
+
+WARM_UP = 3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config")
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    config = load(arguments.config, arguments.overrides)
+    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", store=dist.HashStore(), rank=0, world_size=1)
+    torch.set_num_threads(config.cluster.threads_per_worker)
+    rates = measure(config, open_dataset(config.data.path), arguments.steps)
+    dist.destroy_process_group()
+    if arguments.json:
+        print(json.dumps(rates))  # noqa: T201
+        return
+    table = Table("part", "images/s", "of the whole job's")
+    for part, rate in rates.items():
+        table.add_row(part, f"{rate:,.0f}", f"{rate / rates['whole job']:.2f} x")
+    Console().print(table)
+    slowest = min((p for p in rates if p != "whole job"), key=rates.__getitem__)
+    Console().print(f"the slowest part is the {slowest}")
+
+
+def measure(config: Config, dataset: Dataset, steps: int) -> dict[str, float]:
+    world, batch_size = World.current(), config.train.batch_size
+    engine = Engine(build(config.model, config.data.image_px), config.train, config.engine, world.device, 1)
+    decay = config.train.optimizer.weight_decay
+    head = PartialFC(
+        config.head, dataset.manifest.num_identities, config.model.embedding_dim, seed=0, weight_decay=decay, device=world.device
+    )
+
+    def loader(count: int) -> Loader:
+        quarantine = Quarantine(Path(tempfile.mkdtemp()) / "quarantine.jsonl", dataset)
+        return Loader(
+            dataset, config.data, seed=0, batch_size=batch_size, rank=0, world_size=1, position=0, end=count * batch_size,
+            device=world.device, quarantine=quarantine,
+        )  # fmt: skip
+
+    def step(batch: Batch) -> None:
+        train_step(engine, head, batch, lr=1e-3, batch_size=batch_size, seed=0, rank=0)
+
+    # Enough batches to outweigh what was decoded ahead while the first was waited for.
+    input_steps = max(10 * steps, 200)
+    with loader(input_steps + WARM_UP) as batches:
+        stream = iter(batches)
+        input_rate = rate(lambda: next(stream), input_steps, batch_size, world.device)
+    with loader(1) as batches:
+        batch = next(iter(batches))
+    embeddings_ND = engine.embed(batch.images_NHWC)
+    engine.backward(embeddings_ND, torch.full_like(embeddings_ND, 1e-6))
+    engine.step(0.0)
+
+    def backbone() -> None:
+        out_ND = engine.embed(batch.images_NHWC)
+        engine.backward(out_ND, torch.full_like(out_ND, 1e-6))
+        engine.step(0.0)
+
+    detached_ND = embeddings_ND.detach()
+    rates = {
+        "input path": input_rate,
+        "backbone": rate(backbone, steps, batch_size, world.device),
+        "head": rate(
+            lambda: head.step(detached_ND, batch.labels_N, lr=0.0, position=0, batch_size=batch_size), steps, batch_size, world.device
+        ),
+    }
+    with loader(steps + WARM_UP) as batches:
+        stream = iter(batches)
+        rates["whole job"] = rate(lambda: step(next(stream)), steps, batch_size, world.device)
+    return rates
+
+
+def rate(work: Callable[[], object], steps: int, images: int, device: torch.device) -> float:
+    """Images a second of `steps` calls after the warm-up."""
+    for _ in range(WARM_UP):
+        work()
+    _synchronise(device)
+    began = time.perf_counter()
+    for _ in range(steps):
+        work()
+    _synchronise(device)
+    return steps * images / (time.perf_counter() - began)
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    main()
