@@ -13,8 +13,10 @@ demo/train/manyfaces.json: | .venv/installed
 	$(BIN)/manyfaces data synth demo/train --identities 600 --images 12 --seed 1
 
 # Identities that are not trained on: the same generator, another seed.
-demo/pairs.bin: | .venv/installed
+demo/heldout/manyfaces.json: | .venv/installed
 	$(BIN)/manyfaces data synth demo/heldout --identities 300 --images 6 --seed 2
+
+demo/pairs.bin: demo/heldout/manyfaces.json
 	$(BIN)/manyfaces data pairs demo/heldout $@ --count 2000
 
 test: lint

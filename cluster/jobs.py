@@ -1,5 +1,7 @@
 """Jobs on a Ray cluster that is up: ship code and configuration, start, follow, stop. The one file that knows ray.job_submission."""
 
+import contextlib
+import os
 import shutil
 import subprocess
 import sys
@@ -15,24 +17,26 @@ CONFIG = "config.yaml"
 STOP_WAIT_S = 30  # for the driver after SIGTERM; Ray's 3 s are too short for anything
 
 
-def package() -> Path:
+@contextlib.contextmanager
+def package() -> Iterator[Path]:
     """A folder `manyfaces` that holds this package as a wheel would install it: Ray ships an unpacked wheel without reinstalling torch.
 
     Raises `UserError` where the wheel cannot be built.
     """
-    room = Path(__file__).resolve().parent
-    if room.parent.name == "manyfaces":  # installed from a wheel already
-        return room.parent
-    target = Path(tempfile.mkdtemp(prefix="manyfaces-wheel-"))
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(target), str(room.parent)]
-    built = subprocess.run(command, capture_output=True, text=True, check=False)
-    if built.returncode:
-        last = (built.stderr.strip().splitlines() or ["no output"])[-1]
-        raise UserError(f"{room.parent}: the wheel cannot be built: {last}")
-    wheel = next(target.glob("*.whl"))
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(target)
-    return target / "manyfaces"
+    root = Path(__file__).resolve().parent.parent
+    if not (root / "pyproject.toml").exists():  # installed from a wheel already
+        yield root
+        return
+    with tempfile.TemporaryDirectory(prefix="manyfaces-wheel-") as target:
+        shutil.rmtree(root / "build" / "lib", ignore_errors=True)  # modules that are gone would travel
+        command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", target, str(root)]
+        built = subprocess.run(command, capture_output=True, text=True, check=False)
+        if built.returncode:
+            last = (built.stderr.strip().splitlines() or ["no output"])[-1]
+            raise UserError(f"{root}: the wheel cannot be built: {last}")
+        with zipfile.ZipFile(next(Path(target).glob("*.whl"))) as archive:
+            archive.extractall(target)
+        yield Path(target) / "manyfaces"
 
 
 class Jobs:
@@ -49,24 +53,19 @@ class Jobs:
 
     def submit(self, name: str, config_yaml: str) -> str:
         """Start `manyfaces train` on the cluster's head with this configuration; returns the job's id."""
-        with tempfile.TemporaryDirectory(prefix="manyfaces-job-") as folder:
+        tracking = {name: os.environ[name] for name in ("MLFLOW_TRACKING_URI",) if name in os.environ}
+        with tempfile.TemporaryDirectory(prefix="manyfaces-job-") as folder, package() as code:
             (Path(folder) / CONFIG).write_text(config_yaml)
-            code = package()
-            try:
-                return str(
-                    self._client.submit_job(
-                        entrypoint=f"python -m manyfaces.train train {CONFIG} cluster.address=auto",
-                        runtime_env={
-                            "working_dir": folder,
-                            "py_modules": [str(code)],
-                            "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)},
-                        },
-                        metadata={"run": name},
-                    )
-                )
-            finally:
-                if code.parent.name.startswith("manyfaces-wheel-"):
-                    shutil.rmtree(code.parent, ignore_errors=True)
+            job = self._client.submit_job(
+                entrypoint=f"python -m manyfaces.train train {CONFIG} --address auto",
+                runtime_env={
+                    "working_dir": folder,
+                    "py_modules": [str(code)],
+                    "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S), **tracking},
+                },
+                metadata={"run": name},
+            )
+            return str(job)
 
     def status(self, job: str) -> str:
         """One word, and Ray's message where it has one."""

@@ -33,13 +33,13 @@ class World:
 
 
 def agree(work: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
-    """This rank's `work()`, once every rank's went well. Collective: where one fails (`UserError`, `OSError`) all raise `UserError`,
-    so that none waits in a later collective for one that is gone."""
+    """This rank's `work()`, once every rank's went well. Collective: where one fails all raise `UserError`, so that none
+    waits in a later collective for one that is gone."""
     result, fault = None, None
     try:
         result = work()
-    except (UserError, OSError) as error:
-        fault = str(error)
+    except Exception as error:  # whatever it is, the others must not wait for it
+        fault = str(error) or repr(error)
     faults: list[str | None] = [None] * dist.get_world_size(group)
     dist.all_gather_object(faults, fault, group=group)
     for rank, told in enumerate(faults):

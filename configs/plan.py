@@ -4,9 +4,11 @@ Letters: C classes, D embedding dimensions, B images of a step, W workers, P bac
 beside them; the allocator, cuDNN, NCCL and the buckets of DeepSpeed take their own on top.
 """
 
+import os
 from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil
+from pathlib import Path
 
 from manyfaces.configs.architectures import Cost, iresnet_cost, mobilefacenet_cost, vit_cost
 from manyfaces.configs.schema import AdamW, Config, Elastic, IResNetModel, MobileFaceNetModel, UserError
@@ -19,9 +21,14 @@ CHECKPOINTED = {"iresnet": 0.5, "mobilefacenet": 0.5, "vit": 0.125}
 
 
 def world_size(config: Config) -> int:
-    """Workers to plan for: the most an elastic run may have, one for `auto` (the machine is not looked at)."""
+    """Workers to plan for: the most that an elastic run may have; `auto` as this machine's devices and cores have it."""
     workers = config.cluster.workers
-    return workers.max if isinstance(workers, Elastic) else 1 if workers == "auto" else workers
+    if isinstance(workers, Elastic):
+        return workers.max
+    if workers != "auto":
+        return workers
+    gpus = 0 if config.cluster.gpus_per_worker == 0 else len(list(Path("/dev").glob("nvidia[0-9]*")))
+    return gpus or min(2, max((os.cpu_count() or 1) // config.cluster.threads_per_worker, 1))
 
 
 def num_steps(config: Config, num_images: int) -> int:

@@ -67,6 +67,8 @@ class Data(Node):
     """DALI's CPU threads of each worker."""
     prefetch_batches: PositiveInt = 2
     """Batches decoded ahead of the step."""
+    max_bad_share: Probability = 0.001
+    """Samples that may turn out undecodable before the run stops, as a share of the dataset."""
     verify: Literal["auto", "sizes", "hashes"] = "auto"
     """Before step 0: sizes and the ends of every shard, or SHA-256 of all bytes. `auto` hashes up to 4 GiB."""
     expect_images: PositiveInt | None = None

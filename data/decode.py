@@ -29,12 +29,16 @@ class Decoder:
         self.image_px, self.max_batch, self.threads, self.device = image_px, max_batch, threads, device
         self.augment = augment or schema.Augment(flip=0)
         self._pipeline: Pipeline | None = None
+        self._problem = ""
 
     def __call__(self, blobs: Blobs, choices: Choices | None = None) -> tuple[Tensor, NDArray[np.bool_]]:
         """Images, and which of them are real; the others show the next good image of the batch (black if there is none)."""
         good = np.array([whole_jpeg(blob) for blob in blobs], bool)
         images = torch.zeros(len(blobs), self.image_px, self.image_px, 3, dtype=torch.uint8, device=self.device)
+        tried = int(good.sum())
         self._decode_into(images, blobs, choices, np.flatnonzero(good), good)
+        if tried > 1 and not good.any():  # then it is not the images
+            raise RuntimeError(f"DALI could not decode any of {tried} images: {self._problem}")
         if not good.all() and good.any():
             real = np.flatnonzero(good)
             stand_in = real[np.searchsorted(real, np.flatnonzero(~good)) % len(real)]
@@ -44,10 +48,11 @@ class Decoder:
     def _decode_into(self, images: Tensor, blobs: Blobs, choices: Choices | None, rows: NDArray[np.int64], good: NDArray[np.bool_]) -> None:
         if len(rows) == 0:
             return
+        self._pipeline = self._pipeline or self._build()
         try:
-            decoded = self._run([blobs[i] for i in rows], choices[rows] if choices else None)
-        except RuntimeError:
-            self._pipeline = None
+            decoded = self._run(self._pipeline, [blobs[i] for i in rows], choices[rows] if choices else None)
+        except RuntimeError as error:
+            self._pipeline, self._problem = None, str(error)
             if len(rows) == 1:
                 good[rows] = False
                 return
@@ -62,14 +67,12 @@ class Decoder:
             if self.device.type == "cuda":  # DALI reuses its buffer in the next run
                 torch.cuda.current_stream(self.device).synchronize()
 
-    def _run(self, blobs: Blobs, choices: Choices | None) -> Tensor:
-        if self._pipeline is None:
-            self._pipeline = self._build()
-        self._pipeline.feed_input("jpeg", list(blobs))
+    def _run(self, pipeline: Pipeline, blobs: Blobs, choices: Choices | None) -> Tensor:
+        pipeline.feed_input("jpeg", list(blobs))
         for name in self._choice_names:
             assert choices is not None
-            self._pipeline.feed_input(name, getattr(choices, name))
-        (output,) = self._pipeline.run()
+            pipeline.feed_input(name, getattr(choices, name))
+        (output,) = pipeline.run()
         return from_dlpack(output.as_tensor())
 
     @property

@@ -107,10 +107,6 @@ def open_dataset(path: str | Path) -> Dataset:
     ends = np.cumsum(dataset.samples_per_shard)
     if len(dataset.shard_N) != manifest.num_images or ends[-1] != manifest.num_images or not _sorted_by_shard(dataset, ends):
         raise UserError(f"{path / INDEX}: its rows are not the samples of {MANIFEST}; run `manyfaces data index {path}`")
-    if (highest := int(dataset.identity_N.max())) >= manifest.num_identities:
-        sample = int(dataset.identity_N.argmax())
-        limit = manifest.num_identities
-        raise UserError(f"{path}: {dataset.name(sample)}: label {highest} is not in [0, {limit}); run `manyfaces data index {path}`")
     return dataset
 
 
@@ -120,11 +116,15 @@ def _sorted_by_shard(dataset: Dataset, ends: NDArray[np.int64]) -> bool:
 
 
 def verify(dataset: Dataset, mode: Literal["auto", "sizes", "hashes"]) -> str:
-    """Compare every shard with the manifest before anything is trained on it; returns what was compared.
+    """Compare labels and every shard with the manifest before anything is trained on it; returns what was compared.
 
     Sizes and the first and last member of each shard always; SHA-256 of all bytes for `hashes`, and for `auto` up to 4 GiB.
     Raises `UserError` listing every shard that is missing, shorter, longer or other.
     """
+    limit = dataset.manifest.num_identities
+    if (highest := int(dataset.identity_N.max())) >= limit:
+        name = dataset.name(int(dataset.identity_N.argmax()))
+        raise UserError(f"{dataset.path}: {name}: label {highest} is not in [0, {limit}); run `manyfaces data index {dataset.path}`")
     shards = dataset.manifest.shards
     total = sum(s.bytes for s in shards)
     hashes = mode == "hashes" or (mode == "auto" and total <= HASH_UP_TO_BYTES)
@@ -138,6 +138,8 @@ def verify(dataset: Dataset, mode: Literal["auto", "sizes", "hashes"]) -> str:
             faults.append(f"{shard.name}: {size:,} bytes, expected {shard.bytes:,} ({shard.samples} samples)")
         elif any(member_at(file, int(dataset.offset_N[i]))[1] != dataset.size_N[i] for i in (end - shard.samples, end - 1)):
             faults.append(f"{shard.name}: its samples do not lie where {INDEX} says")
+    if hashes and file_sha256(dataset.path / INDEX) != dataset.manifest.index_sha256:
+        faults.append(f"{INDEX}: other bytes than when it was written")
     if hashes and not faults:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             digests = pool.map(file_sha256, (dataset.shard_path(n) for n in range(len(shards))))

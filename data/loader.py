@@ -1,9 +1,10 @@
 """Order, store and decoder put together: an iterator of batches from any position, decoded ahead in one background thread."""
 
+import contextlib
 import json
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from manyfaces.configs import schema
+from manyfaces.configs.schema import UserError
 from manyfaces.data import augment
 from manyfaces.data.decode import Decoder
 from manyfaces.data.index import Dataset
@@ -36,21 +38,31 @@ class Batch:
 
 
 class Quarantine:
-    """Samples that could not be decoded, kept in `quarantine.jsonl`; they keep their place in the order with label -1."""
+    """Samples that could not be decoded, kept in `quarantine.jsonl`; they keep their place in the order with label -1.
 
-    def __init__(self, file: Path, dataset: Dataset) -> None:
-        self.file, self.dataset = file, dataset
-        lines = file.read_text().splitlines() if file.exists() else []
-        # The last line may be torn if the machine stopped while it was written; the sample is then found again.
-        self.samples = {json.loads(line)["sample"] for line in lines if line.endswith("}")}
+    `tell` gets a line about each. `add` raises `UserError` once they are more than `max_share` of the dataset (ten are always allowed).
+    """
+
+    def __init__(self, file: Path, dataset: Dataset, max_share: float, tell: Callable[[str], None] = lambda line: None) -> None:
+        self.file, self.dataset, self.tell = file, dataset, tell
+        self.limit = max(10, int(max_share * dataset.manifest.num_images))
+        self.samples: set[int] = set()
+        for line in file.read_text().splitlines() if file.exists() else []:
+            with contextlib.suppress(ValueError):  # a line may be torn if the machine stopped; its sample is then found again
+                self.samples.add(json.loads(line)["sample"])
 
     def add(self, sample: int, position: int) -> None:
         if sample in self.samples:
             return
         self.samples.add(sample)
-        row = {"sample": sample, "name": self.dataset.name(sample), "position": position, "reason": "not a whole, decodable JPEG"}
+        name = self.dataset.name(sample)
+        row = {"sample": sample, "name": name, "position": position, "reason": "not a whole, decodable JPEG"}
         with self.file.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write("\n" * (file.tell() > 0) + json.dumps(row))
+        self.tell(f"{name} is not a whole, decodable JPEG: left out from now on ({len(self.samples)} so far, see {self.file.name})")
+        if len(self.samples) > self.limit:
+            remedy = "repair the shards (see quarantine.jsonl), or raise data.max_bad_share"
+            raise UserError(f"{self.dataset.path}: more than {self.limit} samples cannot be decoded, the last {name}; {remedy}")
 
 
 class Loader:

@@ -82,7 +82,13 @@ def write_dataset(
     dropped = [row for _, rows in indexed for row in rows]
     write_atomic(out / DROPPED, "".join(json.dumps(row) + "\n" for row in dropped))
     write_atomic(out / IDENTITIES, "".join(name + "\n" for name in identities))
-    manifest = finish(out, [part for part, _ in indexed], len(identities), template)
+    parts = [part for part, _ in indexed if part is not None]
+    if not parts:
+        raise UserError(f"{out}: not one of {len(items)} images could be used; see {out / DROPPED}")
+    if without := sorted(set(range(len(identities))) - {sample.identity for part in parts for sample in part.samples}):
+        shown = ", ".join(identities[i] for i in without[:5]) + (f" and {len(without) - 5} more" if len(without) > 5 else "")
+        raise UserError(f"{out}: not one image of {shown} could be used (see {out / DROPPED}); take them out of the source")
+    manifest = finish(out, parts, len(identities), template)
     (out / PLAN).unlink()
     return manifest
 
@@ -107,7 +113,7 @@ def run_parallel(tasks: Sequence[Callable[[], T]], weights: Sequence[int], title
     return [results[number] for number in range(len(tasks))]
 
 
-def _write_shard(path: Path, items: Sequence[Item], read: Callable[[object], bytes]) -> tuple[Indexed, list[dict[str, str]]]:
+def _write_shard(path: Path, items: Sequence[Item], read: Callable[[object], bytes]) -> tuple[Indexed | None, list[dict[str, str]]]:
     dropped: list[dict[str, str]] = []
     if not path.exists():
         temporary = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex[:8]}")
@@ -128,7 +134,7 @@ def _write_shard(path: Path, items: Sequence[Item], read: Callable[[object], byt
         temporary.replace(path)
     elif path.with_suffix(".dropped").exists():
         dropped = json.loads(path.with_suffix(".dropped").read_text())
-    return index_shard(path), dropped
+    return (index_shard(path) if len(dropped) < len(items) else None), dropped
 
 
 def index_shard(path: Path) -> Indexed:

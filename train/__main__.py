@@ -12,12 +12,16 @@ console = Console(soft_wrap=True, highlight=False)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code 0, or 2 with one line for what a person has to mend, or 1 where workers failed too often."""
+    """Exit code 0, or 2 with one line for what a person has to mend."""
     arguments = parser().parse_args(argv)
     try:
         arguments.verb(arguments)
     except UserError as error:
         Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error:[/bold red] {_escaped(str(error))}")
+        return 2
+    except OSError as error:  # a full disk, a folder that may not be written
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error:[/bold red] {_escaped(what)}")
         return 2
     except KeyboardInterrupt:
         Console(stderr=True, soft_wrap=True, highlight=False).print("stopped; the same command resumes from the last checkpoint")
@@ -38,13 +42,15 @@ def parser() -> argparse.ArgumentParser:
         one.add_argument("config", help="a recipe (YAML)")
         one.add_argument("overrides", nargs="*", metavar="path.to.key=value")
 
-    config_words(verb(verbs, "train", train, "train, or resume: the same command goes on from the last checkpoint"))
+    one = verb(verbs, "train", train, "train, or resume: the same command goes on from the last checkpoint")
+    config_words(one)
+    one.add_argument("--address", help="join this Ray cluster (`auto` or HOST:PORT), as cluster.address does")
     config_words(verb(verbs, "check", check, "show the resolved configuration and the plan, without running anything"))
 
     one = verb(verbs, "evaluate", evaluate, "score a run's newest checkpoint on verification sets")
     one.add_argument("run", type=Path, help="runs/NAME, or one of its checkpoint folders")
     one.add_argument("--pairs", type=Path, action="append", required=True, help="an InsightFace .bin; may be repeated")
-    one.add_argument("--batch-size", type=int, default=200)
+    one.add_argument("--batch-size", type=_positive, default=200)
 
     one = verb(verbs, "submit", submit, "ship code and configuration to a Ray cluster and start the job")
     config_words(one)
@@ -63,33 +69,36 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("out", type=Path)
     one = verb(sets, "synth", data_synth, "synthetic identities")
     one.add_argument("out", type=Path)
-    one.add_argument("--identities", type=int, required=True)
-    one.add_argument("--images", type=int, required=True, help="of each identity")
+    one.add_argument("--identities", type=_positive, required=True)
+    one.add_argument("--images", type=_positive, required=True, help="of each identity")
     for writer in (one, sets.choices["convert"]):
         writer.add_argument("--seed", type=int, default=0)
-        writer.add_argument("--processes", type=int, help="default: all cores")
-        writer.add_argument("--shard-images", type=int, default=8192)
+        writer.add_argument("--processes", type=_positive, help="default: all cores")
+        writer.add_argument("--shard-images", type=_positive, default=8192)
     one = verb(sets, "index", data_index, "index WebDataset shards of others, in place")
     one.add_argument("folder", type=Path)
     one = verb(sets, "pairs", data_pairs, "draw verification pairs from a dataset of held-out identities")
     one.add_argument("dataset", type=Path)
     one.add_argument("out", type=Path, help="OUT.bin")
-    one.add_argument("--count", type=int, default=6000)
+    one.add_argument("--count", type=_positive, default=6000)
     one.add_argument("--seed", type=int, default=0)
     return top
 
 
+def _positive(word: str) -> int:
+    number = int(word)
+    if number < 1:
+        raise ValueError
+    return number
+
+
 def train(arguments: argparse.Namespace) -> None:
+    if arguments.address:
+        arguments.overrides.append(f"cluster.address={arguments.address}")
     config = _load(arguments)
-    from manyfaces.cluster.launch import WorkersFailedError
     from manyfaces.train.run import run
 
-    try:
-        run(config, console)
-    except WorkersFailedError as error:
-        raise UserError(
-            f"workers failed {config.cluster.max_failures + 1} times, more than cluster.max_failures allows: {error}"
-        ) from error
+    run(config, console)
 
 
 def check(arguments: argparse.Namespace) -> None:

@@ -36,6 +36,7 @@ from manyfaces.data.index import file_sha256, write_atomic
 
 FORMAT = 1
 COMMIT, STATE, BACKBONE, OPTIMIZER, HEAD = "COMMIT.json", "state.json", "backbone.safetensors", "optimizer.safetensors", "head"
+UNCOMMITTED, OTHER_FORMAT = "not committed", "format"
 FREE_SPACE_FACTOR = 1.05
 
 
@@ -63,7 +64,7 @@ class Found:
 class Checkpointer:
     """Writes one checkpoint at a time in a background thread of every rank; its collectives use a gloo group of their own.
 
-    All methods are collective. `save` and `close` raise `UserError`, on every rank alike, if the write before failed.
+    All methods are collective. `save` and `wait` raise `UserError`, on every rank alike, if the write before failed.
     """
 
     def __init__(self, folder: Path, keep: int, on_commit: Callable[[int, Path], None]) -> None:
@@ -115,10 +116,16 @@ class Checkpointer:
                     storage_writer=HuggingFaceStorageWriter(str(temporary / HEAD), save_distributed=True),
                     process_group=self.group,
                 )
+            # Rank 0 lists for all: on a network file system another node may not see every file yet.
+            names: list[Any] = [sorted(p.relative_to(temporary) for p in temporary.rglob("*") if p.is_file()) if self.rank == 0 else None]
+            dist.broadcast_object_list(names, 0, group=self.group)
             digests: list[Any] = [None] * self.world_size
-            dist.all_gather_object(digests, agree(lambda: self._digest(temporary), self.group), group=self.group)
+            dist.all_gather_object(digests, agree(lambda: self._digest(temporary, names[0]), self.group), group=self.group)
             files = {name: facts for part in digests for name, facts in part.items()}
             agree(lambda: self._commit(temporary, final, snapshot.step, files), self.group)
+            if self.rank == 0:
+                self.on_commit(snapshot.step, final)
+                retain(self.folder, self.keep)
         except Exception as error:
             self._error = f"checkpoint of step {snapshot.step} could not be written: {error}"
 
@@ -132,8 +139,6 @@ class Checkpointer:
             final.rename(self.folder / f"{final.name}.bad-{self.attempt}")
         temporary.rename(final)
         _fsync(self.folder)
-        self.on_commit(step, final)
-        retain(self.folder, self.keep)
 
     def _write_local(self, folder: Path, snapshot: Snapshot) -> None:
         (folder / HEAD).mkdir(parents=True, exist_ok=True)
@@ -142,12 +147,12 @@ class Checkpointer:
             save_file(snapshot.optimizer, folder / OPTIMIZER)
             write_atomic(folder / STATE, json.dumps(snapshot.state, indent=1))
 
-    def _digest(self, folder: Path) -> dict[str, dict[str, Any]]:
+    def _digest(self, folder: Path, names: list[Path]) -> dict[str, dict[str, Any]]:
         """Flush and digest this rank's part of the files."""
-        files = sorted(p for p in folder.rglob("*") if p.is_file())[self.rank :: self.world_size]
-        for path in files:
-            _fsync(path)
-        return {str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": file_sha256(p)} for p in files}
+        mine = names[self.rank :: self.world_size]
+        for name in mine:
+            _fsync(folder / name)
+        return {str(n): {"bytes": (folder / n).stat().st_size, "sha256": file_sha256(folder / n)} for n in mine}
 
     def _sharded(self, head: dict[str, Tensor], num_classes: int) -> dict[str, DTensor]:
         mesh = DeviceMesh.from_group(self.group, "cpu")
@@ -165,29 +170,34 @@ class Checkpointer:
         3. else none: a fresh start.
         """
         passed_over: list[str] = []
-        listing: list[Any] = [[(p, s, f) for p, s, f in candidates(self.folder)] if self.rank == 0 else None]
+        listing: list[Any] = [candidates(self.folder) if self.rank == 0 else None]
         dist.broadcast_object_list(listing, 0, group=self.group)
         for path, step, fault in listing[0]:
             fault = fault or self._verify(path)
+            others = f"; passed over {', '.join(passed_over)}" if passed_over else ""
             if not fault:
-                others = f"; passed over {', '.join(passed_over)}" if passed_over else ""
                 return Found(path, step, read_state(path), f"newest committed checkpoint of this run{others}")
             passed_over.append(f"{path.name} ({fault})")
-        others = f"; passed over {', '.join(passed_over)}" if passed_over else ""
+        if damaged := [name for name in passed_over if UNCOMMITTED not in name]:
+            raise UserError(f"{self.folder}: no checkpoint is intact: {', '.join(damaged)}; restore one, or move them away to start afresh")
         if resume_from is not None:
             path = Path(resume_from)
-            fault = check_commit(path) or self._verify(path)
+            fault = agree(lambda: check_commit(path), self.group) or self._verify(path)
             if fault:
                 raise UserError(f"run.resume_from {path}: {fault}; give a folder RUN/checkpoints/step-...")
             state = read_state(path)
-            return Found(path, state["step"], state, f"run.resume_from, as this run has none of its own{others}")
+            return Found(path, state["step"], state, "run.resume_from, as this run has none of its own")
         return None
 
     def _verify(self, path: Path) -> str:
         """What is wrong with a committed checkpoint's bytes, if anything; every rank reads its part, all get one verdict."""
-        files = json.loads((path / COMMIT).read_text())["files"]
-        mine = sorted(files)[self.rank :: self.world_size]
-        fault = next((f"{name}: digest differs" for name in mine if file_sha256(path / name) != files[name]["sha256"]), "")
+
+        def look() -> str:
+            files = json.loads((path / COMMIT).read_text())["files"]
+            mine = sorted(files)[self.rank :: self.world_size]
+            return next((f"{name}: digest differs" for name in mine if file_sha256(path / name) != files[name]["sha256"]), "")
+
+        fault = agree(look, self.group)
         faults: list[Any] = [""] * self.world_size
         dist.all_gather_object(faults, fault, group=self.group)
         return next((f for f in faults if f), "")
@@ -208,7 +218,7 @@ def candidates(folder: Path) -> list[tuple[Path, int, str]]:
     for path in folder.glob("step-*"):
         digits = path.name.removeprefix("step-")[:8]
         if path.is_dir() and digits.isdigit() and ".bad-" not in path.name:
-            found.append((path, int(digits), "not committed" if ".tmp-" in path.name else check_commit(path)))
+            found.append((path, int(digits), UNCOMMITTED if ".tmp-" in path.name else check_commit(path)))
     return sorted(found, key=lambda item: item[1], reverse=True)
 
 
@@ -217,7 +227,7 @@ def check_commit(path: Path) -> str:
     try:
         commit = json.loads((path / COMMIT).read_text())
         if commit["format"] != FORMAT:
-            return f"format {commit['format']}, this version reads {FORMAT}"
+            return f"{OTHER_FORMAT} {commit['format']}, this version reads {FORMAT}"
         for name, facts in commit["files"].items():
             size = (path / name).stat().st_size if (path / name).is_file() else -1
             if size != facts["bytes"]:
@@ -250,10 +260,10 @@ def read_optimizer(path: Path) -> dict[str, Tensor]:
 
 
 def retain(folder: Path, keep: int) -> None:
-    """Remove all but the `keep` newest good checkpoints, and what older attempts left uncommitted. A failure to remove stops nothing."""
+    """Remove all but the `keep` newest good checkpoints and what is torn, but nothing of another format. A failed removal stops nothing."""
     found = candidates(folder)
     good = [path for path, _, fault in found if not fault]
-    torn = [path for path, _, fault in found if fault] + list(folder.glob("step-*.bad-*"))
+    torn = [path for path, _, fault in found if fault and not fault.startswith(OTHER_FORMAT)] + list(folder.glob("step-*.bad-*"))
     for path in good[keep:] + torn:
         with contextlib.suppress(OSError):
             shutil.rmtree(path)

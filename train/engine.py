@@ -43,12 +43,10 @@ class Engine:
     """
 
     def __init__(self, backbone: nn.Module, train: schema.Train, settings: schema.Engine, device: torch.device, world_size: int) -> None:
-        if settings.zero_stage == 3:
-            raise UserError("engine.zero_stage 3 cannot be checkpointed yet; use 0, 1 or 2")
         self.device, self.stage, self.clip_norm = device, settings.zero_stage, train.clip_norm
         self.memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
         self.autocast = train.precision == "bfloat16"
-        self.moments = MOMENTS[train.optimizer.kind]
+        self.moments = () if getattr(train.optimizer, "momentum", 1) == 0 else MOMENTS[train.optimizer.kind]
         if settings.activation_checkpointing:
             checkpoint_activations(backbone)
         self.module = backbone.to(device)  # the images alone make convolutions NHWC; DeepSpeed cannot broadcast NHWC weights

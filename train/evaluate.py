@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,24 +52,25 @@ def evaluate(
     was_training = backbone.training
     backbone.eval()
     decode = Decoder(image_px, batch_size, device=device)
-    parts = []
+    parts: list[NDArray[np.float32]] = []
+    fault = None
     for start in range(lo, hi, batch_size):
         images, good = decode(pairs.blobs[start : min(start + batch_size, hi)])
-        if not good.all():
-            raise UserError(
-                f"{pairs.name}: image {start + int(np.argmin(good))} is not a whole, decodable JPEG; use an intact copy of the set"
-            )
+        if not good.all():  # told to all ranks below: one that raised alone would leave the others waiting
+            fault = f"{pairs.name}: image {start + int(np.argmin(good))} is not a whole, decodable JPEG; use an intact copy of the set"
+            break
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
             both: Tensor = backbone(normalise(images)).float() + backbone(normalise(images.flip(2))).float()
         parts.append(both.cpu().numpy())
         progress(len(images))
     backbone.train(was_training)
-    gathered: list[list[NDArray[np.float32]]] = [[]] * world_size
+    gathered: list[Any] = [(parts, fault)] * world_size
     if world_size > 1:
-        dist.all_gather_object(gathered, parts)
-    else:
-        gathered = [parts]
-    scores = cosine_scores(np.concatenate([part for shares in gathered for part in shares]))
+        dist.all_gather_object(gathered, (parts, fault))
+    for _, told in gathered:
+        if told:
+            raise UserError(told)
+    scores = cosine_scores(np.concatenate([part for shares, _ in gathered for part in shares]))
     return Evaluated(pairs.name, report(scores, pairs.same), scores, pairs.same)
 
 

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from manyfaces.train.record import EVENTS, METRICS
+from manyfaces.train.record import EVENTS, METRICS, parse
 
 PERIOD_S = 0.5
 PLAIN_PERIOD_S = 30.0  # between lines where there is no terminal
@@ -52,7 +53,7 @@ class Follower:
         while True:
             ended = self._ended.wait(PERIOD_S)
             for row in self._new_rows(EVENTS):
-                self.console.print(f"[dim]{time.strftime('%H:%M:%S', time.localtime(row['time']))}[/dim] {row['message']}")
+                self.console.print(f"[dim]{time.strftime('%H:%M:%S', time.localtime(row['time']))}[/dim] {escape(row['message'])}")
             for row in self._new_rows(METRICS):
                 self._last |= row
                 if "train/loss" in row:
@@ -70,8 +71,6 @@ class Follower:
             self.console.print(f"step {row['step']}/{self.num_steps}  {figures}")
 
     def _new_rows(self, name: str) -> list[dict[str, Any]]:
-        import json
-
         path = self.folder / name
         if not path.exists():
             return []
@@ -81,13 +80,7 @@ class Follower:
             file.seek(self._read_to[name])
             whole = file.read().rpartition(b"\n")[0]
         self._read_to[name] += len(whole) + 1 if whole else 0
-        rows = []
-        for line in whole.splitlines():
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                continue
-        return rows
+        return parse(whole.decode())
 
 
 def summary_table(metrics: list[dict[str, Any]], wall_s: float) -> Table:

@@ -72,6 +72,7 @@ def train(parts: Parts, progress: Progress) -> list[Evaluated]:
         try:
             result = train_step(parts.engine, parts.head, batch, lr=lr, batch_size=batch_size, seed=config.run.seed, rank=world.rank)
         except NotFiniteError as error:
+            parts.checkpointer.wait()  # what is being written is good
             raise UserError(_not_finite(parts, batch, progress.step + 1, error)) from error
         progress.step, progress.position = progress.step + 1, batch.position + batch_size
         last = progress.step == num_steps
@@ -86,6 +87,7 @@ def train(parts: Parts, progress: Progress) -> list[Evaluated]:
                 **{"train/loss": loss, "train/lr": lr, "train/grad_norm": result.grad_norm, "train/epoch": progress.position / num_images},
                 **{"images_per_s": (progress.step - logged_step) * batch_size / elapsed, "data_wait_share": waited / elapsed},
                 minutes=progress.seconds / 60,
+                **({"quarantined": len(parts.loader.quarantine.samples)} if parts.loader.quarantine.samples else {}),
             )
             logged_step, logged_at, waited = progress.step, time.monotonic(), 0.0
         else:
@@ -98,9 +100,14 @@ def train(parts: Parts, progress: Progress) -> list[Evaluated]:
             logged_at += time.monotonic() - paused
         if progress.step % config.checkpoint.every_steps == 0 or last:
             parts.watchdog.phase("checkpoint")
+            paused = time.monotonic()
             parts.checkpointer.save(snapshot(parts, progress))
+            progress.seconds += time.monotonic() - paused
         parts.watchdog.phase("data")
+    parts.watchdog.phase("checkpoint")
     parts.checkpointer.wait()
+    if parts.pairs and not evaluated:  # the last session ended between the last checkpoint and its evaluation
+        evaluated = _evaluate(parts, progress)
     return evaluated
 
 
@@ -165,6 +172,8 @@ def _evaluate(parts: Parts, progress: Progress) -> list[Evaluated]:
 
 def _not_finite(parts: Parts, batch: Batch, step: int, error: NotFiniteError) -> str:
     """Name the step, the batch's samples and the last good checkpoint."""
+    if parts.world.rank != 0:  # only rank 0's words are kept
+        return str(error)
     names = [parts.loader.dataset.name(int(i)) for i in parts.loader.order.ids(batch.position, parts.config.train.batch_size)]
     parts.record.event("not_finite", str(error), step=step, position=batch.position, samples=names)
     good = next((path for path, _, fault in candidates(parts.checkpointer.folder) if not fault), None)

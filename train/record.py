@@ -1,5 +1,6 @@
 """The run's own record, on disk before anything else knows it: `metrics.jsonl` (numbers by step) and `events.jsonl` (what happened)."""
 
+import contextlib
 import json
 import time
 from pathlib import Path
@@ -48,12 +49,14 @@ class NoRecord(Record):
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Rows of a jsonl file; a torn line is left out."""
+    return parse(path.read_text()) if path.exists() else []
+
+
+def parse(text: str) -> list[dict[str, Any]]:
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
+    for line in text.splitlines():
+        with contextlib.suppress(ValueError):
             rows.append(json.loads(line))
-        except ValueError:
-            continue
     return rows
 
 

@@ -1,13 +1,15 @@
 """A run from its configuration to its last checkpoint: `run` in the process that a person started, `work` in every worker."""
 
+import contextlib
 import fcntl
 import json
 import os
+import shutil
 import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 import torch.distributed as dist
@@ -27,7 +29,7 @@ from manyfaces.train import evaluate
 from manyfaces.train.checkpoint import Checkpointer, Found, candidates, read_backbone, read_optimizer, read_state
 from manyfaces.train.engine import Engine
 from manyfaces.train.follow import Follower, summary_table
-from manyfaces.train.loop import Parts, Progress, train
+from manyfaces.train.loop import LostDataError, Parts, Progress, train
 from manyfaces.train.record import METRICS, NoRecord, Record, last_event, read_rows
 from manyfaces.train.tracking import Mirror, tracking_uri
 from manyfaces.train.watchdog import Watchdog
@@ -50,7 +52,7 @@ def run(config: Config, console: Console) -> None:
         launch.launch(work, _payload(config), config.cluster, folder, jobs.package)
         return
     dataset = open_dataset(config.data.path)
-    _check_expected(config, dataset)
+    _refuse(config, dataset)
     console.print(
         f"{config.data.path}: {verify(dataset, config.data.verify)}; {dataset.manifest.num_images:,} images of "
         f"{dataset.manifest.num_identities:,} identities",
@@ -59,7 +61,8 @@ def run(config: Config, console: Console) -> None:
         read_bin(path)
     num_steps = plan.num_steps(config, dataset.manifest.num_images)
     _claim(config, dataset, folder)
-    complete = any(step >= num_steps and not fault for _, step, fault in candidates(folder / "checkpoints"))
+    # Only what "finished" has said is complete: a kill between the last checkpoint and the last evaluation leaves the latter to do.
+    complete = (last_event(folder, "finished") or {}).get("step", -1) >= num_steps and not launch.under_torchrun()
     mirror = Mirror(folder, config, flatten(config.model_dump()))
     outcome: dict[str, Any] = {"kind": "stopped", "message": "the workers ended without a word"}
     try:
@@ -69,6 +72,8 @@ def run(config: Config, console: Console) -> None:
             with Follower(folder, num_steps, console):
                 launch.launch(work, _payload(config), config.cluster, folder, jobs.package)
         outcome = last_event(folder, "finished", "stopped") or outcome
+    except LostDataError as error:
+        raise UserError(str(error)) from error
     finally:
         evaluate.plot_curves(read_rows(folder / METRICS), folder / "plots")
         artifacts = [folder / CONFIG, folder / "plan.txt", folder / "evaluation.json", *(folder / "plots").glob("*.png")]
@@ -90,14 +95,20 @@ def work(payload: dict[str, Any]) -> None:
     folder = folder_of(config)
     record = Record(folder) if world.rank == 0 else NoRecord()
     watchdog = Watchdog(config.cluster.step_timeout_s, lambda message: Record(folder).event("hung", message), world.rank)
-    lock = _lock(folder) if world.rank == 0 else None
+    lock = None
     try:
+        lock = agree(lambda: _lock(folder) if world.rank == 0 else None)
+        if config.train.batch_size < 2 * world.size:
+            raise UserError(f"train.batch_size {config.train.batch_size}: BatchNorm needs 2 images on each of {world.size} workers")
         dataset, pairs = agree(lambda: _open(config))
         checkpointer = Checkpointer(
             folder / "checkpoints", config.checkpoint.keep, lambda step, path: record.event("checkpoint", f"checkpoint {path}", step=step)
         )
         watchdog.phase("restore")
         found = checkpointer.find(config.run.resume_from)
+        total = plan.total_samples(config, dataset.manifest.num_images)
+        if found is not None and found.path.parent != folder / "checkpoints" and found.state["position"] >= total:
+            raise UserError(f"run.resume_from {found.path} has seen {found.state['position']:,} samples of {total:,}; raise train.epochs")
         engine, head, progress = _build(config, world, dataset, checkpointer, found)
         record.rewind(progress.step)
         record.event("start", _start_line(found, world, progress), world_size=world.size, step=progress.step)
@@ -109,7 +120,6 @@ def work(payload: dict[str, Any]) -> None:
             "seed": config.run.seed,
             "versions": {name: version(name) for name in ("manyfaces", "torch", "deepspeed", "nvidia-dali-cuda130")},
         }
-        total = plan.total_samples(config, dataset.manifest.num_images)
         with Loader(
             dataset,
             config.data,
@@ -120,7 +130,9 @@ def work(payload: dict[str, Any]) -> None:
             position=progress.position,
             end=total,
             device=world.device,
-            quarantine=Quarantine(folder / "quarantine.jsonl", dataset),
+            quarantine=Quarantine(
+                folder / "quarantine.jsonl", dataset, config.data.max_bad_share, lambda line: Record(folder).event("quarantine", line)
+            ),
         ) as loader:
             parts = Parts(config, world, engine, head, loader, pairs, checkpointer, record, watchdog, state)
             evaluated = train(parts, progress)
@@ -168,7 +180,9 @@ def _build(
     if found is None:
         return engine, head, Progress()
     checkpointer.load_head(found.path, head.tensors(), head.num_classes)
-    return engine, head, Progress(found.state["step"], found.state["position"], found.state["seconds"])
+    # Steps are counted by this run's batches: a run that was resumed from another's checkpoint may have other ones.
+    position = found.state["position"]
+    return engine, head, Progress(position // config.train.batch_size, position, found.state["seconds"])
 
 
 def _start_line(found: Found | None, world: World, progress: Progress) -> str:
@@ -193,7 +207,11 @@ def absolute(config: Config) -> Config:
     return Config.model_validate(tree)
 
 
-def _check_expected(config: Config, dataset: Dataset) -> None:
+def _refuse(config: Config, dataset: Dataset) -> None:
+    """What can be known to fail before any worker starts."""
+    if config.engine.zero_stage == 3:
+        raise UserError("engine.zero_stage 3 cannot be checkpointed yet; use 0, 1 or 2")
+    launch.refuse(config.cluster)
     for key, wanted, has in (
         ("data.expect_images", config.data.expect_images, dataset.manifest.num_images),
         ("data.expect_identities", config.data.expect_identities, dataset.manifest.num_identities),
@@ -211,38 +229,45 @@ def _claim(config: Config, dataset: Dataset, folder: Path) -> None:
     mine = json.loads(json.dumps({**identity(config), "data.fingerprint": dataset.manifest.fingerprint}))
     if (folder / IDENTITY).exists():
         theirs = json.loads((folder / IDENTITY).read_text())
-        if differing := [
-            f"{k}: {theirs.get(k)} there, {mine.get(k)} here" for k in sorted(mine.keys() | theirs) if mine.get(k) != theirs.get(k)
-        ]:
+        keys = [k for k in sorted(mine.keys() | theirs) if mine.get(k) != theirs.get(k)]
+        if keys:
+            differing = "; ".join(f"{k}: {theirs.get(k)} there, {mine.get(k)} here" for k in keys)
             remedy = "give another run.name (with run.resume_from to start from its checkpoint), or the old values"
-            raise UserError(f"{folder}: the run exists with other settings: {'; '.join(differing)}; {remedy}")
-    if config.run.resume_from is not None:
-        state = read_state(Path(config.run.resume_from)) if Path(config.run.resume_from, "state.json").is_file() else None
-        if state is None:
-            raise UserError(f"run.resume_from {config.run.resume_from}: no checkpoint there; give a folder RUN/checkpoints/step-...")
-        for key, here, there in (
-            ("identities", dataset.manifest.num_identities, state["num_classes"]),
-            ("model", config.model.model_dump(mode="json"), state["config"]["model"]),
-        ):
-            if here != there:
-                raise UserError(f"run.resume_from {config.run.resume_from}: its {key} {there} cannot continue as {here}")
+            raise UserError(f"{folder}: the run exists with other settings: {differing}; {remedy}")
+    if config.run.resume_from is not None and not candidates(folder / "checkpoints"):
+        _check_source(config, dataset, Path(config.run.resume_from))
+    lines = plan.plan(config, dataset.manifest.num_images, dataset.manifest.num_identities, plan.world_size(config)).lines()
     folder.mkdir(parents=True, exist_ok=True)
+    _lock(folder, wait_s=1).close()  # one that another process holds is told before anything of its run is touched
+    for leftover in folder.glob(".ray-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
     write_atomic(folder / IDENTITY, json.dumps(mine, indent=1))
     write_atomic(folder / CONFIG, dump(config))
-    lines = plan.plan(config, dataset.manifest.num_images, dataset.manifest.num_identities, plan.world_size(config)).lines()
     write_atomic(folder / "plan.txt", "".join(f"{label}: {text}\n" for label, text in lines))
 
 
-def _lock(folder: Path) -> Any:
+def _check_source(config: Config, dataset: Dataset, source: Path) -> None:
+    if not (source / "state.json").is_file():
+        raise UserError(f"run.resume_from {source}: no checkpoint there; give a folder RUN/checkpoints/step-...")
+    state = read_state(source)
+    for key, here, there in (
+        ("identities", dataset.manifest.num_identities, state["num_classes"]),
+        ("model", config.model.model_dump(mode="json"), state["config"]["model"]),
+        ("train.optimizer.kind", config.train.optimizer.kind, state["config"]["train"]["optimizer"]["kind"]),
+    ):
+        if here != there:
+            raise UserError(f"run.resume_from {source}: its {key} {there} cannot continue as {here}")
+
+
+def _lock(folder: Path, wait_s: int = LOCK_WAIT_S) -> IO[str]:
     """Held by rank 0 while the run is written; the system lets it go with the process, however that ends."""
     file = (folder / ".lock").open("w")
-    for _ in range(LOCK_WAIT_S):
-        try:
+    for _ in range(wait_s):
+        with contextlib.suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return file
-        except OSError:
-            time.sleep(1)
-    raise RuntimeError(f"{folder}: another process is writing this run; stop it, or give another run.name")
+        time.sleep(1)
+    raise UserError(f"{folder}: another process is writing this run; stop it, or give another run.name")
 
 
 def _summary(config: Config, folder: Path, console: Console, began: float) -> None:

@@ -88,10 +88,10 @@ class Mirror:
             artifacts = (Path(self.config.run.dir).resolve() / "mlartifacts").as_uri() if self.uri.startswith("sqlite:") else None
             experiment_id = experiment.experiment_id if experiment else client.create_experiment(name, artifact_location=artifacts)
             run_id = client.create_run(experiment_id, run_name=self.config.run.name).info.run_id
-            write_atomic(self.folder / RUN_FILE, json.dumps({"uri": self.uri, "run_id": run_id}))
             params = [mlflow.entities.Param(k, str(v)[:500]) for k, v in self.params.items()]
             for start in range(0, len(params), 100):
                 client.log_batch(run_id, params=params[start : start + 100])
+            write_atomic(self.folder / RUN_FILE, json.dumps({"uri": self.uri, "run_id": run_id}))
         self._client, self._run_id = client, run_id
 
     def _send(self) -> None:

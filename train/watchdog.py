@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 
+TELL_S = 10
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: worth another try
 
 
@@ -29,6 +30,12 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._closed.wait(min(self.timeout_s / 4, 5.0)):
             if time.monotonic() - self._since > self.timeout_s:
-                self.tell(f"rank {self.rank} has been in {self._phase!r} for more than {self.timeout_s:.0f} s (cluster.step_timeout_s)")
-                faulthandler.dump_traceback(all_threads=True)
-                os._exit(EXIT_CODE)
+                line = f"rank {self.rank} has been in {self._phase!r} for more than {self.timeout_s:.0f} s (cluster.step_timeout_s)"
+                # The shared folder that it is told to may be what hangs.
+                telling = threading.Thread(target=self.tell, args=(line,), daemon=True)
+                telling.start()
+                telling.join(TELL_S)
+                try:
+                    faulthandler.dump_traceback(all_threads=True)
+                finally:
+                    os._exit(EXIT_CODE)

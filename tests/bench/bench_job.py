@@ -64,7 +64,7 @@ def measure(config: Config, dataset: Dataset, steps: int) -> dict[str, float]:
     )
 
     def loader(count: int) -> Loader:
-        quarantine = Quarantine(Path(tempfile.mkdtemp()) / "quarantine.jsonl", dataset)
+        quarantine = Quarantine(Path(tempfile.mkdtemp()) / "quarantine.jsonl", dataset, 0.0)
         return Loader(
             dataset, config.data, seed=0, batch_size=batch_size, rank=0, world_size=1, position=0, end=count * batch_size,
             device=world.device, quarantine=quarantine,

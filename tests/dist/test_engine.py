@@ -9,7 +9,6 @@ from torch import nn
 
 from manyfaces.cluster.world import World
 from manyfaces.configs import schema
-from manyfaces.configs.schema import UserError
 from manyfaces.models.backbone import build, checkpoint_activations
 
 PX, DIM, BATCH = 16, 8, 7
@@ -123,13 +122,6 @@ def test_weights_agree_with_plain_torch_at_any_world_size(results, kind: str, st
 @pytest.mark.parametrize("stage", [0, 1, 2])
 def test_a_gradient_that_is_not_finite_is_not_taken(results, stage: int) -> None:
     assert all(rank[f"{stage} not finite"] for world in results.values() for rank in world)
-
-
-def test_stage_3_is_refused() -> None:
-    from manyfaces.train.engine import Engine
-
-    with pytest.raises(UserError, match="zero_stage 3"):
-        Engine(plain_backbone(), schema.Train(), schema.Engine(zero_stage=3), CPU, 1)
 
 
 @pytest.mark.parametrize(

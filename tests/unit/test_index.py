@@ -89,7 +89,18 @@ def test_a_label_out_of_range_names_its_sample(copy: Path) -> None:
     manifest["num_identities"] = 19
     (copy / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(UserError, match=r"shard-.*\.jpg: label 19 is not in \[0, 19\)"):
-        open_dataset(copy)
+        verify(open_dataset(copy), "sizes")
+
+
+def test_an_index_that_was_changed(copy: Path) -> None:
+    """Two identities swapped: every offset still fits."""
+    body = bytearray((copy / "index.arrow").read_bytes())
+    column = open_dataset(copy).identity_N.tobytes()
+    at = body.find(column)
+    body[at : at + 8] = body[at + 4 : at + 8] + body[at : at + 4]
+    (copy / "index.arrow").write_bytes(body)
+    with pytest.raises(UserError, match=r"index\.arrow: other bytes"):
+        verify(open_dataset(copy), "auto")
 
 
 def test_the_fingerprint_follows_the_content(copy: Path, dataset) -> None:

@@ -16,7 +16,7 @@ CONFIG = Data(augment=Augment(flip=0.5, shift_px=2), window_shards=2)
 
 
 def load(dataset, folder: Path, *, position=0, end=None, rank=0, world=1, batch=24, config=CONFIG):
-    quarantine = Quarantine(folder / "quarantine.jsonl", dataset)
+    quarantine = Quarantine(folder / "quarantine.jsonl", dataset, 0.001)
     end = 10 * batch if end is None else end
     with Loader(
         dataset, config, seed=3, batch_size=batch, rank=rank, world_size=world, position=position, end=end,
@@ -68,7 +68,7 @@ def test_a_corrupt_sample_keeps_its_place(dataset_path: Path, dataset, tmp_path:
     assert row["sample"] == bad
     assert row["name"].startswith(shard.name + ":")
     # A resumed run knows it from the file and never gives its bytes to DALI.
-    assert Quarantine(tmp_path / "quarantine.jsonl", damaged).samples == {bad}
+    assert Quarantine(tmp_path / "quarantine.jsonl", damaged, 0.001).samples == {bad}
 
 
 def test_a_shard_that_vanishes_is_one_clear_line(dataset_path: Path, tmp_path: Path) -> None:
@@ -77,3 +77,25 @@ def test_a_shard_that_vanishes_is_one_clear_line(dataset_path: Path, tmp_path: P
     (copy / "shard-000001.tar").unlink()
     with pytest.raises(UserError, match=r"shard-000001\.tar: cannot be read"):
         load(opened, tmp_path)
+
+
+def test_too_many_corrupt_samples_stop_the_run(dataset_path: Path, dataset, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(dataset_path, tmp_path / "copy"))
+    for number, shard in enumerate(dataset.manifest.shards):
+        body = bytearray((copy / shard.name).read_bytes())
+        for sample in np.flatnonzero(dataset.shard_N == number)[:4]:
+            body[int(dataset.offset_N[sample])] = 0
+        (copy / shard.name).write_bytes(body)
+    with pytest.raises(UserError, match=r"more than 10 samples cannot be decoded, the last shard-.*; repair the shards"):
+        load(open_dataset(copy), tmp_path)
+
+
+def test_a_torn_quarantine_line_is_passed_over(dataset, tmp_path: Path) -> None:
+    file = tmp_path / "quarantine.jsonl"
+    file.write_text('{"sample": 3}\n{"sample": 4, "na')
+    told: list[str] = []
+    quarantine = Quarantine(file, dataset, 0.001, told.append)
+    assert quarantine.samples == {3}
+    quarantine.add(5, 0)
+    assert Quarantine(file, dataset, 0.001).samples == {3, 5}
+    assert "left out" in told[0]

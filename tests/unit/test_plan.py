@@ -70,7 +70,7 @@ def test_counts_in_decimals_and_rounds_up_to_whole_steps() -> None:
 
 
 def test_world_size() -> None:
-    assert [world_size(make(cluster={"workers": workers})) for workers in ("auto", 3, {"min": 2, "max": 5})] == [1, 3, 5]
+    assert [world_size(make(cluster={"workers": workers})) for workers in (3, {"min": 2, "max": 5})] == [3, 5]
 
 
 def test_what_cannot_run() -> None:
