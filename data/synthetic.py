@@ -42,19 +42,12 @@ TRAITS: Ranges = {
     "brow": {"gap": (2.5, 8), "thick": (1, 5), "length": (5, 11), "slant": (-0.5, 0.5), "arch": (0, 4), "in": (-3, 3), "shade": (0.3, 1)},
     "nose": {"y": (5, 17), "wing": (3.2, 10), "tip": (2, 5.5), "bridge": (0.5, 4), "hole": (0.6, 2.4), "out": (3, 12), "side": (-1, 1)},
     "mouth": {"y": (21, 32), "rx": (6, 17), "upper": (0.8, 4.2), "lower": (1, 6), "curve": (-3, 3), "bow": (0, 2), "colour": (0, 1)},
-    "hair": {
-        "bald": (0, 1),
-        "colour": (0, 1),
-        "shade": (0.6, 1.1),
-        "long": (-1, 1),
-        "wide": (0, 13),
-        "curl": (-0.1, 0.1),
-        "side": (-14, 20),
-    },
-    "volume": {"left": (1, 12), "top": (1, 14), "right": (1, 12), "tilt": (-9, 9)},
+    "hair": {"bald": (0, 1), "colour": (0, 1), "shade": (0.6, 1.1), "long": (-1, 1), "wide": (0, 13), "curl": (-0.1, 0.1)},
+    "volume": {"left": (1, 12), "top": (1, 14), "right": (1, 12), "tilt": (-9, 9), "side": (-14, 20)},
     "hairline": {"far_left": (-38, -15), "left": (-38, -15), "middle": (-38, -15), "right": (-38, -15), "far_right": (-38, -15)},
     "beard": {"kind": (0, 1), "top": (4, 26), "gap": (4, 10), "ink": (0.35, 1), "moustache": (0, 1), "thick": (1.5, 5), "droop": (-2, 6)},
     "glasses": {"worn": (0, 1), "rx": (7, 13), "ry": (5, 11), "square": (-0.1, 0.9), "colour": (0, 1), "thick": (0.8, 2.4)},
+    "freckle": {f"{axis}{i}": (-22, 22) if axis == "x" else (2, 20) for i in range(10) for axis in "xy"},
 }
 CONDITIONS: Ranges = {
     "pose": {"roll": (-0.1, 0.1), "x": (-5, 5), "y": (-5, 5), "scale": (0.94, 1.16), "yaw": (-0.2, 0.2), "pitch": (-0.12, 0.12)},
@@ -66,17 +59,7 @@ CONDITIONS: Ranges = {
     "camera": {"blur": (0, 1), "noise": (0, 1)},
 }
 SKINS = ((255, 226, 205), (240, 196, 164), (214, 160, 120), (168, 114, 80), (104, 68, 50))
-HAIRS = (
-    (28, 24, 26),
-    (66, 42, 30),
-    (118, 72, 40),
-    (160, 62, 34),
-    (216, 112, 44),
-    (230, 188, 104),
-    (238, 226, 200),
-    (150, 150, 154),
-    (70, 110, 140),
-)
+HAIRS = ((28, 24, 26), (66, 42, 30), (118, 72, 40), (160, 62, 34), (216, 112, 44), (230, 188, 104), (238, 226, 200), (110, 126, 144))
 IRISES = ((52, 32, 22), (108, 66, 32), (70, 120, 70), (60, 110, 180), (120, 140, 150), (30, 24, 24))
 LIPS = ((196, 96, 96), (168, 76, 84), (204, 40, 60), (140, 60, 70), (220, 128, 120), (120, 50, 90))
 FRAMES = ((24, 24, 28), (120, 60, 30), (190, 30, 40), (40, 70, 160), (200, 190, 160), (230, 230, 235))
@@ -231,9 +214,8 @@ def _head(face: Values) -> list[Layer]:
     if marks["blush"] > 0.7:
         layers.append(Layer(_mix(skin, (220, 70, 70), marks["blush"] - 0.55), _mirrored(_blob(w * 0.56, 12, 7, 5))))
     if marks["freckles"] > 0.65:
-        # Their places follow from the trait itself: its digits are as good as new numbers.
-        digits = [int(marks["freckles"] * 2.0**bits) % 1024 / 1024 for bits in range(12, 52, 2)]
-        spots = [_blob(digits[i] * 44 - 22, 2 + digits[-1 - i] * 18, 1.1, 1.1) for i in range(4 + int(marks["freckles"] * 6))]
+        places = list(face["freckle"].values())[: 2 * int(marks["freckles"] * 10)]
+        spots = [_blob(x, y, 1.1, 1.1) for x, y in zip(places[::2], places[1::2], strict=True)]
         layers.append(Layer(_mix(skin, (110, 60, 30), 0.5), spots))
     if beard["kind"] > 0.62:
         # A goatee around the chin or a full beard along the jaw.
@@ -294,7 +276,7 @@ def _eyes(face: Values, shot: Values) -> list[Layer]:
 def _top(face: Values, shot: Values) -> list[Layer]:
     """Hair and glasses."""
     head, hair, volume, glasses = face["head"], face["hair"], face["volume"], face["glasses"]
-    w, top, side, left, right = head["width"], head["top"], hair["side"], volume["left"], volume["right"]
+    w, top, side, left, right = head["width"], head["top"], volume["side"], volume["left"], volume["right"]
     layers = []
     if hair["bald"] > 0.12:
         outer = [(-w - 2, side), (-w - left, -16), (-w * 0.8 - left, -top * 0.85), (volume["tilt"], -top - volume["top"])]

@@ -77,10 +77,8 @@ def best_accuracy(scores_N: NDArray[np.float64], same_N: NDArray[np.bool_]) -> f
 def test_pixels_do_not_tell_identities_apart() -> None:
     same_N = np.arange(400) % 2 == 0
     partners = np.where(same_N, np.arange(400), 400 + np.arange(400))
-    pairs = [(synthetic.render(9, n, 0), synthetic.render(9, int(partner), 1)) for n, partner in enumerate(partners)]
-    small_N2D = np.array(
-        [[cv2.resize(image, (16, 16), interpolation=cv2.INTER_AREA).reshape(-1) for image in pair] for pair in pairs], float
-    )
+    pairs = [(synthetic.render(9, n, 0), synthetic.render(9, int(m), 1)) for n, m in enumerate(partners)]
+    small_N2D = np.array([[cv2.resize(image, (16, 16), interpolation=cv2.INTER_AREA).ravel() for image in pair] for pair in pairs], float)
     for pixels_N2D in (small_N2D, small_N2D - small_N2D.mean(2, keepdims=True)):
         a_ND, b_ND = pixels_N2D[:, 0], pixels_N2D[:, 1]
         cosines_N = (a_ND * b_ND).sum(1) / np.sqrt((a_ND * a_ND).sum(1) * (b_ND * b_ND).sum(1))
