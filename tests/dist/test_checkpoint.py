@@ -92,10 +92,10 @@ def write_failure(folder: Path) -> None:
     saver.wait()
     real = saver._digest
 
-    def fail(path: Path):
+    def fail(path: Path, names: list[Path]):
         if dist.get_rank() == dist.get_world_size() - 1:
             raise OSError(28, "No space left on device")
-        return real(path)
+        return real(path, names)
 
     saver._digest = fail  # type: ignore[method-assign]
     saver.save(snapshot(2))
@@ -175,6 +175,21 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_word(written, tmp_path: Path
         assert "digest differs" in whys[0]
         assert "not committed" in whys[5]
         assert "format 99" in whys[6]
+
+
+def find_nothing_intact(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"no checkpoint is intact: step-00000005 .*, step-00000004 .*; restore one, or move them away"):
+        checkpointer(folder).find()
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_afresh(written, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(written[2] / "many", tmp_path / "copy"))
+    damaged(folder / "step-00000005", "flip")
+    damaged(folder / "step-00000004", "gone")
+    run_ranks(2, find_nothing_intact, folder)
+    damaged(folder / "step-00000005", "newer format")
+    retain(folder, keep=1)
+    assert [p.name for p in folder.iterdir()] == ["step-00000005"]
 
 
 def test_retention_never_counts_a_damaged_one(written, tmp_path: Path) -> None:
