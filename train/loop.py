@@ -76,22 +76,19 @@ def train(parts: Parts, progress: Progress) -> list[Evaluated]:
             raise UserError(_not_finite(parts, batch, progress.step + 1, error)) from error
         progress.step, progress.position = progress.step + 1, batch.position + batch_size
         last = progress.step == num_steps
+        progress.seconds += time.monotonic() - began  # the step has waited for the device: it knows the gradient's norm
         waited += wait
 
         if progress.step % config.tracking.log_every_steps == 0 or last:
-            loss = float(result.loss)
             elapsed = time.monotonic() - logged_at
-            progress.seconds += time.monotonic() - began
             parts.record.metrics(
                 progress.step,
-                **{"train/loss": loss, "train/lr": lr, "train/grad_norm": result.grad_norm, "train/epoch": progress.position / num_images},
+                **{"train/loss": float(result.loss), "train/lr": lr, "train/grad_norm": result.grad_norm, "train/epoch": progress.position / num_images},
                 **{"images_per_s": (progress.step - logged_step) * batch_size / elapsed, "data_wait_share": waited / elapsed},
                 minutes=progress.seconds / 60,
                 **({"quarantined": len(parts.loader.quarantine.samples)} if parts.loader.quarantine.samples else {}),
             )
             logged_step, logged_at, waited = progress.step, time.monotonic(), 0.0
-        else:
-            progress.seconds += time.monotonic() - began
 
         if parts.pairs and (last or (config.evaluation.every_steps and progress.step % config.evaluation.every_steps == 0)):
             parts.watchdog.phase("evaluation")

@@ -1,0 +1,43 @@
+"""What only a GPU can show. Skipped without one; not run by us yet."""
+
+import numpy as np
+import pytest
+import torch
+
+from manyfaces.configs import schema
+from manyfaces.data import augment
+from manyfaces.data.decode import Decoder
+from manyfaces.data.store import Store
+from manyfaces.models.partial_fc import PartialFC
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+def test_both_devices_decode_alike(dataset) -> None:
+    """nvJPEG and libjpeg-turbo round differently: within JPEG tolerance."""
+    config = schema.Augment(flip=0.5, shift_px=3, rotate_deg=5, brightness=0.2, erase=0.5)
+    blobs, choices = Store(dataset).read(range(16)), augment.draw(config, 0, np.arange(16), 112)
+    images = [Decoder(112, 16, augment=config, device=torch.device(d))(blobs, choices)[0].cpu().int() for d in ("cpu", "cuda:0")]
+    assert (images[0] - images[1]).abs().float().mean() < 2
+
+
+def test_a_corrupt_image_costs_itself_only(dataset) -> None:
+    blobs = Store(dataset).read(range(16))
+    blobs[4] = np.concatenate([blobs[4][:3], np.full(500, 7, np.uint8), blobs[4][-2:]])
+    images, good = Decoder(112, 16, device=torch.device("cuda:0"))(blobs)
+    assert good.tolist() == [i != 4 for i in range(16)]
+    assert torch.equal(images[4], images[5])
+
+
+def test_the_head_is_the_same_on_both_devices() -> None:
+    config = schema.Head(sample_rate=0.5, chunk_classes=128)
+    outcomes = []
+    for device in ("cpu", "cuda:0"):
+        head = PartialFC(config, 1000, 64, seed=0, weight_decay=5e-4, device=torch.device(device))
+        generator = torch.Generator().manual_seed(0)
+        embeddings = torch.randn(32, 64, generator=generator).to(device)
+        labels = torch.randint(0, 1000, (32,), generator=generator).to(device)
+        step = head.step(embeddings, labels, lr=0.1, position=0, batch_size=32)
+        outcomes.append((step.loss.cpu(), step.d_embeddings_ND.cpu(), head.tensors()["rows"].cpu()))
+    for ours, theirs in zip(*outcomes, strict=True):
+        assert torch.allclose(ours.float(), theirs.float(), rtol=1e-4, atol=1e-6)
