@@ -83,7 +83,12 @@ def train(parts: Parts, progress: Progress) -> list[Evaluated]:
             elapsed = time.monotonic() - logged_at
             parts.record.metrics(
                 progress.step,
-                **{"train/loss": float(result.loss), "train/lr": lr, "train/grad_norm": result.grad_norm, "train/epoch": progress.position / num_images},
+                **{
+                    "train/loss": float(result.loss),
+                    "train/lr": lr,
+                    "train/grad_norm": result.grad_norm,
+                    "train/epoch": progress.position / num_images,
+                },
                 **{"images_per_s": (progress.step - logged_step) * batch_size / elapsed, "data_wait_share": waited / elapsed},
                 minutes=progress.seconds / 60,
                 **({"quarantined": len(parts.loader.quarantine.samples)} if parts.loader.quarantine.samples else {}),
