@@ -50,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     one = verb(verbs, "evaluate", evaluate, "score a run's newest checkpoint on verification sets")
     one.add_argument("run", type=Path, help="runs/NAME, or one of its checkpoint folders")
     one.add_argument("--pairs", type=Path, action="append", required=True, help="an InsightFace .bin; may be repeated")
-    one.add_argument("--batch-size", type=_positive, default=200)
+    one.add_argument("--batch-size", type=positive_int, default=200)
 
     one = verb(verbs, "submit", submit, "ship code and configuration to a Ray cluster and start the job")
     config_words(one)
@@ -69,23 +69,23 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("out", type=Path)
     one = verb(sets, "synth", data_synth, "synthetic identities")
     one.add_argument("out", type=Path)
-    one.add_argument("--identities", type=_positive, required=True)
-    one.add_argument("--images", type=_positive, required=True, help="of each identity")
+    one.add_argument("--identities", type=positive_int, required=True)
+    one.add_argument("--images", type=positive_int, required=True, help="of each identity")
     for writer in (one, sets.choices["convert"]):
         writer.add_argument("--seed", type=int, default=0)
-        writer.add_argument("--processes", type=_positive, help="default: all cores")
-        writer.add_argument("--shard-images", type=_positive, default=8192)
+        writer.add_argument("--processes", type=positive_int, help="default: all cores")
+        writer.add_argument("--shard-images", type=positive_int, default=8192)
     one = verb(sets, "index", data_index, "index WebDataset shards of others, in place")
     one.add_argument("folder", type=Path)
     one = verb(sets, "pairs", data_pairs, "draw verification pairs from a dataset of held-out identities")
     one.add_argument("dataset", type=Path)
     one.add_argument("out", type=Path, help="OUT.bin")
-    one.add_argument("--count", type=_positive, default=6000)
+    one.add_argument("--count", type=positive_int, default=6000)
     one.add_argument("--seed", type=int, default=0)
     return top
 
 
-def _positive(word: str) -> int:
+def positive_int(word: str) -> int:
     number = int(word)
     if number < 1:
         raise ValueError
@@ -123,10 +123,17 @@ def evaluate(arguments: argparse.Namespace) -> None:
         checkpoint, outcomes = evaluate_run(
             arguments.run, arguments.pairs, arguments.batch_size, lambda done, total: bar.update(task, completed=done, total=total)
         )
-    table = Table("set", "pairs", "accuracy (10-fold)", "best threshold", "AUC", "TAR@FAR=1e-2", "TAR@FAR=1e-3")
+    table = Table("set", "pairs", "10-fold", "best", "AUC", "TAR 1e-2", "TAR 1e-3")
     for name, r in ((o.name, o.report) for o in outcomes):
-        tars = [f"{t:.2%}" if (t := r.tar_at_far[far]) is not None else "too few pairs" for far in ("1e-02", "1e-03")]
-        table.add_row(name, f"{r.pairs:,}", f"{r.accuracy:.2%} ± {r.accuracy_std:.2%}", f"{r.best_accuracy:.2%}", f"{r.auc:.4f}", *tars)
+        tars = [f"{t:.2%}" if (t := r.tar_at_far[far]) is not None else "too few" for far in ("1e-02", "1e-03")]
+        table.add_row(
+            name,
+            f"{r.pairs:,}",
+            f"{r.accuracy:.2%} ± {r.accuracy_std:.2%}",
+            f"{r.best_accuracy:.2%}",
+            f"{r.auc:.4f}" if r.auc is not None else "one kind",
+            *tars,
+        )
     console.print(table)
     console.print(f"checkpoint  {checkpoint}\nreport      {checkpoint.parent.parent / 'evaluation'}")
 

@@ -118,7 +118,9 @@ def save(evaluated: list[Evaluated], folder: Path, step: int) -> list[Path]:
 
 
 def _plot_roc(e: Evaluated, folder: Path) -> Path:
-    figure, axes = _figure(f"{e.name}: ROC, AUC {e.report.auc:.3f}", "false accept rate", "true accept rate")
+    figure, axes = _figure(
+        f"{e.name}: ROC" + (f", AUC {e.report.auc:.3f}" if e.report.auc is not None else ""), "false accept rate", "true accept rate"
+    )
     far, tar = roc(e.scores, e.same)
     axes.plot(far.clip(0.5 / max((~e.same).sum(), 1)), tar)
     axes.set_xscale("log")

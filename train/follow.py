@@ -98,7 +98,8 @@ def summary_table(metrics: list[dict[str, Any]], wall_s: float) -> Table:
         name = key.removesuffix("/accuracy")
         table.add_row(f"{name}: accuracy (10-fold)", f"{last[key]:.2%}")
         table.add_row(f"{name}: accuracy (best threshold)", f"{last[f'{name}/best_accuracy']:.2%}")
-        table.add_row(f"{name}: AUC", f"{last[f'{name}/auc']:.4f}")
+        if f"{name}/auc" in last:
+            table.add_row(f"{name}: AUC", f"{last[f'{name}/auc']:.4f}")
         for far in ("1e-02", "1e-03"):
             tar = last.get(f"{name}/tar_at_far_{far}")
             table.add_row(f"{name}: TAR at FAR {far}", f"{tar:.2%}" if tar is not None else "too few pairs to tell")

@@ -165,9 +165,11 @@ def _evaluate(parts: Parts, progress: Progress) -> list[Evaluated]:
             autocast=parts.engine.autocast,
             progress=lambda _: parts.watchdog.phase("evaluation"),
         )
-        tars = {f"{done.name}/tar_at_far_{far}": tar for far, tar in done.report.tar_at_far.items() if tar is not None}
-        scores = {f"{done.name}/accuracy": done.report.accuracy, f"{done.name}/best_accuracy": done.report.best_accuracy}
-        parts.record.metrics(progress.step, **scores, **{f"{done.name}/auc": done.report.auc}, **tars, minutes=progress.seconds / 60)
+        report = done.report
+        known = {"auc": report.auc, **{f"tar_at_far_{far}": tar for far, tar in report.tar_at_far.items()}}
+        known |= {"accuracy": report.accuracy, "best_accuracy": report.best_accuracy}
+        scores = {f"{done.name}/{key}": value for key, value in known.items() if value is not None}
+        parts.record.metrics(progress.step, **scores, minutes=progress.seconds / 60)
         evaluated.append(done)
     return evaluated
 

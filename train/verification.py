@@ -10,13 +10,13 @@ THRESHOLDS = np.arange(0, 4, 0.01)  # of squared distance, as InsightFace's eval
 
 
 class Report(NamedTuple):
-    """Of one verification set. TAR at a FAR finer than one negative pair is None: the set cannot tell."""
+    """Of one verification set. None is what it cannot tell: a TAR at a FAR finer than one negative pair, the AUC of one kind of pair."""
 
     pairs: int
     accuracy: float
     accuracy_std: float
     best_accuracy: float
-    auc: float
+    auc: float | None
     tar_at_far: dict[str, float | None]
 
 
@@ -32,8 +32,9 @@ def report(scores: NDArray[np.float64], same: NDArray[np.bool_]) -> Report:
     folds = kfold_accuracy(scores, same)
     far, tar = roc(scores, same)
     negatives = int((~same).sum())
+    area = auc(far, tar) if same.any() and not same.all() else None
     tars = {f"{wanted:.0e}": tar_at(far, tar, wanted) if wanted * negatives >= 1 else None for wanted in FARS}
-    return Report(len(same), float(folds.mean()), float(folds.std()), best_accuracy(scores, same), auc(far, tar), tars)
+    return Report(len(same), float(folds.mean()), float(folds.std()), best_accuracy(scores, same), area, tars)
 
 
 def kfold_accuracy(scores: NDArray[np.float64], same: NDArray[np.bool_], folds: int = 10) -> NDArray[np.float64]:

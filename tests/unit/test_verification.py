@@ -60,3 +60,7 @@ def test_tar_at_far_never_exceeds_the_far() -> None:
 def test_embeddings_of_any_length_are_normalised() -> None:
     e = np.random.default_rng(0).normal(size=(8, 5)).astype(np.float32)
     assert np.allclose(verification.cosine_scores(e), verification.cosine_scores(e * np.arange(1, 9)[:, None]))
+
+
+def test_a_set_of_one_kind_of_pair_has_no_auc() -> None:
+    assert verification.report(np.linspace(0, 1, 20), np.ones(20, bool)).auc is None
