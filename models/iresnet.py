@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from manyfaces.configs.architectures import IRESNET_BLOCKS, IRESNET_WIDTHS
+from manyfaces.models.prelu import PReLU
 
 
 class Block(nn.Module):
@@ -13,7 +14,7 @@ class Block(nn.Module):
         self.bn1 = nn.BatchNorm2d(in_width)
         self.conv1 = nn.Conv2d(in_width, width, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
-        self.prelu = nn.PReLU(width)
+        self.prelu = PReLU(width)
         self.conv2 = nn.Conv2d(width, width, 3, stride=stride, padding=1, bias=False)
         self.bn3 = nn.BatchNorm2d(width)
         self.downsample: nn.Module = nn.Identity()
@@ -37,7 +38,7 @@ class IResNet(nn.Module):
         width = IRESNET_WIDTHS[0]
         self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        self.prelu = nn.PReLU(width)
+        self.prelu = PReLU(width)
         stages = []
         px = image_px
         for out_width, num_blocks in zip(IRESNET_WIDTHS, IRESNET_BLOCKS[depth], strict=True):

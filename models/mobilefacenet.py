@@ -3,13 +3,14 @@
 from torch import Tensor, nn
 
 from manyfaces.configs.architectures import MOBILEFACENET_BLOCKS, MOBILEFACENET_OUT
+from manyfaces.models.prelu import PReLU
 
 
 def conv_bn(
     in_width: int, width: int, kernel: int, stride: int = 1, padding: int = 0, groups: int = 1, prelu: bool = True
 ) -> nn.Sequential:
     layers = [nn.Conv2d(in_width, width, kernel, stride, padding, groups=groups, bias=False), nn.BatchNorm2d(width)]
-    return nn.Sequential(*layers, *([nn.PReLU(width)] if prelu else []))
+    return nn.Sequential(*layers, *([PReLU(width)] if prelu else []))
 
 
 class Bottleneck(nn.Module):
