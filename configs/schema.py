@@ -32,16 +32,28 @@ class Run(Node):
 
 
 class Augment(Node):
-    """Random changes of an image; each is a pure function of (seed, position)."""
+    """Random changes of an image, in the order given here; each is a pure function of (seed, position)."""
 
+    mask: Probability = 0.0
+    """Probability that the lower face is painted gray, as a medical mask hides it."""
+    mask_top: tuple[Probability, Probability] = (0.5, 0.65)
+    """Lowest and highest upper edge of the mask, as a share of the height."""
     flip: Probability = 0.5
     """Probability of a horizontal flip."""
+    misalign: Probability = 1.0
+    """Probability of shift, scale and rotation together (the misalignments of ARoFace, arXiv 2407.14972)."""
     shift_px: Annotated[float, Field(ge=0, le=56)] = 0.0
     """Largest translation along each axis, uniform."""
     scale: Annotated[float, Field(ge=0, le=0.5)] = 0.0
     """Largest relative change of size, uniform."""
     rotate_deg: Annotated[float, Field(ge=0, le=45)] = 0.0
     """Largest rotation, uniform."""
+    crop: Probability = 0.0
+    """Probability that a random square part of the image is shown in full size."""
+    crop_min: Annotated[float, Field(ge=0.2, le=1)] = 0.7
+    """Smallest side of that part, as a share of the image's."""
+    colour: Probability = 1.0
+    """Probability of brightness, contrast and saturation together."""
     brightness: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Largest relative change of brightness, uniform; likewise contrast and saturation."""
     contrast: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -50,10 +62,30 @@ class Augment(Node):
     """Largest relative change of saturation."""
     gray: Probability = 0.0
     """Probability of an image without colour."""
+    blur: Probability = 0.0
+    """Probability of a Gaussian blur."""
+    blur_sigma_px: tuple[PositiveFloat, PositiveFloat] = (0.5, 2.0)
+    """Smallest and largest standard deviation of the blur, uniform."""
+    low_resolution: Probability = 0.0
+    """Probability that the image is made smaller and large again (AdaFace's, arXiv 2204.00964)."""
+    low_resolution_px: tuple[Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)]] = (22, 112)
+    """Smallest and largest side in between, uniform."""
+    jpeg: Probability = 0.0
+    """Probability that the image is compressed again."""
+    jpeg_quality: tuple[Annotated[int, Field(ge=1, le=100)], Annotated[int, Field(ge=1, le=100)]] = (30, 90)
+    """Lowest and highest quality of that, uniform."""
     erase: Probability = 0.0
     """Probability of a random rectangle painted gray (random erasing, arXiv 1708.04896)."""
     erase_px: tuple[PositiveInt, PositiveInt] = (16, 56)
     """Smallest and largest side of the erased rectangle."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Augment":
+        for name in ("mask_top", "blur_sigma_px", "low_resolution_px", "jpeg_quality", "erase_px"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name}: the smallest {low} is above the largest {high}")
+        return self
 
 
 class Data(Node):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from nvidia.dali import fn, types
+from nvidia.dali import fn, pipeline_def, types
 from nvidia.dali.pipeline import Pipeline
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
@@ -15,6 +15,7 @@ from manyfaces.data.augment import Choices
 from manyfaces.data.sample import whole_jpeg
 
 Blobs = Sequence[NDArray[np.uint8]]
+_GRAY = (127, 127, 127)
 
 
 class Decoder:
@@ -28,6 +29,7 @@ class Decoder:
     ) -> None:
         self.image_px, self.max_batch, self.threads, self.device = image_px, max_batch, threads, device
         self.augment = augment or schema.Augment(flip=0)
+        self._choice_names = _choice_names(self.augment)
         self._pipeline: Pipeline | None = None
         self._problem = ""
 
@@ -75,43 +77,70 @@ class Decoder:
         (output,) = pipeline.run()
         return from_dlpack(output.as_tensor())
 
-    @property
-    def _warps(self) -> bool:
-        return bool(self.augment.shift_px or self.augment.scale or self.augment.rotate_deg)
-
-    @property
-    def _colours(self) -> bool:
-        return bool(self.augment.brightness or self.augment.contrast or self.augment.saturation or self.augment.gray)
-
-    @property
-    def _choice_names(self) -> list[str]:
-        names = ["matrix"] if self._warps else ["flip"] if self.augment.flip else []
-        names += ["brightness", "contrast", "saturation"] if self._colours else []
-        return names + (["erase_anchor", "erase_shape"] if self.augment.erase else [])
-
     def _build(self) -> Pipeline:
         device_id = self.device.index or 0 if self.device.type == "cuda" else None
-        px, on_gpu = self.image_px, device_id is not None
-        pipeline = Pipeline(self.max_batch, self.threads, device_id, prefetch_queue_depth=1, exec_async=False, exec_pipelined=False)
-        dimensions = {"matrix": 2, "erase_anchor": 1, "erase_shape": 1}
-        with pipeline:
-            image = fn.external_source(name="jpeg", dtype=types.UINT8, ndim=1, no_copy=True)
-            fed = {
-                name: fn.external_source(name=name, dtype=types.INT32 if name == "flip" else types.FLOAT, ndim=dimensions.get(name, 0))
-                for name in self._choice_names
-            }
-            image = fn.decoders.image(image, device="mixed" if on_gpu else "cpu", output_type=types.RGB)
-            # An image that has the size already passes through unchanged.
-            image = fn.resize(image, size=(px, px), antialias=True)
-            if self._warps:
-                image = fn.warp_affine(image, matrix=fed["matrix"], size=(px, px), interp_type=types.INTERP_LINEAR)
-            elif self.augment.flip:
-                image = fn.flip(image, horizontal=fed["flip"])
-            if self._colours:
-                image = fn.color_twist(image, **{n: fed[n] for n in ("brightness", "contrast", "saturation")})
-            if self.augment.erase:
-                gray = (127, 127, 127)
-                image = fn.erase(image, anchor=fed["erase_anchor"], shape=fed["erase_shape"], axis_names="HW", fill_value=gray)
-            pipeline.set_outputs(image)
+        pipeline: Pipeline = _graph(
+            self.image_px,
+            self.augment,
+            self._choice_names,
+            batch_size=self.max_batch,
+            num_threads=self.threads,
+            device_id=device_id,
+            prefetch_queue_depth=1,
+            exec_async=False,
+            exec_pipelined=False,
+        )
         pipeline.build()
         return pipeline
+
+
+def _choice_names(augment: schema.Augment) -> list[str]:
+    """The fields of `Choices` that this configuration needs fed."""
+    names = ["mask_anchor", "mask_shape"] if augment.mask else []
+    warps = augment.shift_px or augment.scale or augment.rotate_deg or augment.crop
+    names += ["matrix"] if warps else ["flip"] if augment.flip else []
+    colours = augment.brightness or augment.contrast or augment.saturation or augment.gray
+    names += ["brightness", "contrast", "saturation"] if colours else []
+    names += ["blur_sigma"] if augment.blur else []
+    names += ["low_px"] if augment.low_resolution else []
+    names += ["jpeg_quality"] if augment.jpeg else []
+    return names + (["erase_anchor", "erase_shape"] if augment.erase else [])
+
+
+@pipeline_def(enable_conditionals=True)  # type: ignore[untyped-decorator]
+def _graph(px: int, augment: schema.Augment, names: list[str]) -> object:
+    """JPEG bytes and choices to images. An `if` on a choice splits the batch: only the images that it is about pay for the change."""
+    image = fn.external_source(name="jpeg", dtype=types.UINT8, ndim=1, no_copy=True)
+    fed = {
+        name: fn.external_source(
+            name=name,
+            dtype=types.INT32 if name in ("flip", "jpeg_quality") else types.FLOAT,
+            ndim=2 if name == "matrix" else 1 if name.endswith(("anchor", "shape")) else 0,
+        )
+        for name in names
+    }
+    on_gpu = Pipeline.current().device_id is not None
+    image = fn.decoders.image(image, device="mixed" if on_gpu else "cpu", output_type=types.RGB)
+    # An image that has the size already passes through unchanged.
+    image = fn.resize(image, size=(px, px), antialias=True)
+    if "mask_shape" in fed:
+        image = fn.erase(image, anchor=fed["mask_anchor"], shape=fed["mask_shape"], axis_names="HW", fill_value=_GRAY)
+    if "matrix" in fed:
+        image = fn.warp_affine(image, matrix=fed["matrix"], size=(px, px), interp_type=types.INTERP_LINEAR)
+    if "flip" in fed:
+        image = fn.flip(image, horizontal=fed["flip"])
+    if "saturation" in fed:
+        image = fn.color_twist(image, **{name: fed[name] for name in ("brightness", "contrast", "saturation")})
+    if "blur_sigma" in fed:  # noqa: SIM102 - this condition is of the graph, the next one of each image
+        if fed["blur_sigma"] > 0:
+            image = fn.gaussian_blur(image, sigma=fed["blur_sigma"])
+    if "low_px" in fed:  # noqa: SIM102
+        if fed["low_px"] > 0:
+            image = fn.resize(image, resize_x=fed["low_px"], resize_y=fed["low_px"], antialias=True)
+            image = fn.resize(image, size=(px, px), antialias=True)
+    if "jpeg_quality" in fed:  # noqa: SIM102
+        if fed["jpeg_quality"] > 0:
+            image = fn.jpeg_compression_distortion(image, quality=fed["jpeg_quality"])
+    if "erase_shape" in fed:
+        image = fn.erase(image, anchor=fed["erase_anchor"], shape=fed["erase_shape"], axis_names="HW", fill_value=_GRAY)
+    return image

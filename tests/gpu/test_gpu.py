@@ -15,7 +15,9 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a G
 
 def test_both_devices_decode_alike(dataset) -> None:
     """nvJPEG and libjpeg-turbo round differently: within JPEG tolerance."""
-    config = schema.Augment(flip=0.5, shift_px=3, rotate_deg=5, brightness=0.2, erase=0.5)
+    config = schema.Augment(
+        mask=0.3, flip=0.5, shift_px=3, rotate_deg=5, crop=0.3, brightness=0.2, blur=0.3, low_resolution=0.3, jpeg=0.3, erase=0.5
+    )
     blobs, choices = Store(dataset).read(range(16)), augment.draw(config, 0, np.arange(16), 112)
     images = [Decoder(112, 16, augment=config, device=torch.device(d))(blobs, choices)[0].cpu().int() for d in ("cpu", "cuda:0")]
     assert (images[0] - images[1]).abs().float().mean() < 2

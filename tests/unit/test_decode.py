@@ -99,6 +99,78 @@ def test_colour_and_erasing(blobs) -> None:
         assert (image[y : y + 20, x : x + 20] == 127).all()
 
 
+def changed(blobs, **settings):
+    """The images with these settings and without, and the choices."""
+    config = Augment(flip=0, **settings)
+    choices = augment.draw(config, 5, np.arange(12), 112)
+    images, good = Decoder(112, 12, augment=config, device=CPU)(blobs, choices)
+    assert good.all()
+    return images.numpy(), Decoder(112, 12, device=CPU)(blobs)[0].numpy(), choices
+
+
+def test_blur_is_opencvs_and_spares_the_others(blobs) -> None:
+    images, plain, choices = changed(blobs, blur=0.5, blur_sigma_px=(1.0, 2.0))
+    assert 0 < (choices.blur_sigma > 0).sum() < 12
+    for image, source, sigma in zip(images, plain, choices.blur_sigma.tolist(), strict=True):
+        expected = cv2.GaussianBlur(source, (0, 0), sigma, borderType=cv2.BORDER_REFLECT_101) if sigma else source
+        difference = np.abs(image.astype(int) - expected)
+        assert difference.max() == 0 if sigma == 0 else difference.mean() < 0.5
+
+
+def test_low_resolution_and_compression_lose_detail_where_chosen(blobs) -> None:
+    images, plain, choices = changed(blobs, low_resolution=0.5, low_resolution_px=(20, 30))
+    assert 0 < (choices.low_px > 0).sum() < 12
+    for image, source, side in zip(images, plain, choices.low_px.astype(int).tolist(), strict=True):
+        if side:
+            small = cv2.resize(source, (side, side), interpolation=cv2.INTER_AREA)
+            assert np.abs(image.astype(int) - cv2.resize(small, (112, 112), interpolation=cv2.INTER_LINEAR)).mean() < 4
+            assert not np.array_equal(image, source)
+        else:
+            assert np.array_equal(image, source)
+    images, plain, choices = changed(blobs, jpeg=0.5, jpeg_quality=(20, 60))
+    for image, source, quality in zip(images, plain, choices.jpeg_quality.tolist(), strict=True):
+        if quality:
+            again = by_opencv(cv2.imencode(".jpg", source[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])[1])
+            assert np.abs(image.astype(int) - again).mean() < 2.5
+            assert not np.array_equal(image, source)
+        else:
+            assert np.array_equal(image, source)
+
+
+def test_a_mask_hides_the_lower_face_and_moves_with_it(blobs) -> None:
+    images, plain, choices = changed(blobs, mask=0.5, mask_top=(0.5, 0.6))
+    for image, source, (top, left), (height, width) in zip(images, plain, choices.mask_anchor, choices.mask_shape, strict=True):
+        if height:
+            assert 56 <= top <= 67
+            assert top + height == 112
+            assert (image[int(top) :, int(left) : int(left + width)] == 127).all()
+            assert np.array_equal(image[: int(top)], source[: int(top)])
+        else:
+            assert np.array_equal(image, source)
+
+
+def test_a_crop_shows_a_part_in_full_size(blobs) -> None:
+    images, plain, choices = changed(blobs, crop=1.0, crop_min=0.6)
+    for image, source, matrix in zip(images, plain, choices.matrix, strict=True):
+        side, start = matrix[0, 0], matrix[:, 2]
+        assert 0.6 <= side <= 1
+        assert (start >= 0).all()
+        assert (start + side * 112 <= 112 + 1e-3).all()
+        part = cv2.warpAffine(
+            source, np.array([[side, 0, start[0] + side / 2 - 0.5], [0, side, start[1] + side / 2 - 0.5]]), (112, 112),
+            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE,
+        )  # fmt: skip
+        assert np.abs(image.astype(int) - part)[4:-4, 4:-4].mean() < 1.5
+
+
+def test_one_more_change_does_not_move_the_others() -> None:
+    positions = np.arange(30, 60)
+    few = augment.draw(Augment(shift_px=3, gray=0.3, erase=0.2), 4, positions, 112)
+    many = augment.draw(Augment(shift_px=3, gray=0.3, erase=0.2, blur=0.5, jpeg=0.5, mask=0.5, low_resolution=0.5), 4, positions, 112)
+    for name in ("matrix", "flip", "saturation", "erase_anchor", "erase_shape"):
+        assert np.array_equal(getattr(few, name), getattr(many, name))
+
+
 def test_choices_are_a_pure_function_of_seed_and_position() -> None:
     config = Augment(shift_px=4, scale=0.1, rotate_deg=5, brightness=0.2, gray=0.2, erase=0.3)
     whole = augment.draw(config, 9, np.arange(50, 90), 112)
@@ -118,3 +190,13 @@ def test_probabilities_and_ranges() -> None:
     assert choices.erase_shape[erased].min() == 10
     assert choices.erase_shape.max() == 20
     assert (choices.erase_anchor + choices.erase_shape).max() <= 112
+    config = Augment(
+        misalign=0.3, rotate_deg=9, colour=0.2, contrast=0.4, blur=0.1, low_resolution=0.2, jpeg=0.3, jpeg_quality=(40, 50), mask=0.25
+    )
+    choices = augment.draw(config, 1, np.arange(20000), 112)
+    assert abs((choices.matrix[:, 0, 1] != 0).mean() - 0.3) < 0.02
+    assert abs((choices.contrast != 1).mean() - 0.2) < 0.02
+    assert abs((choices.blur_sigma > 0).mean() - 0.1) < 0.02
+    assert abs((choices.low_px > 0).mean() - 0.2) < 0.02
+    assert abs((choices.mask_shape[:, 0] > 0).mean() - 0.25) < 0.02
+    assert set(np.unique(choices.jpeg_quality).tolist()) == {0, *range(40, 51)}
