@@ -64,6 +64,7 @@ class PartialFC:
         part = -(-num_classes // self.world_size)
         self.lo, self.hi = (min(r * part, num_classes) for r in (self.rank, self.rank + 1))
         self.rows = Rows(seed, self.lo, self.hi, embedding_dim, device)
+        self.gone_C: Tensor | None = None
 
     def step(self, embeddings_ND: Tensor, labels_N: Tensor, *, lr: float, position: int, batch_size: int) -> HeadStep:
         """Loss, gradient, and the rows' update in place, which is left out where `finite` or `one_owner` is false or no label is valid.
@@ -86,7 +87,7 @@ class PartialFC:
 
         chosen = sampling.choose(self.num_classes, self.lo, self.hi, self.config.sample_rate, self.seed, position, labels_B)
         chunks = sampling.chunks(None if chosen is None else chosen - self.lo, self.hi - self.lo, self.config.chunk_classes)
-        walk = softmax.Walk(chunks, labels_B - self.lo)
+        walk = softmax.Walk(chunks, labels_B - self.lo, self.gone_C)
         scale, rows_CD = self.config.scale, self.rows.rows_CD
         negatives = softmax.sum_negatives(rows_CD, unit_BD, walk, scale)
         cosine_B, owners_B = softmax.target_cosines(rows_CD, unit_BD, walk)
@@ -100,6 +101,19 @@ class PartialFC:
         d_local_ND = (d_unit_ND - (d_unit_ND * local_ND).sum(1, keepdim=True) * local_ND) * (self.world_size / norms_N1)
         live = (labels_N[:, None] != -1) & outcome.finite & outcome.one_owner
         return HeadStep(outcome.loss, torch.where(live, d_local_ND, 0).to(embeddings_ND.dtype), outcome.finite, outcome.one_owner)
+
+    def forget(self, classes: Tensor) -> None:
+        """These class ids (int64, any order, of any rank) are no classes any more: rows and state become zero, no softmax counts them.
+
+        Call it after `load`; samples of these classes must come with label -1.
+        """
+        here = classes[(classes >= self.lo) & (classes < self.hi)] - self.lo
+        if len(here):
+            self.gone_C = torch.zeros(self.hi - self.lo, dtype=torch.bool)
+            self.gone_C[here] = True
+            self.gone_C = self.gone_C.to(self.rows.rows_CD.device)
+            for tensor in self.tensors().values():
+                tensor[self.gone_C] = 0
 
     def tensors(self) -> dict[str, Tensor]:
         """This rank's state, `rows` and `momentum`, float32 [hi - lo, D]: the tensors themselves, not copies."""

@@ -33,6 +33,13 @@ class Walk(NamedTuple):
     """Local rows of each chunk: a slice, or sorted ids."""
     labels_B: Tensor
     """Targets as local row numbers; others' are out of range."""
+    gone_C: Tensor | None = None
+    """bool: local rows that are no classes any more; None where all are."""
+
+    def leave_out_(self, scores_Bn: Tensor, ids: slice | Tensor, value: float) -> None:
+        """Set the columns of the classes that are gone."""
+        if self.gone_C is not None:
+            scores_Bn.masked_fill_(take(self.gone_C, ids), value)
 
     def target(self, ids: slice | Tensor) -> tuple[Tensor, Tensor]:
         """Column of each sample's target in the chunk [B, 1], and whether it is there; columns of absent ones are any."""
@@ -101,6 +108,7 @@ def sum_negatives(rows_CD: Tensor, unit_BD: Tensor, walk: Walk, scale: float) ->
         torch.mm(unit_BD, rows_nD.T, out=scores_Bn)
         if running:
             scores_Bn.mul_(inverse_norms[-1] * scale)
+            walk.leave_out_(scores_Bn, ids, -math.inf)
             _set_target_(scores_Bn, *walk.target(ids), -math.inf)
             higher_B = torch.maximum(shift_B, scores_Bn.amax(1))
             sum_B *= torch.exp(shift_B.double() - higher_B)
@@ -108,6 +116,7 @@ def sum_negatives(rows_CD: Tensor, unit_BD: Tensor, walk: Walk, scale: float) ->
             scores_Bn -= shift_B[:, None]
         else:
             torch.addcmul(-shift_B[:, None], scores_Bn, inverse_norms[-1] * scale, out=scores_Bn)
+            walk.leave_out_(scores_Bn, ids, -math.inf)
             _set_target_(scores_Bn, *walk.target(ids), -math.inf)
         sum_B += scores_Bn.exp_().sum(1)
     return Negatives(shift_B, sum_B, inverse_norms)
@@ -163,6 +172,7 @@ def descend(rows: Rows, unit_BD: Tensor, walk: Walk, scale: float, outcome: Outc
         dots_Bn, d_logits_Bn = scratch[:size].view(len(unit_BD), -1), scratch_2[:size].view(len(unit_BD), -1)
         torch.mm(unit_BD, rows_nD.T, out=dots_Bn)
         torch.addcmul(exponent_B1, dots_Bn, inverse_n * scale, out=d_logits_Bn).exp_()
+        walk.leave_out_(d_logits_Bn, ids, 0)
         _set_target_(d_logits_Bn, *walk.target(ids), d_target_B1)
         d_logits_Bn *= inverse_n
         d_unit_BD.addmm_(d_logits_Bn, rows_nD)

@@ -1,5 +1,4 @@
-"""DeepSpeed's engine at real gloo ranks: exact gradients with uneven shares, bit-exact state at stages 0 to 2, nothing taken when not finite."""
-
+"""DeepSpeed at real gloo ranks: exact gradients with uneven shares, bit-exact state at stages 0 to 2, nothing taken when not finite."""
 
 import numpy as np
 import pytest
@@ -125,7 +124,12 @@ def test_a_gradient_that_is_not_finite_is_not_taken(results, stage: int) -> None
 
 
 @pytest.mark.parametrize(
-    "model", [schema.IResNetModel(kind="iresnet", depth=18), schema.MobileFaceNetModel(kind="mobilefacenet", scale=1), schema.ViTModel(kind="vit", size="tiny")]
+    "model",
+    [
+        schema.IResNetModel(kind="iresnet", depth=18),
+        schema.MobileFaceNetModel(kind="mobilefacenet", scale=1),
+        schema.ViTModel(kind="vit", size="tiny"),
+    ],
 )
 def test_activation_checkpointing_changes_nothing(model) -> None:
     outcomes = []

@@ -122,6 +122,18 @@ def take_step(head: PartialFC, embeddings_BD: Tensor, labels_B: Tensor, lr: floa
     }
 
 
+FORGETFUL = [case.number for case in CASES if case.num_classes > 200][:6]
+
+
+def gone(case: Case) -> Tensor:
+    return torch.arange(case.seed % 3, case.num_classes, 3)
+
+
+def forgetful_batch(case: Case, rows_CD: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    embeddings_BD, labels_B = batch(case, rows_CD, step)
+    return embeddings_BD, torch.where(torch.isin(labels_B, gone(case)), -1, labels_B)
+
+
 def run_cases(cases: list[Case]) -> dict[str, Any]:
     """All that one rank sees."""
     torch.utils.deterministic.fill_uninitialized_memory = True
@@ -145,6 +157,12 @@ def run_cases(cases: list[Case]) -> dict[str, Any]:
     facts["strange label"] = take_step(head, embeddings_BD, strange_B)
     facts["negative label"] = take_step(head, embeddings_BD, torch.where(strange_B == case.num_classes, -2, strange_B))
     facts["no labels"] = take_step(head, embeddings_BD, torch.full_like(labels_B, -1))
+    facts["forgotten"] = []
+    for number in FORGETFUL:
+        head = build(CASES[number], 5e-3)
+        head.forget(gone(CASES[number]))
+        rows_CD = first_rows(CASES[number])
+        facts["forgotten"].append([take_step(head, *forgetful_batch(CASES[number], rows_CD, s)) for s in range(STEPS)])
     half = build(case, 0, case.config.model_copy(update={"wire_dtype": "bfloat16"}))
     facts["bfloat16"] = take_step(half, embeddings_BD.bfloat16(), labels_B)
     facts["initial"] = PartialFC(case.config, 2500, 5, seed=9, weight_decay=0, device=CPU, group=dist.group.WORLD).tensors()["rows"].numpy()
@@ -204,6 +222,25 @@ def test_rows_after_steps(worlds: dict[int, list[dict[str, Any]]], case: Case) -
     for now in before.values():
         assert error(now, dense.matrix()) <= 1e-5
         assert error(now, before[1]) <= 1e-5
+
+
+@pytest.mark.parametrize("number", FORGETFUL)
+def test_forgotten_classes_take_no_part(world: list[dict[str, Any]], number: int) -> None:
+    """As if the head had never had them."""
+    case = CASES[number]
+    rows_CD = first_rows(case)
+    dense = DenseHead(case.config, rows_CD.index_fill(0, gone(case), 0), 5e-3)
+    for step in range(STEPS):
+        embeddings_BD, labels_B = forgetful_batch(case, rows_CD, step)
+        ids = [i for i in chosen(case, 0, labels_B) if i not in set(gone(case).tolist())]
+        loss, d_embeddings_BD, _ = dense.step(embeddings_BD.nan_to_num(1.0), labels_B, ids, 0.05)
+        ranks = [facts["forgotten"][FORGETFUL.index(number)][step] for facts in world]
+        assert abs(ranks[0]["loss"] - loss.item()) <= 1e-5 * loss.item() + 1e-12
+        assert error(whole(ranks, "d_embeddings"), d_embeddings_BD) <= 5e-5
+        rows = whole(ranks, "rows")
+        assert not rows[gone(case)].any()
+        assert not whole(ranks, "momentum")[gone(case)].any()
+        assert error(rows, dense.matrix()) <= 1e-5
 
 
 def test_the_cases_are_as_hard_as_they_claim(worlds: dict[int, list[dict[str, Any]]]) -> None:
