@@ -17,6 +17,7 @@ from manyfaces.configs import schema
 from manyfaces.configs.schema import UserError
 from manyfaces.data import augment
 from manyfaces.data.decode import Decoder
+from manyfaces.data.forget import read_forgotten
 from manyfaces.data.index import Dataset
 from manyfaces.data.order import Order
 from manyfaces.data.store import Store
@@ -89,7 +90,7 @@ class Loader:
         self.lo, self.hi = rank * batch_size // world_size, (rank + 1) * batch_size // world_size
         self.position, self.end, self.quarantine = position, end, quarantine
         self.order = Order(dataset.samples_per_shard, seed, config.window_shards)
-        self._store = Store(dataset)
+        self._store, self._forgotten = Store(dataset), read_forgotten(dataset)
         self._decode = Decoder(config.image_px, self.hi - self.lo, augment=config.augment, threads=config.decode_threads, device=device)
         self._ready: queue.Queue[Batch | BaseException | None] = queue.Queue(config.prefetch_batches)
         self._stopping = threading.Event()
@@ -121,8 +122,8 @@ class Loader:
         """This rank's share of the global batch that begins at `position`."""
         ids = self.order.ids(position + self.lo, self.hi - self.lo)
         choices = augment.draw(self.config.augment, self.seed, np.arange(position + self.lo, position + self.hi), self.config.image_px)
-        usable = np.array([i not in self.quarantine.samples for i in ids.tolist()], bool)
-        # A quarantined sample's bytes are never read again: an empty blob is no JPEG, so another image takes its slot.
+        usable = ~self._forgotten.among(self.dataset, ids) & np.array([i not in self.quarantine.samples for i in ids.tolist()], bool)
+        # A forgotten or quarantined sample's bytes are never read again: an empty blob is no JPEG, so another image takes its slot.
         blobs = [np.empty(0, np.uint8)] * len(ids)
         for slot, blob in zip(np.flatnonzero(usable), self._store.read(ids[usable]), strict=True):
             blobs[slot] = blob

@@ -20,6 +20,7 @@ from manyfaces.cluster.world import World, agree
 from manyfaces.configs import counter, plan
 from manyfaces.configs.load import dump
 from manyfaces.configs.schema import Config, UserError, flatten, identity
+from manyfaces.data.forget import read_forgotten
 from manyfaces.data.index import Dataset, open_dataset, verify, write_atomic
 from manyfaces.data.loader import Loader, Quarantine
 from manyfaces.data.pairs import Pairs, read_bin
@@ -57,6 +58,9 @@ def run(config: Config, console: Console) -> None:
         f"{config.data.path}: {verify(dataset, config.data.verify)}; {dataset.manifest.num_images:,} images of "
         f"{dataset.manifest.num_identities:,} identities",
     )
+    forgotten = read_forgotten(dataset)
+    if len(forgotten.samples) or len(forgotten.identities):
+        console.print(f"forgotten: {len(forgotten.identities):,} identities, {len(forgotten.samples):,} single samples")
     for path in config.evaluation.pairs:
         read_bin(path)
     num_steps = plan.num_steps(config, dataset.manifest.num_images)
@@ -177,9 +181,11 @@ def _build(
         device=world.device,
         group=dist.group.WORLD,
     )
+    if found is not None:
+        checkpointer.load_head(found.path, head.tensors(), head.num_classes)
+    head.forget(torch.from_numpy(read_forgotten(dataset).identities))
     if found is None:
         return engine, head, Progress()
-    checkpointer.load_head(found.path, head.tensors(), head.num_classes)
     # Steps are counted by this run's batches: a run that was resumed from another's checkpoint may have other ones.
     position = found.state["position"]
     return engine, head, Progress(position // config.train.batch_size, position, found.state["seconds"])

@@ -1,0 +1,105 @@
+"""The right to be forgotten: `forgotten.json` beside a dataset lists identities and samples that no job sees again.
+
+A forgotten sample keeps its place in the order, with label -1, so that no other sample moves and runs resume. The shards still hold
+the bytes, and older checkpoints the centres, until they are removed: `compact` makes a dataset without them.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from manyfaces.configs.schema import UserError
+from manyfaces.data.index import Dataset, write_atomic
+from manyfaces.data.sample import scan
+from manyfaces.data.write import IDENTITIES, run_parallel
+
+FORGOTTEN = "forgotten.json"
+
+
+@dataclass(frozen=True)
+class Forgotten:
+    """Sample ids and class ids, int64, sorted."""
+
+    samples: NDArray[np.int64]
+    identities: NDArray[np.int64]
+
+    def among(self, dataset: Dataset, ids_N: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which of the samples are forgotten, bool [N]."""
+        if not len(self.samples) and not len(self.identities):
+            return np.zeros(len(ids_N), bool)
+        return np.isin(ids_N, self.samples) | np.isin(dataset.identity_N[ids_N], self.identities)
+
+
+def read_forgotten(dataset: Dataset) -> Forgotten:
+    """What stands in `forgotten.json`; nothing where there is none. Raises `UserError` if it was written for another index."""
+    file = dataset.path / FORGOTTEN
+    if not file.exists():
+        return Forgotten(np.empty(0, np.int64), np.empty(0, np.int64))
+    try:
+        told = json.loads(file.read_text())
+        samples, identities, index = told["samples"], told["identities"], told["index_sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file}: cannot be read ({error!r}); restore it, or forget the same people again and remove it") from error
+    if index != dataset.manifest.index_sha256:
+        raise UserError(f"{file}: is of another index than {dataset.path} has now; remove it and run `manyfaces data forget` again")
+    return Forgotten(np.array(samples, np.int64), np.array(identities, np.int64))
+
+
+def forget(dataset: Dataset, identities: Sequence[str], keys: Sequence[str], processes: int | None = None) -> Forgotten:
+    """Add identities (class ids, or names of `identities.txt`) and samples (`KEY` or `SHARD:KEY`) to what is forgotten; returns it all.
+
+    An identity whose last sample goes is forgotten too. Raises `UserError` naming each that is not there; then nothing is changed.
+    """
+    known = read_forgotten(dataset)
+    classes = np.union1d(known.identities, _class_ids(dataset, identities))
+    samples = np.union1d(known.samples, _sample_ids(dataset, keys, processes))
+    touched = np.setdiff1d(np.unique(dataset.identity_N[samples]).astype(np.int64), classes)
+    if len(touched):  # whether any sample of theirs is left
+        of_theirs = np.flatnonzero(np.isin(dataset.identity_N, touched))
+        left = np.unique(dataset.identity_N[np.setdiff1d(of_theirs, samples)])
+        classes = np.union1d(classes, np.setdiff1d(touched, left))
+    told = {"index_sha256": dataset.manifest.index_sha256, "identities": classes.tolist(), "samples": samples.tolist()}
+    write_atomic(dataset.path / FORGOTTEN, json.dumps(told) + "\n")
+    return Forgotten(samples, classes)
+
+
+def _class_ids(dataset: Dataset, identities: Iterable[str]) -> NDArray[np.int64]:
+    """A name is looked for before a number is taken for a class id."""
+    wanted, found = list(dict.fromkeys(identities)), {}
+    if (dataset.path / IDENTITIES).exists():
+        with (dataset.path / IDENTITIES).open() as lines:
+            wanted_set = set(wanted)
+            found = {name: number for number, line in enumerate(lines) if (name := line.rstrip("\n")) in wanted_set}
+    limit = dataset.manifest.num_identities
+    found |= {w: int(w) for w in wanted if w not in found and re.fullmatch(r"[0-9]{1,18}", w) and int(w) < limit}
+    if missing := [w for w in wanted if w not in found]:
+        raise UserError(f"{dataset.path}: no identity {', '.join(missing[:5])}; give class ids in [0, {limit}) or names of {IDENTITIES}")
+    return np.array([found[w] for w in wanted], np.int64)
+
+
+def _sample_ids(dataset: Dataset, keys: Iterable[str], processes: int | None) -> NDArray[np.int64]:
+    """Keys are in the shards only: all shards' headers are read, or those that the keys name."""
+    wanted = {re.sub(r"\.jpe?g$", "", key) for key in keys}
+    if not wanted:
+        return np.empty(0, np.int64)
+    names = [shard.name for shard in dataset.manifest.shards]
+    named = {key.split(":", 1)[0] for key in wanted if ":" in key}
+    shards = [n for n, name in enumerate(names) if name in named or any(":" not in key for key in wanted)]
+    tasks = [partial(_rows_of, dataset.shard_path(n), names[n], wanted) for n in shards]
+    found = run_parallel(tasks, [dataset.manifest.shards[n].samples for n in shards], "looking for keys", processes)
+    if missing := sorted(wanted - {key for part in found for key, _ in part}):
+        shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        raise UserError(f"{dataset.path}: no sample with key {shown}; give one key a line, KEY or SHARD:KEY as `tar -t` lists them")
+    first = np.cumsum(dataset.samples_per_shard) - dataset.samples_per_shard
+    return np.unique([int(first[n]) + row for n, part in zip(shards, found, strict=True) for _, row in part]).astype(np.int64)
+
+
+def _rows_of(shard: Path, name: str, wanted: set[str]) -> list[tuple[str, int]]:
+    """(wanted key, row in the shard) of each sample that is one; a bare key may be in several shards."""
+    return [(key, row) for row, sample in enumerate(scan(shard)) for key in (sample.key, f"{name}:{sample.key}") if key in wanted]
