@@ -26,6 +26,8 @@ class HeadStep(NamedTuple):
     """bool []: the loss is a number. The same on all ranks."""
     one_owner: Tensor
     """bool []: each valid label is a class of exactly one rank; false for labels outside [0, C) other than -1. The same on all ranks."""
+    last: Tensor
+    """bool []: some rank said that it can make no further step. The same on all ranks."""
 
 
 class PartialFC:
@@ -66,11 +68,12 @@ class PartialFC:
         self.rows = Rows(seed, self.lo, self.hi, embedding_dim, device)
         self.gone_C: Tensor | None = None
 
-    def step(self, embeddings_ND: Tensor, labels_N: Tensor, *, lr: float, position: int, batch_size: int) -> HeadStep:
+    def step(self, embeddings_ND: Tensor, labels_N: Tensor, *, lr: float, position: int, batch_size: int, last: bool = False) -> HeadStep:
         """Loss, gradient, and the rows' update in place, which is left out where `finite` or `one_owner` is false or no label is valid.
 
         `embeddings_ND` (any float dtype) and `labels_N` (int64, -1 is ignored) are this rank's samples [r B // W, (r + 1) B // W) of the
         global batch of B = `batch_size`, which starts at sample `position`. `lr` is the backbone's. At most five collectives.
+        `last` on any rank is told to all in `HeadStep.last` and travels with the labels: it changes nothing in this step.
         Raises `ValueError` where their number is another.
         """
         first, after = share(batch_size, self.rank, self.world_size)
@@ -83,7 +86,10 @@ class PartialFC:
         # An ignored sample may hold anything, even NaN, and must not reach a sum.
         local_ND = torch.where(labels_N[:, None] != -1, local_ND / norms_N1, 0)
         unit_BD = self.ranks.gather(local_ND.to(self.wire_dtype), padded, 0).float()
-        labels_B = self.ranks.gather(labels_N.long(), padded, -1)
+        told_W1 = self.ranks.gather(torch.cat([labels_N.new_tensor([int(last)]), labels_N]).long(), padded + 1, -1).view(
+            self.world_size, -1
+        )
+        labels_B = told_W1[:, 1:].flatten()
 
         chosen = sampling.choose(self.num_classes, self.lo, self.hi, self.config.sample_rate, self.seed, position, labels_B)
         chunks = sampling.chunks(None if chosen is None else chosen - self.lo, self.hi - self.lo, self.config.chunk_classes)
@@ -100,7 +106,9 @@ class PartialFC:
         # Through the normalisation: what lies along the embedding is taken off.
         d_local_ND = (d_unit_ND - (d_unit_ND * local_ND).sum(1, keepdim=True) * local_ND) * (self.world_size / norms_N1)
         live = (labels_N[:, None] != -1) & outcome.finite & outcome.one_owner
-        return HeadStep(outcome.loss, torch.where(live, d_local_ND, 0).to(embeddings_ND.dtype), outcome.finite, outcome.one_owner)
+        return HeadStep(
+            outcome.loss, torch.where(live, d_local_ND, 0).to(embeddings_ND.dtype), outcome.finite, outcome.one_owner, told_W1[:, 0].any()
+        )
 
     def forget(self, classes: Tensor) -> None:
         """These class ids (int64, any order, of any rank) are no classes any more: rows and state become zero, no softmax counts them.

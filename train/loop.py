@@ -4,11 +4,12 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch.distributed as dist
 
-from manyfaces.cluster.world import World
+from manyfaces.cluster.world import World, agree
 from manyfaces.configs import plan
 from manyfaces.configs.schema import Config, UserError
 from manyfaces.data.loader import Batch, Loader
@@ -22,10 +23,6 @@ from manyfaces.train.schedule import learning_rate
 from manyfaces.train.step import train_step
 from manyfaces.train.tracking import RUN_FILE
 from manyfaces.train.watchdog import Watchdog
-
-
-class LostDataError(RuntimeError):
-    """This rank cannot read its samples; the others do not know."""
 
 
 @dataclass
@@ -65,12 +62,14 @@ def train(parts: Parts, progress: Progress) -> list[Evaluated]:
     logged_step, logged_at, waited = progress.step, time.monotonic(), 0.0
 
     parts.watchdog.phase("data")
-    for batch, wait in timed(parts.loader):
+    for batch, wait, lost in timed(parts.loader):
         began = time.monotonic() - wait
         lr = learning_rate(config.train.schedule, config.train.optimizer.lr, batch.position, warmup, total)
         parts.watchdog.phase(f"step {progress.step + 1}")
         try:
-            result = train_step(parts.engine, parts.head, batch, lr=lr, batch_size=batch_size, seed=config.run.seed, rank=world.rank)
+            result = train_step(
+                parts.engine, parts.head, batch, lr=lr, batch_size=batch_size, seed=config.run.seed, rank=world.rank, last=lost is not None
+            )
         except NotFiniteError as error:
             parts.checkpointer.wait()  # what is being written is good
             raise UserError(_not_finite(parts, batch, progress.step + 1, error)) from error
@@ -100,11 +99,14 @@ def train(parts: Parts, progress: Progress) -> list[Evaluated]:
             paused = time.monotonic()
             evaluated = _evaluate(parts, progress)
             logged_at += time.monotonic() - paused
-        if progress.step % config.checkpoint.every_steps == 0 or last:
+        if progress.step % config.checkpoint.every_steps == 0 or last or result.last:
             parts.watchdog.phase("checkpoint")
             paused = time.monotonic()
             parts.checkpointer.save(snapshot(parts, progress))
             progress.seconds += time.monotonic() - paused
+        if result.last:
+            parts.checkpointer.wait()
+            agree(partial(_raise, lost))
         parts.watchdog.phase("data")
     parts.watchdog.phase("checkpoint")
     parts.checkpointer.wait()
@@ -113,18 +115,27 @@ def train(parts: Parts, progress: Progress) -> list[Evaluated]:
     return evaluated
 
 
-def timed(loader: Loader) -> Iterator[tuple[Batch, float]]:
-    """Batches with the seconds they were waited for."""
+def timed(loader: Loader) -> Iterator[tuple[Batch, float, UserError | None]]:
+    """Batches with the seconds they were waited for, one batch ahead: with the last one that can be had comes why there is no further.
+
+    So a rank that loses its data can tell the others in a step that all of them still make. Collective before the first batch.
+    """
     batches = iter(loader)
-    while True:
-        asked = time.monotonic()
+    asked = time.monotonic()
+    batch, lost = agree(lambda: next(batches, None)), None
+    while batch is not None:
+        following = None
         try:
-            batch = next(batches)
-        except StopIteration:
-            return
+            following = next(batches, None)
         except UserError as error:
-            raise LostDataError(str(error)) from error
-        yield batch, time.monotonic() - asked
+            lost = error
+        yield batch, time.monotonic() - asked, lost
+        batch, asked = following, time.monotonic()
+
+
+def _raise(error: Exception | None) -> None:
+    if error is not None:
+        raise error
 
 
 def snapshot(parts: Parts, progress: Progress) -> Snapshot:

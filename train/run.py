@@ -30,7 +30,7 @@ from manyfaces.train import evaluate
 from manyfaces.train.checkpoint import Checkpointer, Found, candidates, read_backbone, read_optimizer, read_state
 from manyfaces.train.engine import Engine
 from manyfaces.train.follow import Follower, summary_table
-from manyfaces.train.loop import LostDataError, Parts, Progress, train
+from manyfaces.train.loop import Parts, Progress, train
 from manyfaces.train.record import METRICS, NoRecord, Record, last_event, read_rows
 from manyfaces.train.tracking import Mirror, tracking_uri
 from manyfaces.train.watchdog import Watchdog
@@ -76,8 +76,6 @@ def run(config: Config, console: Console) -> None:
             with Follower(folder, num_steps, console):
                 launch.launch(work, _payload(config), config.cluster, folder, jobs.package)
         outcome = last_event(folder, "finished", "stopped") or outcome
-    except LostDataError as error:
-        raise UserError(str(error)) from error
     finally:
         evaluate.plot_curves(read_rows(folder / METRICS), folder / "plots")
         artifacts = [folder / CONFIG, folder / "plan.txt", folder / "evaluation.json", *(folder / "plots").glob("*.png")]

@@ -108,16 +108,19 @@ def build(case: Case, weight_decay: float, config: schema.Head | None = None) ->
     return head
 
 
-def take_step(head: PartialFC, embeddings_BD: Tensor, labels_B: Tensor, lr: float = 0.05, position: int = 0) -> dict[str, Any]:
+def take_step(
+    head: PartialFC, embeddings_BD: Tensor, labels_B: Tensor, lr: float = 0.05, position: int = 0, last: bool = False
+) -> dict[str, Any]:
     lo, hi = collectives.share(len(labels_B), head.rank, head.world_size)
     before = dist.group.WORLD._get_sequence_number_for_group()
-    step = head.step(embeddings_BD[lo:hi], labels_B[lo:hi], lr=lr, position=position, batch_size=len(labels_B))
+    step = head.step(embeddings_BD[lo:hi], labels_B[lo:hi], lr=lr, position=position, batch_size=len(labels_B), last=last)
     assert step.d_embeddings_ND.dtype == embeddings_BD.dtype
     return {
         "collectives": dist.group.WORLD._get_sequence_number_for_group() - before,
         "loss": step.loss.item(),
         "d_embeddings": step.d_embeddings_ND.float().numpy() / head.world_size,
         "flags": (step.finite.item(), step.one_owner.item()),
+        "last": step.last.item(),
         **{name: tensor.numpy().copy() for name, tensor in head.tensors().items()},
     }
 
@@ -157,6 +160,7 @@ def run_cases(cases: list[Case]) -> dict[str, Any]:
     facts["strange label"] = take_step(head, embeddings_BD, strange_B)
     facts["negative label"] = take_step(head, embeddings_BD, torch.where(strange_B == case.num_classes, -2, strange_B))
     facts["no labels"] = take_step(head, embeddings_BD, torch.full_like(labels_B, -1))
+    facts["last"] = take_step(build(case, 5e-3), embeddings_BD, labels_B, last=head.rank == head.world_size - 1)
     facts["forgotten"] = []
     for number in FORGETFUL:
         head = build(CASES[number], 5e-3)
@@ -260,6 +264,14 @@ def test_a_step_that_is_called_off_changes_nothing(world: list[dict[str, Any]], 
         assert facts[fault]["flags"] == (fault not in ("nan", "infinite"), "label" not in fault or fault == "no labels")
         if fault == "no labels":
             assert facts[fault]["loss"] == 0
+
+
+def test_one_rank_tells_all_that_this_step_is_its_last(world: list[dict[str, Any]]) -> None:
+    for facts in world:
+        assert facts["last"]["last"]
+        assert not facts["good"]["last"]
+        np.testing.assert_array_equal(facts["last"]["rows"], facts["good"]["rows"])
+        np.testing.assert_array_equal(facts["last"]["d_embeddings"], facts["good"]["d_embeddings"])
 
 
 def test_bfloat16_on_the_wire_is_close(world: list[dict[str, Any]]) -> None:
