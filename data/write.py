@@ -1,15 +1,19 @@
 """Shards, atomically: many processes write one shard each, a killed run goes on where it stopped. The one file that knows webdataset."""
 
+import hashlib
 import json
 import multiprocessing
 import os
+import threading
 import uuid
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import webdataset
@@ -18,14 +22,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from manyfaces.configs.schema import UserError
 from manyfaces.data.index import MANIFEST, Manifest, Shard, file_sha256, write_atomic, write_index
-from manyfaces.data.sample import Sample, jpeg_size, scan
+from manyfaces.data.sample import jpeg_size, scan
 
 T = TypeVar("T")
 PLAN, DROPPED, IDENTITIES = "write.json", "dropped.jsonl", "identities.txt"
 
 
 class Dropped(Exception):
-    """Raised by a reader for one image that cannot be used; the message says why."""
+    """Raised by a reader for one image that cannot be used; the message says why, in the same words for each such image."""
 
 
 class Item(NamedTuple):
@@ -36,19 +40,42 @@ class Item(NamedTuple):
     identity: int
 
 
+class Items(Protocol):
+    """Images in the order in which they are written; a slice is made when its shard is. A list is one."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, part: slice, /) -> Sequence[Item]: ...
+
+
 @dataclass(frozen=True)
 class Indexed:
     """One shard's rows of the index."""
 
     shard: Shard
-    samples: list[Sample]
+    offset_N: NDArray[np.uint64]
+    size_N: NDArray[np.uint32]
+    identity_N: NDArray[np.uint32]
     sizes: set[tuple[int, int] | None]
     """(height, width) that occur."""
+    digest_N: NDArray[np.uint64] | None = None
+    """64 bits of each image's BLAKE2b, where asked for."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """All that was written, before it is committed: a row an image, in the order of the shards."""
+
+    identity_N: NDArray[np.uint32]
+    digest_N: NDArray[np.uint64]
+    dropped: Counter[str]
+    """Images by the reason why they were dropped."""
+    bytes: int
 
 
 def write_dataset(
     out: Path,
-    items: Sequence[Item],
+    items: Items,
     read: Callable[[object], bytes],
     identities: Sequence[str],
     *,
@@ -56,65 +83,115 @@ def write_dataset(
     shard_images: int = 8192,
     processes: int | None = None,
     template: str | None = None,
+    dropped_before: Iterable[dict[str, object]] = (),
+    report: Callable[[Written], None] | None = None,
 ) -> Manifest:
     """Write `items` in the order given as shards of `shard_images`, then the index, the identity names and, last, the manifest.
 
     `read(item.source)` gives JPEG bytes or raises `Dropped`; it runs in other processes. `source` says what is converted: a folder
     that holds shards of another source is refused, one that holds some of the same is completed. What was dropped is listed in
-    `dropped.jsonl`. Raises `UserError`.
+    `dropped.jsonl`, after the rows of `dropped_before`; `report` is called before the manifest is written. Raises `UserError`.
     """
     out.mkdir(parents=True, exist_ok=True)
     plan = json.dumps({**source, "images": len(items), "identities": len(identities), "shard_images": shard_images}, indent=1)
     if (out / PLAN).exists() and (out / PLAN).read_text() != plan:
         raise UserError(f"{out}: holds shards of another source or other options (see {out / PLAN}); give an empty folder")
-    if not (out / PLAN).exists() and any(out.glob("*.tar")):
-        raise UserError(f"{out}: already holds shards; give an empty folder")
+    refuse_foreign(out)
     write_atomic(out / PLAN, plan)
     for leftover in out.glob(".*.tmp-*"):
         leftover.unlink()
 
     starts = range(0, len(items), shard_images)
-    names = [f"shard-{n:06d}.tar" for n in range(len(starts))]
-    tasks = [
-        partial(_write_shard, out / name, items[start : start + shard_images], read) for name, start in zip(names, starts, strict=True)
-    ]
-    indexed = run_parallel(tasks, [len(items[s : s + shard_images]) for s in starts], f"writing {out}", processes)
-    dropped = [row for _, rows in indexed for row in rows]
-    write_atomic(out / DROPPED, "".join(json.dumps(row) + "\n" for row in dropped))
+    paths = [out / f"shard-{n:06d}.tar" for n in range(len(starts))]
+    tasks = (partial(_write_shard, path, items[s : s + shard_images], read) for path, s in zip(paths, starts, strict=True))
+    weights = [min(shard_images, len(items) - start) for start in starts]
+    indexed = run_parallel(tasks, weights, f"writing {out}", processes)
+    dropped = sum((reasons for _, reasons in indexed), Counter[str]())
+    _join_dropped(out / DROPPED, dropped_before, paths)
     write_atomic(out / IDENTITIES, "".join(name + "\n" for name in identities))
     parts = [part for part, _ in indexed if part is not None]
     if not parts:
-        raise UserError(f"{out}: not one of {len(items)} images could be used; see {out / DROPPED}")
-    if without := sorted(set(range(len(identities))) - {sample.identity for part in parts for sample in part.samples}):
-        shown = ", ".join(identities[i] for i in without[:5]) + (f" and {len(without) - 5} more" if len(without) > 5 else "")
-        raise UserError(f"{out}: not one image of {shown} could be used (see {out / DROPPED}); take them out of the source")
+        why = ", ".join(f"{count:,} x {reason}" for reason, count in dropped.most_common(3))
+        raise UserError(f"{out}: not one of {len(items):,} images could be used: {why}; see {out / DROPPED}")
+    if report:
+        digests = np.concatenate([p.digest_N for p in parts if p.digest_N is not None])
+        report(Written(np.concatenate([p.identity_N for p in parts]), digests, dropped, sum(p.shard.bytes for p in parts)))
     manifest = finish(out, parts, len(identities), template)
+    for path in set(paths) - {out / part.shard.name for part in parts}:  # not one image of it could be used
+        path.unlink()
     (out / PLAN).unlink()
     return manifest
 
 
-def run_parallel(tasks: Sequence[Callable[[], T]], weights: Sequence[int], title: str, processes: int | None = None) -> list[T]:
-    """Results of the tasks in their order, run in processes of their own under one progress bar counted in `weights` (images)."""
+def refuse_foreign(out: Path) -> None:
+    """Raises `UserError` for a folder with shards that no conversion is to complete."""
+    if not (out / PLAN).exists() and any(out.glob("*.tar")):
+        raise UserError(f"{out}: already holds shards; give an empty folder")
+
+
+def run_parallel(tasks: Iterable[Callable[[], T]], weights: Sequence[int], title: str, processes: int | None = None) -> list[T]:
+    """Results of the tasks in their order, under one progress bar counted in `weights` (images).
+
+    They run in processes of their own (one process: in this one). A task is taken when a process is about to be free for it, so that
+    `tasks` may be made as they are needed. Raises `UserError` where the system ended one of the processes.
+    """
     results: dict[int, T] = {}
     text = TextColumn("{task.description}")
     columns = (text, BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
-    context = multiprocessing.get_context("spawn")  # forking a process that has threads can deadlock
-    with Progress(*columns) as bar, ProcessPoolExecutor(processes or os.cpu_count(), context) as pool:
+    processes = processes or os.cpu_count() or 1
+    with Progress(*columns) as bar:
         shown = bar.add_task(title, total=sum(weights), rate="")
-        futures = {pool.submit(task): number for number, task in enumerate(tasks)}
+        for number, result in _run_here(tasks) if processes == 1 else _run_apart(tasks, processes, title):
+            results[number] = result
+            bar.update(shown, advance=weights[number])
+            bar.update(shown, rate=f"{bar.tasks[0].completed / max(bar.tasks[0].elapsed or 0, 1e-3):,.0f} images/s")
+    return [results[number] for number in range(len(results))]
+
+
+def _run_here(tasks: Iterable[Callable[[], T]]) -> Iterator[tuple[int, T]]:
+    return ((number, task()) for number, task in enumerate(tasks))
+
+
+def _run_apart(tasks: Iterable[Callable[[], T]], processes: int, title: str) -> Iterator[tuple[int, T]]:
+    context = multiprocessing.get_context("spawn")  # forking a process that has threads can deadlock
+    running: dict[Future[T], int] = {}
+    with ProcessPoolExecutor(processes, context, initializer=_end_with_parent) as pool:
+
+        def finished(at_most: int) -> Iterator[tuple[int, T]]:
+            while len(running) > at_most:
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    yield running.pop(future), future.result()
+
         try:
-            for future in as_completed(futures):
-                results[futures[future]] = future.result()
-                bar.update(shown, advance=weights[futures[future]])
-                bar.update(shown, rate=f"{bar.tasks[0].completed / max(bar.tasks[0].elapsed or 0, 1e-3):,.0f} images/s")
+            for number, task in enumerate(tasks):
+                running[pool.submit(task)] = number
+                yield from finished(2 * processes - 1)
+            yield from finished(0)
+        except BrokenProcessPool as error:
+            raise UserError(
+                f"{title}: a process was ended from outside (out of memory?); give fewer --processes and run it again"
+            ) from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return [results[number] for number in range(len(tasks))]
 
 
-def _write_shard(path: Path, items: Sequence[Item], read: Callable[[object], bytes]) -> tuple[Indexed | None, list[dict[str, str]]]:
+def _end_with_parent() -> None:
+    """A pool's processes wait for work for ever when theirs was killed with -9: they hold each other's pipes open."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _write_shard(path: Path, items: Sequence[Item], read: Callable[[object], bytes]) -> tuple[Indexed | None, Counter[str]]:
+    """Write one shard, or take it as it is if it stands; what was dropped stands beside it until the dataset is whole."""
     dropped: list[dict[str, str]] = []
+    sidecar = path.with_suffix(".dropped")
     if not path.exists():
         temporary = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex[:8]}")
         with temporary.open("wb") as file:
@@ -130,11 +207,29 @@ def _write_shard(path: Path, items: Sequence[Item], read: Callable[[object], byt
             os.fsync(file.fileno())
         # What was dropped must outlive a kill that comes after this shard is done.
         if dropped:
-            write_atomic(path.with_suffix(".dropped"), json.dumps(dropped))
+            write_atomic(sidecar, "".join(json.dumps(row) + "\n" for row in dropped))
         temporary.replace(path)
-    elif path.with_suffix(".dropped").exists():
-        dropped = json.loads(path.with_suffix(".dropped").read_text())
-    return (index_shard(path) if len(dropped) < len(items) else None), dropped
+    elif sidecar.exists():
+        dropped = [json.loads(line) for line in sidecar.read_text().splitlines()]
+    reasons = Counter(row["reason"] for row in dropped)
+    return (_with_digests(path, index_shard(path)) if len(dropped) < len(items) else None), reasons
+
+
+def _with_digests(path: Path, part: Indexed) -> Indexed:
+    with path.open("rb") as file:
+        blobs = (os.pread(file.fileno(), size, at) for at, size in zip(part.offset_N.tolist(), part.size_N.tolist(), strict=True))
+        words = b"".join(hashlib.blake2b(blob, digest_size=8).digest() for blob in blobs)
+    return replace(part, digest_N=np.frombuffer(words, np.uint64))
+
+
+def _join_dropped(path: Path, before: Iterable[dict[str, object]], shards: Sequence[Path]) -> None:
+    temporary = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex[:8]}")
+    with temporary.open("w") as file:
+        file.writelines(json.dumps(row) + "\n" for row in before)
+        for sidecar in (shard.with_suffix(".dropped") for shard in shards):
+            if sidecar.exists():
+                file.write(sidecar.read_text())
+    temporary.replace(path)
 
 
 def index_shard(path: Path) -> Indexed:
@@ -144,16 +239,18 @@ def index_shard(path: Path) -> Indexed:
         raise UserError(f"{path}: holds no sample (a .jpg with a .cls or .json of the same key)")
     with path.open("rb") as file:
         sizes = {jpeg_size(os.pread(file.fileno(), min(s.size, 4096), s.offset)) for s in samples}
-    return Indexed(Shard(name=path.name, bytes=path.stat().st_size, samples=len(samples), sha256=file_sha256(path)), samples, sizes)
+    shard = Shard(name=path.name, bytes=path.stat().st_size, samples=len(samples), sha256=file_sha256(path))
+    offsets, bytes_, identities = (np.array(column) for column in list(zip(*samples, strict=True))[1:])
+    return Indexed(shard, offsets.astype(np.uint64), bytes_.astype(np.uint32), identities.astype(np.uint32), sizes)
 
 
 def finish(out: Path, parts: Sequence[Indexed], num_identities: int, template: str | None) -> Manifest:
     """Write the index and the manifest of the indexed shards, and remove what only a restart needed."""
     columns: dict[str, NDArray[np.integer]] = {
-        "shard": np.repeat(np.arange(len(parts)), [len(p.samples) for p in parts]),
-        "offset": np.array([s.offset for p in parts for s in p.samples]),
-        "size": np.array([s.size for p in parts for s in p.samples]),
-        "identity": np.array([s.identity for p in parts for s in p.samples]),
+        "shard": np.repeat(np.arange(len(parts), dtype=np.uint32), [p.shard.samples for p in parts]),
+        "offset": np.concatenate([p.offset_N for p in parts]),
+        "size": np.concatenate([p.size_N for p in parts]),
+        "identity": np.concatenate([p.identity_N for p in parts]),
     }
     sizes = set().union(*(p.sizes for p in parts))
     image_px = next(iter(sizes)) if len(sizes) == 1 else None
@@ -174,8 +271,13 @@ def index_folder(folder: Path, processes: int | None = None) -> Manifest:
         raise UserError(f"{folder}: no .tar files in it")
     weights = [max(path.stat().st_size // 6000, 1) for path in shards]
     parts = run_parallel([partial(index_shard, path) for path in shards], weights, f"indexing {folder}", processes)
-    used = {s.identity for p in parts for s in p.samples}
-    if max(used) + 1 > 2 * len(used):
-        raise UserError(f"{folder}: {len(used)} identities with labels up to {max(used)}; re-label them to 0..{len(used) - 1}")
+    return finish_foreign(folder, parts, str(folder))
+
+
+def finish_foreign(folder: Path, parts: Sequence[Indexed], where: str) -> Manifest:
+    """Likewise of shards that others wrote. Raises `UserError` for labels that leave more than half of 0..C-1 unused."""
+    used = np.unique(np.concatenate([np.unique(p.identity_N) for p in parts]))
+    if (highest := int(used[-1])) + 1 > 2 * len(used):
+        raise UserError(f"{where}: {len(used)} identities with labels up to {highest}; re-label them to 0..{len(used) - 1}")
     (folder / MANIFEST).unlink(missing_ok=True)
-    return finish(folder, parts, max(used) + 1, None)
+    return finish(folder, parts, highest + 1, None)

@@ -64,9 +64,17 @@ def parser() -> argparse.ArgumentParser:
     verb(follow, "list", job_list, "all of them").add_argument("--address", default="http://127.0.0.1:8265")
 
     sets = verbs.add_parser("data", help="make and check datasets").add_subparsers(required=True, metavar="WHAT")
-    one = verb(sets, "convert", data_convert, "a folder of identity folders to a dataset")
-    one.add_argument("source", type=Path)
+    one = verb(sets, "convert", data_convert, "image folders, lists, zips, MXNet records or parquet files to a dataset")
+    one.add_argument("sources", type=Path, nargs="+", metavar="SRC", help="recognised by what it holds; several are merged")
     one.add_argument("out", type=Path)
+    one.add_argument("--root", type=Path, help="of a list's relative paths; default: the list's folder")
+    one.add_argument("--image-column", metavar="NAME", help="of parquet files, where it cannot be told")
+    one.add_argument("--label-column", metavar="NAME", help="of parquet files, where it cannot be told")
+    one.add_argument("--reencode", type=jpeg_quality, metavar="QUALITY", help="write every image anew; default: bytes are kept")
+    one.add_argument("--resize", type=positive_int, metavar="PX", help="to PX x PX")
+    one.add_argument("--align", type=Path, metavar="LANDMARKS", help="to the 112x112 template; lines `path_or_key x1 y1 ... x5 y5`")
+    one.add_argument("--min-images", type=positive_int, default=1, help="leave out identities with fewer")
+    one.add_argument("--identity-map", type=Path, metavar="FILE", help="lines `name<TAB>merged name`; several sources: `source/name`")
     one = verb(sets, "synth", data_synth, "synthetic identities")
     one.add_argument("out", type=Path)
     one.add_argument("--identities", type=positive_int, required=True)
@@ -75,13 +83,33 @@ def parser() -> argparse.ArgumentParser:
         writer.add_argument("--seed", type=int, default=0)
         writer.add_argument("--processes", type=positive_int, help="default: all cores")
         writer.add_argument("--shard-images", type=positive_int, default=8192)
-    one = verb(sets, "index", data_index, "index WebDataset shards of others, in place")
-    one.add_argument("folder", type=Path)
+    one = verb(sets, "index", data_index, "index WebDataset shards of others, in place or at an URL")
+    one.add_argument("folder", type=Path, metavar="FOLDER_OR_URL")
+    one.add_argument("--out", type=Path, help="of shards at an URL that cannot be written: folder for the index")
+    one = verb(sets, "check", data_check, "hash every byte and decode every image; exit code 2 if anything is broken")
+    one.add_argument("dataset", type=Path)
+    one.add_argument("--processes", type=positive_int, help="default: all cores")
+    one = verb(sets, "stats", data_stats, "images, identities, images of an identity, bytes and sizes")
+    one.add_argument("dataset", type=Path)
+    one = verb(sets, "sample", data_sample, "draw images of a dataset in a grid")
+    one.add_argument("dataset", type=Path)
+    one.add_argument("--out", type=Path, required=True, help="GRID.png")
+    one.add_argument("--identity", help="a class id, or a line of identities.txt; default: random images")
+    one.add_argument("--count", type=positive_int, help="images; default 64, with --augmented 8")
+    one.add_argument("--seed", type=int, default=0, help="of the random images")
+    one.add_argument("--augmented", metavar="CONFIG", help="a recipe: each image as it is and as its data.augment changes it")
     one = verb(sets, "pairs", data_pairs, "draw verification pairs from a dataset of held-out identities")
     one.add_argument("dataset", type=Path)
     one.add_argument("out", type=Path, help="OUT.bin")
     one.add_argument("--count", type=positive_int, default=6000)
     one.add_argument("--seed", type=int, default=0)
+    one = verb(sets, "forget", data_forget, "from a job's next start these are never read and their class centres are gone")
+    one.add_argument("dataset", type=Path)
+    one.add_argument("--identity", action="append", default=[], help="class id or name; may be repeated")
+    one.add_argument("--keys", type=Path, help="file of samples, a line each: KEY or SHARD:KEY")
+    one = verb(sets, "compact", data_compact, "a new dataset without what is forgotten")
+    one.add_argument("dataset", type=Path)
+    one.add_argument("out", type=Path)
     return top
 
 
@@ -89,6 +117,13 @@ def positive_int(word: str) -> int:
     number = int(word)
     if number < 1:
         raise ValueError
+    return number
+
+
+def jpeg_quality(word: str) -> int:
+    number = int(word)
+    if not 1 <= number <= 100:
+        raise argparse.ArgumentTypeError(f"{word}: a JPEG quality is 1 to 100")
     return number
 
 
@@ -176,10 +211,16 @@ def job_list(arguments: argparse.Namespace) -> None:
 
 
 def data_convert(arguments: argparse.Namespace) -> None:
-    from manyfaces.data.convert import convert_folder
+    from manyfaces.data.convert import convert
+    from manyfaces.data.edit import Edit
+    from manyfaces.data.report import lines
 
-    options = {"seed": arguments.seed, "processes": arguments.processes, "shard_images": arguments.shard_images}
-    _tell(arguments.out, convert_folder(arguments.source, arguments.out, **options))
+    same = ("seed", "processes", "shard_images", "root", "image_column", "label_column", "min_images", "identity_map")
+    edit = Edit(arguments.reencode, arguments.resize, align=arguments.align is not None)
+    options = {name: getattr(arguments, name) for name in same}
+    _tell(arguments.out, convert(arguments.sources, arguments.out, edit=edit, landmarks=arguments.align, **options))
+    for line in lines(arguments.out):
+        console.print(_escaped(line))
 
 
 def data_synth(arguments: argparse.Namespace) -> None:
@@ -190,9 +231,19 @@ def data_synth(arguments: argparse.Namespace) -> None:
 
 
 def data_index(arguments: argparse.Namespace) -> None:
-    from manyfaces.data.write import index_folder
+    from manyfaces.data.remote import url_of
 
-    _tell(arguments.folder, index_folder(arguments.folder))
+    if (url := url_of(arguments.folder)) is None:
+        from manyfaces.data.write import index_folder
+
+        if arguments.out is not None:
+            raise UserError("--out is for shards at an URL; a folder's index is written beside its shards")
+        return _tell(arguments.folder, index_folder(arguments.folder))
+    from manyfaces.data.index_url import index_url
+
+    manifest, path = index_url(url, arguments.out)
+    _tell(path, manifest)
+    console.print(f"the shards stay where they are; train with data.path={path}")
 
 
 def data_pairs(arguments: argparse.Namespace) -> None:
@@ -203,15 +254,97 @@ def data_pairs(arguments: argparse.Namespace) -> None:
     console.print(f"{arguments.out}: {arguments.count:,} pairs")
 
 
-def _tell(out: Path, manifest) -> None:  # type: ignore[no-untyped-def]
-    from manyfaces.data.write import DROPPED
+def data_forget(arguments: argparse.Namespace) -> None:
+    from manyfaces.data.forget import forget
+    from manyfaces.data.index import open_dataset
 
+    keys = [line.strip() for line in arguments.keys.read_text().splitlines() if line.strip()] if arguments.keys else []
+    if not keys and not arguments.identity:
+        raise UserError("nothing to forget: give --identity ID or --keys FILE")
+    known = forget(open_dataset(arguments.dataset), arguments.identity, keys)
+    console.print(f"{arguments.dataset}: forgotten are {len(known.identities):,} identities and {len(known.samples):,} single samples")
+    console.print("jobs heed it from their next start or resume; checkpoints and shards of before still hold them")
+
+
+def data_check(arguments: argparse.Namespace) -> None:
+    from manyfaces.data.check import CHECK, check
+    from manyfaces.data.index import open_dataset
+
+    dataset = open_dataset(arguments.dataset)
+    faults = check(dataset, arguments.processes)
+    report = dataset.path / CHECK
+    if not faults:
+        console.print(f"{dataset.path}: {dataset.manifest.num_images:,} images, every byte hashed and every image decoded: all whole")
+        return
+    for fault in faults[:20]:
+        console.print(
+            _escaped(f"{fault['shard']}:{fault['key']}: {fault['reason']}" if fault["key"] else f"{fault['shard']}: {fault['reason']}")
+        )
+    if len(faults) > 20:
+        console.print(f"and {len(faults) - 20:,} more, all in {report}")
+    raise UserError(f"{dataset.path}: broken in {len(faults):,} places, listed in {report}; restore the shards, or leave the samples out")
+
+
+def data_stats(arguments: argparse.Namespace) -> None:
+    from rich.table import Table
+
+    from manyfaces.data.index import open_dataset
+    from manyfaces.data.inspect import HISTOGRAM, histogram, stats
+
+    dataset = open_dataset(arguments.dataset)
+    s = stats(dataset)
+    picture = dataset.path / HISTOGRAM
+    histogram(s.images_of_identity_C, picture)
+    per = s.images_of_identity_C
+    least, mean, most = s.jpeg_bytes
+    sizes = ", ".join(f"{'unreadable' if px is None else f'{px[1]}x{px[0]}'} {share / s.sizes_read:.1%}" for px, share in s.sizes[:5])
+    table = Table(show_header=False)
+    for label, text in {
+        "images": f"{s.images:,}",
+        "identities": f"{s.identities:,}",
+        "images of an identity": f"min {per.min():,}, median {s.median:g}, mean {per.mean():.1f}, max {per.max():,}",
+        "its deciles": " ".join(f"{n:,}" for n in s.deciles),
+        "bytes": f"{s.shard_bytes / 1e6:,.1f} MB in {s.shards:,} shards",
+        "bytes of a JPEG": f"min {least:,}, mean {mean:,.0f}, max {most:,}",
+        "width x height": sizes + (f" and {len(s.sizes) - 5} more" if len(s.sizes) > 5 else "") + f" of {s.sizes_read:,}",
+        "histogram": str(picture),
+    }.items():
+        table.add_row(label, text)
+    console.print(table)
+
+
+def data_sample(arguments: argparse.Namespace) -> None:
+    from manyfaces.data.index import open_dataset
+    from manyfaces.data.inspect import sample
+
+    config = None
+    if arguments.augmented:
+        from manyfaces.configs.load import load
+
+        config = load(arguments.augmented, [])
+    what, broken = sample(
+        open_dataset(arguments.dataset),
+        arguments.out,
+        identity=arguments.identity,
+        count=arguments.count,
+        seed=arguments.seed,
+        config=config,
+    )
+    console.print(f"{arguments.out}: {_escaped(what)}" + (f"; {broken} could not be decoded" if broken else ""))
+
+
+def data_compact(arguments: argparse.Namespace) -> None:
+    from manyfaces.data.forget import compact
+    from manyfaces.data.index import open_dataset
+
+    _tell(arguments.out, compact(open_dataset(arguments.dataset), arguments.out))
+
+
+def _tell(out: Path | str, manifest) -> None:  # type: ignore[no-untyped-def]
     size = "x".join(map(str, manifest.image_px)) if manifest.image_px else "several sizes"
     console.print(
         f"{out}: {manifest.num_images:,} images ({size}) of {manifest.num_identities:,} identities in {len(manifest.shards)} shards",
     )
-    if (out / DROPPED).exists() and (dropped := len((out / DROPPED).read_text().splitlines())):
-        console.print(f"{dropped:,} images could not be used: see {out / DROPPED}")
 
 
 def _load(arguments: argparse.Namespace) -> Config:
@@ -224,6 +357,8 @@ def _dataset_size(config: Config) -> tuple[int, int, str]:
     """Images, identities and where the numbers come from. Raises `UserError` where nothing tells them."""
     import json
 
+    if "://" in config.data.path:
+        return _remote_size(config)
     manifest = Path(config.data.path) / "manyfaces.json"
     if config.data.path and manifest.is_file():
         facts = json.loads(manifest.read_text())
@@ -231,6 +366,20 @@ def _dataset_size(config: Config) -> tuple[int, int, str]:
     if config.data.expect_images is None or config.data.expect_identities is None:
         raise UserError(f"the plan needs the dataset's size: {manifest} is not there; set data.path, or data.expect_images and _identities")
     return config.data.expect_images, config.data.expect_identities, "data.expect_images and data.expect_identities; data.path is not here"
+
+
+def _remote_size(config: Config) -> tuple[int, int, str]:
+    import json
+
+    from manyfaces.data.remote import Remote
+
+    try:  # a look: the run itself has more patience
+        facts = json.loads(Remote(config.data.path, min(config.data.store_patience_s, 5)).read("manyfaces.json"))
+        return facts["num_images"], facts["num_identities"], f"{config.data.path}/manyfaces.json"
+    except UserError as error:
+        if config.data.expect_images is None or config.data.expect_identities is None:
+            raise UserError(f"the plan needs the dataset's size: {error}; or set data.expect_images and _identities") from error
+        return config.data.expect_images, config.data.expect_identities, f"data.expect_images and data.expect_identities: {error}"
 
 
 def _escaped(text: str) -> str:
