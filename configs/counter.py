@@ -40,3 +40,22 @@ def uniform(stream_key: int, counters: Words) -> NDArray[np.float64]:
 def permutation(stream_key: int, length: int) -> NDArray[np.int64]:
     """A random order of range(length): the argsort of distinct random words."""
     return np.argsort(words(stream_key, np.arange(length, dtype=np.uint64)))
+
+
+def shuffled(stream_keys: Words, places: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Of each element: what stands at its place in a random order of range(length), without making the order. Arrays of one shape.
+
+    A Feistel network of six rounds over the next power of four, walked until it lands inside (Black and Rogaway: Ciphers with arbitrary
+    finite domains, CT-RSA 2002).
+    """
+    half = np.array([max(1, (int(n) - 1).bit_length() + 1 >> 1) for n in np.unique(lengths)], np.uint64)
+    half = half[np.unique(lengths, return_inverse=True)[1]]
+    mask = (np.uint64(1) << half) - np.uint64(1)
+    found, todo = places.astype(np.uint64), np.arange(len(places))
+    while len(todo):
+        left, right, bits = found[todo] >> half[todo], found[todo] & mask[todo], mask[todo]
+        for turn in range(6):
+            left, right = right, left ^ (mix(mix(right + np.uint64(turn << 56)) ^ stream_keys[todo]) & bits)
+        found[todo] = left << half[todo] | right
+        todo = todo[found[todo] >= lengths[todo].astype(np.uint64)]
+    return found.astype(np.int64)

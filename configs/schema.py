@@ -90,9 +90,20 @@ class Augment(Node):
 
 class Data(Node):
     path: str = ""
-    """Folder of the dataset: shards, `index.arrow` and `manyfaces.json`, as `manyfaces data convert|synth|index` write them."""
+    """Folder or URL (`s3://`, `gs://`, `https://`) of the dataset: shards, `index.arrow` and `manyfaces.json`, as
+    `manyfaces data convert|synth|index` write them."""
+    cache_dir: str = "~/.cache/manyfaces"
+    """Where each node keeps the shards of a dataset at an URL; best on its NVMe disk. All datasets and runs of the node share it."""
+    cache_gb: PositiveFloat = 100.0
+    """Most bytes of shards in it, in 10^9; two windows let the next one be fetched while one is trained on."""
+    store_patience_s: PositiveFloat = 300.0
+    """How long a store at an URL may be away before the run stops; below `cluster.step_timeout_s`."""
     image_px: Annotated[int, Field(ge=32, le=1024)] = 112
     """Side of the square image that the model sees; other sizes are resized."""
+    order: Literal["shuffle", "pk"] = "shuffle"
+    """Every sample once an epoch; or P identities x K images a batch (triplet losses, balanced training), all shards near."""
+    images_per_identity: Annotated[int, Field(ge=2)] = 4
+    """K of the order `pk`; P is train.batch_size / K."""
     window_shards: PositiveInt = 16
     """Shards shuffled together: what has to be near at one time."""
     decode_threads: PositiveInt = 1
@@ -301,10 +312,22 @@ class Config(Node):
     evaluation: Evaluation = Evaluation()
     cluster: Cluster = Cluster()
 
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Config":
+        if self.data.store_patience_s >= self.cluster.step_timeout_s:
+            limit = f"cluster.step_timeout_s {self.cluster.step_timeout_s:g}, which would end the worker first"
+            raise ValueError(f"data.store_patience_s {self.data.store_patience_s:g} is not below {limit}")
+        each = self.data.images_per_identity
+        if self.data.order == "pk" and self.train.batch_size % each:
+            raise ValueError(
+                f"train.batch_size {self.train.batch_size} is no multiple of data.images_per_identity {each}; data.order pk needs it"
+            )
+        return self
+
 
 def identity(config: Config) -> dict[str, Any]:
     """What makes two runs the same experiment, by dotted key: a run name that exists with another value is refused."""
-    data = {"image_px", "window_shards", "augment"}
+    data = {"image_px", "order", "images_per_identity", "window_shards", "augment"}
     return flatten(config.model_dump(include={"model": True, "head": True, "train": True, "run": {"seed"}, "data": data}))
 
 

@@ -4,22 +4,24 @@ A forgotten sample keeps its place in the order, with label -1, so that no other
 the bytes, and older checkpoints the centres, until they are removed: `compact` makes a dataset without them.
 """
 
+import io
 import json
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from manyfaces.configs.schema import UserError
-from manyfaces.data.index import Dataset, write_atomic
-from manyfaces.data.sample import scan
-from manyfaces.data.write import IDENTITIES, run_parallel
-
-FORGOTTEN = "forgotten.json"
+from manyfaces.data.index import FORGOTTEN, Dataset, Manifest, write_atomic
+from manyfaces.data.remote import Remote
+from manyfaces.data.sample import member_at, scan
+from manyfaces.data.write import IDENTITIES, Item, run_parallel, write_dataset
 
 
 @dataclass(frozen=True)
@@ -65,17 +67,67 @@ def forget(dataset: Dataset, identities: Sequence[str], keys: Sequence[str], pro
         left = np.unique(dataset.identity_N[np.setdiff1d(of_theirs, samples)])
         classes = np.union1d(classes, np.setdiff1d(touched, left))
     told = {"index_sha256": dataset.manifest.index_sha256, "identities": classes.tolist(), "samples": samples.tolist()}
-    write_atomic(dataset.path / FORGOTTEN, json.dumps(told) + "\n")
+    body = json.dumps(told) + "\n"
+    if dataset.far is not None and dataset.far.with_index:
+        Remote(dataset.far.url, dataset.far.patience_s).write(FORGOTTEN, body.encode())
+    write_atomic(dataset.path / FORGOTTEN, body)
     return Forgotten(samples, classes)
+
+
+def compact(dataset: Dataset, out: Path, processes: int | None = None) -> Manifest:
+    """A new dataset in `out` without what is forgotten: samples in the same order, JPEG bytes as they are, class ids closed up.
+
+    It has another fingerprint, so it is another experiment to a run. Raises `UserError`.
+    """
+    if dataset.far is not None:
+        raise UserError(f"{dataset.where}: a remote dataset cannot be compacted; do it in a local copy")
+    with _identity_names(dataset) as lines:
+        names = [line.rstrip("\n") for line in lines] or [str(i) for i in range(dataset.manifest.num_identities)]
+    everyone = np.arange(dataset.manifest.num_images)
+    ids = everyone[~read_forgotten(dataset).among(dataset, everyone)]
+    if not len(ids):
+        raise UserError(f"{dataset.where}: everything in it is forgotten")
+    left, class_N = np.unique(dataset.identity_N[ids], return_inverse=True)
+    kept = _Kept(dataset, ids, class_N)
+    source: dict[str, object] = {"source": "compact", "of": dataset.manifest.fingerprint, "samples": len(ids)}
+    shard_images = max(shard.samples for shard in dataset.manifest.shards)
+    return write_dataset(
+        out, kept, _read_part, [names[i] for i in left], source=source, shard_images=shard_images, processes=processes,
+        template=dataset.manifest.template,
+    )  # fmt: skip
+
+
+class _Kept:
+    """Samples of a dataset as items, made a shard at a time."""
+
+    def __init__(self, dataset: Dataset, ids: NDArray[np.int64], class_N: NDArray[np.int64]) -> None:
+        self.dataset, self.ids, self.class_N = dataset, ids, class_N
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, part: slice) -> list[Item]:
+        return [self._item(i, c) for i, c in zip(self.ids[part].tolist(), self.class_N[part].tolist(), strict=True)]
+
+    def _item(self, sample: int, class_id: int) -> Item:
+        path, offset = self.dataset.shard_path(int(self.dataset.shard_N[sample])), int(self.dataset.offset_N[sample])
+        folder, slash, file = member_at(path, offset)[0].rpartition("/")
+        return Item((path, offset, int(self.dataset.size_N[sample])), folder + slash + file.partition(".")[0], class_id)
+
+
+def _read_part(source: object) -> bytes:
+    assert isinstance(source, tuple)
+    path, offset, size = source
+    with path.open("rb") as file:
+        return os.pread(file.fileno(), size, offset)
 
 
 def _class_ids(dataset: Dataset, identities: Iterable[str]) -> NDArray[np.int64]:
     """A name is looked for before a number is taken for a class id."""
-    wanted, found = list(dict.fromkeys(identities)), {}
-    if (dataset.path / IDENTITIES).exists():
-        with (dataset.path / IDENTITIES).open() as lines:
-            wanted_set = set(wanted)
-            found = {name: number for number, line in enumerate(lines) if (name := line.rstrip("\n")) in wanted_set}
+    wanted = list(dict.fromkeys(identities))
+    with _identity_names(dataset) as lines:
+        wanted_set = set(wanted)
+        found = {name: number for number, line in enumerate(lines) if (name := line.rstrip("\n")) in wanted_set}
     limit = dataset.manifest.num_identities
     found |= {w: int(w) for w in wanted if w not in found and re.fullmatch(r"[0-9]{1,18}", w) and int(w) < limit}
     if missing := [w for w in wanted if w not in found]:
@@ -83,11 +135,21 @@ def _class_ids(dataset: Dataset, identities: Iterable[str]) -> NDArray[np.int64]
     return np.array([found[w] for w in wanted], np.int64)
 
 
+def _identity_names(dataset: Dataset) -> IO[str]:
+    """The lines of `identities.txt`, none where there is no such file."""
+    if dataset.far is not None and dataset.far.with_index:
+        return io.StringIO((Remote(dataset.far.url, dataset.far.patience_s).read_if_there(IDENTITIES) or b"").decode())
+    file = dataset.path / IDENTITIES
+    return file.open() if file.exists() else io.StringIO()
+
+
 def _sample_ids(dataset: Dataset, keys: Iterable[str], processes: int | None) -> NDArray[np.int64]:
     """Keys are in the shards only: all shards' headers are read, or those that the keys name."""
     wanted = {re.sub(r"\.jpe?g$", "", key) for key in keys}
     if not wanted:
         return np.empty(0, np.int64)
+    if dataset.far is not None:
+        raise UserError(f"{dataset.far.url}: keys stand in the shards only; forget them in a local copy and put its {FORGOTTEN} there")
     names = [shard.name for shard in dataset.manifest.shards]
     named = {key.split(":", 1)[0] for key in wanted if ":" in key}
     shards = [n for n, name in enumerate(names) if name in named or any(":" not in key for key in wanted)]

@@ -5,10 +5,11 @@ import hashlib
 import json
 import os
 import uuid
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -16,16 +17,21 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.progress import track
 
+from manyfaces.configs import schema
 from manyfaces.configs.schema import UserError
+from manyfaces.data.cache import Far, fetch_once
+from manyfaces.data.remote import Remote, url_of
 from manyfaces.data.sample import member_at
 
 MANIFEST, INDEX = "manyfaces.json", "index.arrow"
 COLUMNS = {"shard": pa.uint32(), "offset": pa.uint64(), "size": pa.uint32(), "identity": pa.uint32()}
+FORGOTTEN = "forgotten.json"
 HASH_UP_TO_BYTES = 4 << 30
+_SHARDS_LOOKED_AT = 1000
 
 
-class Shard(BaseModel):
-    model_config = ConfigDict(frozen=True)
+@dataclass(frozen=True, slots=True)  # 260 million samples have 30,000 of these: as pydantic models they would take 20 MB of each process
+class Shard:
     name: str
     bytes: int
     samples: int
@@ -45,6 +51,8 @@ class Manifest(BaseModel):
     """How faces are aligned, if known: "arcface-112" is InsightFace's five-point template."""
     index_sha256: str
     shards: tuple[Shard, ...]
+    shards_url: str | None = None
+    """Where the shards are, if not beside this file."""
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -56,18 +64,27 @@ class Manifest(BaseModel):
 @dataclass(frozen=True)
 class Dataset:
     path: Path
+    """Folder of the index; of a remote dataset in the node's cache."""
     manifest: Manifest
     shard_N: NDArray[np.uint32]
     offset_N: NDArray[np.uint64]
     size_N: NDArray[np.uint32]
     identity_N: NDArray[np.uint32]
+    far: Far | None = None
+    """Where the shards are, if at an URL."""
 
     @property
+    def where(self) -> str:
+        """The folder or URL, for people."""
+        return self.far.url if self.far is not None and self.far.with_index else str(self.path)
+
+    @functools.cached_property
     def samples_per_shard(self) -> NDArray[np.int64]:
         return np.array([s.samples for s in self.manifest.shards], np.int64)
 
     def shard_path(self, shard: int) -> Path:
-        return self.path / self.manifest.shards[shard].name
+        spec = self.manifest.shards[shard]
+        return self.path / spec.name if self.far is None else self.far.shard_path(spec)
 
     def name(self, sample: int) -> str:
         """`SHARD:KEY` of a sample, for people."""
@@ -79,68 +96,113 @@ class Dataset:
         return f"{self.manifest.shards[shard].name}:{key or f'sample {sample}'}"
 
 
-def open_dataset(path: str | Path) -> Dataset:
-    """Open a dataset folder; costs no more for 260 million samples than for ten.
+def open_dataset(path: str | Path, config: schema.Data | None = None) -> Dataset:
+    """Open a dataset folder, or one at an URL; costs no more for 260 million samples than for ten, once an URL's index is in the cache.
 
-    Raises `UserError` for a folder that is none, and for an index that is not the manifest's.
+    `config` says where the cache is, how much it may hold and how long a store may be away. Raises `UserError` for a folder that is none,
+    for an index that is not the manifest's, for a store that cannot be read and for a cache that is smaller than a window.
     """
+    config = config or schema.Data()
+    cache = Path(config.cache_dir).expanduser(), int(config.cache_gb * 1e9), config.store_patience_s
+    if (url := url_of(path)) is not None:
+        far = Far(url, *cache)
+        folder, manifest = _fetch_index(far)
+        _refuse_small_cache(manifest, far, config)
+        return _map_index(url, folder, manifest, far)
     path = Path(path)
-    if "://" in str(path):
-        raise UserError(f"data.path {path}: remote datasets cannot be read yet; copy it to a local path")
     if not (path / MANIFEST).is_file():
         what = "no such folder" if not path.is_dir() else f"no {MANIFEST} in it; make it with `manyfaces data convert|synth|index`"
         raise UserError(f"data.path {path}: {what}")
+    manifest = _parse((path / MANIFEST).read_bytes(), str(path))
+    if manifest.shards_url is None:
+        return _map_index(str(path), path, manifest)
+    far = Far(manifest.shards_url, *cache, with_index=False)
+    _refuse_small_cache(manifest, far, config)
+    return _map_index(str(path), path, manifest, far)
+
+
+def _parse(body: bytes, where: str) -> Manifest:
     try:
-        manifest = Manifest.model_validate_json((path / MANIFEST).read_bytes())
+        return Manifest.model_validate_json(body)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise UserError(f"{path / MANIFEST}: {where}: {first['msg']}; run `manyfaces data index {path}`") from error
-    if not (path / INDEX).is_file():
-        raise UserError(f"{path / INDEX}: missing; run `manyfaces data index {path}`")
+        field = ".".join(map(str, first["loc"]))
+        raise UserError(f"{where}/{MANIFEST}: {field}: {first['msg']}; run `manyfaces data index {where}`") from error
+
+
+def _fetch_index(far: Far) -> tuple[Path, Manifest]:
+    """The index, and what is forgotten, in the node's cache; the manifest is asked for each time."""
+    remote = Remote(far.url, far.patience_s)
+    body = remote.read(MANIFEST)
+    manifest = _parse(body, far.url)
+    folder = far.dataset(manifest.fingerprint)
+    fetch_once(far, remote, INDEX, folder / INDEX, manifest.index_sha256)
+    write_atomic(folder / MANIFEST, body)
+    if (forgotten := remote.read_if_there(FORGOTTEN)) is not None:
+        write_atomic(folder / FORGOTTEN, forgotten)
+    else:
+        (folder / FORGOTTEN).unlink(missing_ok=True)
+    return folder, manifest
+
+
+def _refuse_small_cache(manifest: Manifest, far: Far, config: schema.Data) -> None:
+    shards = min(config.window_shards, len(manifest.shards)) if config.order == "shuffle" else len(manifest.shards)
+    window = sum(sorted((s.bytes for s in manifest.shards), reverse=True)[:shards])
+    if window > far.limit_bytes:
+        least = f"a window of {shards} shards is up to {window / 1e9:.3g} GB"
+        remedy = f"set data.cache_gb={2.2 * window / 1e9:.2g} (two windows and some), or lower data.window_shards"
+        raise UserError(f"data.cache_gb {config.cache_gb:g} is too small for {far.url}: {least}; {remedy}")
+
+
+def _map_index(where: str, folder: Path, manifest: Manifest, far: Far | None = None) -> Dataset:
+    if not (folder / INDEX).is_file():
+        raise UserError(f"{where}/{INDEX}: missing; run `manyfaces data index {where}`")
     try:
-        batch = pa.ipc.open_file(pa.memory_map(str(path / INDEX))).get_batch(0)
-        columns = [batch.column(name).to_numpy(zero_copy_only=True) for name in COLUMNS]
+        batch = pa.ipc.open_file(pa.memory_map(str(folder / INDEX))).get_batch(0)
+        columns = {f"{name}_N": _values(batch.column(name), dtype) for name, dtype in COLUMNS.items()}
     except (pa.ArrowException, KeyError, IndexError) as error:
-        raise UserError(f"{path / INDEX}: not an index of this format ({error}); run `manyfaces data index {path}`") from error
-    dataset = Dataset(path, manifest, *columns)
+        raise UserError(f"{where}/{INDEX}: not an index of this format ({error}); run `manyfaces data index {where}`") from error
+    dataset = Dataset(folder, manifest, **columns, far=far)
     ends = np.cumsum(dataset.samples_per_shard)
     if len(dataset.shard_N) != manifest.num_images or ends[-1] != manifest.num_images or not _sorted_by_shard(dataset, ends):
-        raise UserError(f"{path / INDEX}: its rows are not the samples of {MANIFEST}; run `manyfaces data index {path}`")
+        raise UserError(f"{where}/{INDEX}: its rows are not the samples of {MANIFEST}; run `manyfaces data index {where}`")
     return dataset
 
 
+def _values(column: pa.Array, dtype: pa.DataType) -> NDArray[Any]:
+    """A view of the column in the mapped file. pyarrow's `to_numpy` and `to_pandas_dtype` import pandas: 0.5 s and 30 MB a process."""
+    if column.type != dtype or column.null_count:
+        raise pa.ArrowInvalid(f"a column is {column.type} with {column.null_count} nulls, not {dtype}")
+    return np.frombuffer(column.buffers()[1], str(dtype), len(column), column.offset * dtype.bit_width // 8)
+
+
 def _sorted_by_shard(dataset: Dataset, ends: NDArray[np.int64]) -> bool:
-    expected = np.arange(len(ends))
-    return bool((dataset.shard_N[ends - 1] == expected).all() and (dataset.shard_N[ends - dataset.samples_per_shard] == expected).all())
+    """Looks at both ends of up to 1,000 shards spread evenly: every one would read a gigabyte of the index from a cold disk."""
+    some = np.linspace(0, len(ends) - 1, min(len(ends), _SHARDS_LOOKED_AT)).astype(np.int64)
+    first, last = dataset.shard_N[ends[some] - dataset.samples_per_shard[some]], dataset.shard_N[ends[some] - 1]
+    return bool((first == some).all() and (last == some).all())
 
 
 def verify(dataset: Dataset, mode: Literal["auto", "sizes", "hashes"]) -> str:
     """Compare labels and every shard with the manifest before anything is trained on it; returns what was compared.
 
-    Sizes and the first and last member of each shard always; SHA-256 of all bytes for `hashes`, and for `auto` up to 4 GiB.
-    Raises `UserError` listing every shard that is missing, shorter, longer or other.
+    Sizes and the first and last member of each shard always; SHA-256 of all bytes for `hashes`, and for `auto` up to 4 GiB. At an URL sizes
+    only: there the contents are hashed as each shard is fetched. Raises `UserError` listing every shard that is missing, shorter, longer or
+    other.
     """
-    limit = dataset.manifest.num_identities
+    limit, where = dataset.manifest.num_identities, dataset.where
     if (highest := int(dataset.identity_N.max())) >= limit:
         name = dataset.name(int(dataset.identity_N.argmax()))
-        raise UserError(f"{dataset.path}: {name}: label {highest} is not in [0, {limit}); run `manyfaces data index {dataset.path}`")
+        raise UserError(f"{where}: {name}: label {highest} is not in [0, {limit}); run `manyfaces data index {where}`")
     shards = dataset.manifest.shards
     total = sum(s.bytes for s in shards)
     hashes = mode == "hashes" or (mode == "auto" and total <= HASH_UP_TO_BYTES)
-    faults: list[str] = []
-    ends = np.cumsum(dataset.samples_per_shard)
-    for number, (shard, end) in enumerate(zip(shards, ends, strict=True)):
-        file = dataset.shard_path(number)
-        if not file.is_file():
-            faults.append(f"{shard.name}: missing")
-        elif (size := file.stat().st_size) != shard.bytes:
-            faults.append(f"{shard.name}: {size:,} bytes, expected {shard.bytes:,} ({shard.samples} samples)")
-        elif any(member_at(file, int(dataset.offset_N[i]))[1] != dataset.size_N[i] for i in (end - shard.samples, end - 1)):
-            faults.append(f"{shard.name}: its samples do not lie where {INDEX} says")
+    faults = _far_faults(dataset.far, shards) if dataset.far is not None else _near_faults(dataset)
     if hashes and file_sha256(dataset.path / INDEX) != dataset.manifest.index_sha256:
-        faults.append(f"{INDEX}: other bytes than when it was written")
-    if hashes and not faults:
+        faults.append(
+            f"{INDEX}: other bytes than when it was written" + (f" in {dataset.path}, remove it" if dataset.far is not None else "")
+        )
+    if hashes and not faults and dataset.far is None:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             digests = pool.map(file_sha256, (dataset.shard_path(n) for n in range(len(shards))))
             if total > HASH_UP_TO_BYTES:
@@ -148,10 +210,34 @@ def verify(dataset: Dataset, mode: Literal["auto", "sizes", "hashes"]) -> str:
             faults += [f"{s.name}: other bytes than when it was indexed" for s, d in zip(shards, digests, strict=True) if d != s.sha256]
     if faults:
         shown = "; ".join(faults[:5]) + (f"; and {len(faults) - 5} more" if len(faults) > 5 else "")
-        remedy = f"restore the shards, or run `manyfaces data index {dataset.path}` to accept them as they are"
-        raise UserError(f"{dataset.path}: {shown}; {remedy}")
+        remedy = f"restore the shards, or run `manyfaces data index {where}` to accept them as they are"
+        raise UserError(f"{where}: {shown}; {remedy}")
     compared = "every byte hashed" if hashes else "sizes and ends compared, contents not hashed"
+    if dataset.far is not None:
+        compared = "sizes compared, contents hashed as each shard is fetched"
     return f"{len(shards)} shards, {total / 1e6:,.0f} MB: {compared}"
+
+
+def _near_faults(dataset: Dataset) -> list[str]:
+    faults: list[str] = []
+    ends = np.cumsum(dataset.samples_per_shard)
+    for number, (shard, end) in enumerate(zip(dataset.manifest.shards, ends, strict=True)):
+        file = dataset.shard_path(number)
+        if not file.is_file():
+            faults.append(f"{shard.name}: missing")
+        elif (size := file.stat().st_size) != shard.bytes:
+            faults.append(f"{shard.name}: {size:,} bytes, expected {shard.bytes:,} ({shard.samples} samples)")
+        elif any(member_at(file, int(dataset.offset_N[i]))[1] != dataset.size_N[i] for i in (end - shard.samples, end - 1)):
+            faults.append(f"{shard.name}: its samples do not lie where {INDEX} says")
+    return faults
+
+
+def _far_faults(far: Far, shards: Sequence[Shard]) -> list[str]:
+    """A size that the store does not tell is not held against the shard."""
+    sizes = Remote(far.url, far.patience_s).sizes([s.name for s in shards])
+    faults = [f"{s.name}: missing" for s in shards if s.name not in sizes]
+    others = [(s, size) for s in shards if (size := sizes.get(s.name)) is not None and size != s.bytes]
+    return faults + [f"{s.name}: {size:,} bytes, expected {s.bytes:,} ({s.samples} samples)" for s, size in others]
 
 
 def file_sha256(path: Path) -> str:
@@ -177,7 +263,7 @@ def write_index(path: Path, columns: dict[str, NDArray[np.integer]], shards: lis
         writer.write_batch(batch)
     temporary.replace(path / INDEX)
     manifest = Manifest.model_validate(
-        {**facts, "num_images": len(batch), "index_sha256": file_sha256(path / INDEX), "shards": tuple(s.model_dump() for s in shards)}
+        {**facts, "num_images": len(batch), "index_sha256": file_sha256(path / INDEX), "shards": tuple(shards)}
     )
     write_atomic(path / MANIFEST, json.dumps(manifest.model_dump(), indent=1) + "\n")
     return manifest

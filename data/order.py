@@ -39,6 +39,17 @@ class Order:
             position, count = position + len(part), count - len(part)
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
+    def shards(self, position: int, windows: int) -> list[NDArray[np.int64]]:
+        """Shard numbers of the window that holds `position` and of those after it, `windows` in all, across epochs: what is needed next."""
+        chosen: list[NDArray[np.int64]] = []
+        epoch, at = divmod(position, self.num_samples)
+        window = int(np.searchsorted(self._epoch(epoch)[1], at, side="right"))
+        while len(chosen) < windows:
+            shards, ends = self._epoch(epoch)
+            chosen.append(shards[window * self.window_shards : (window + 1) * self.window_shards])
+            epoch, window = (epoch, window + 1) if window + 1 < len(ends) else (epoch + 1, 0)
+        return chosen
+
     def _epoch(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The epoch's shard order, and where each of its windows ends."""
         shards = counter.permutation(counter.key(self.seed, _SHARDS, epoch), len(self.samples_per_shard))

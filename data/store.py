@@ -1,34 +1,58 @@
-"""Shard bytes: views into memory-mapped shards, so that reading a sample copies nothing."""
+"""Shard bytes, near or far: views into memory-mapped shards, so that reading a sample copies nothing."""
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from manyfaces.configs.schema import UserError
+from manyfaces.data.cache import Cache
 from manyfaces.data.index import Dataset
+from manyfaces.data.order import Order
+from manyfaces.data.pk import PkOrder
 
 
 class Store:
-    """Maps shards on first use and lets the least recently used go; a map needs address space, not memory."""
+    """Maps shards on first use and lets the least recently used go; a map needs address space, not memory.
 
-    def __init__(self, dataset: Dataset, max_open: int = 1024) -> None:
+    A remote dataset's shards come through the node's cache; `tell` then gets a line about a store that goes on failing.
+    """
+
+    def __init__(self, dataset: Dataset, max_open: int = 1024, tell: Callable[[str], None] = lambda line: None) -> None:
         self.dataset = dataset
         self.max_open = max_open
+        self._cache = Cache(dataset.far, dataset.manifest.shards, tell) if dataset.far is not None else None
         self._maps: OrderedDict[int, NDArray[np.uint8]] = OrderedDict()
 
     def read(self, samples: Iterable[int]) -> list[NDArray[np.uint8]]:
-        """JPEG bytes of each sample, as read-only views. Raises `UserError` for a shard that went away or shrank."""
+        """JPEG bytes of each sample, as read-only views. Raises `UserError` for a shard that went away, shrank or cannot be fetched."""
         index = self.dataset
         ids = np.fromiter(samples, np.int64)
         rows = zip(index.shard_N[ids].tolist(), index.offset_N[ids].tolist(), index.size_N[ids].tolist(), strict=True)
         return [self._map(shard)[offset : offset + size] for shard, offset, size in rows]
 
+    def ahead(self, order: Order | PkOrder, position: int) -> None:
+        """Reading goes on at `position`: what lies far has its window and the next one fetched meanwhile."""
+        if self._cache is not None and self._cache.need(order.shards(position, 2)):
+            for shard in self._maps.keys() - self._cache.needs:  # an evicted shard takes room on the disk as long as it is mapped
+                del self._maps[shard]
+
+    def close(self) -> None:
+        """End what is fetched in the background, and every wait for it."""
+        if self._cache is not None:
+            self._cache.close()
+
     def _map(self, shard: int) -> NDArray[np.uint8]:
         if shard in self._maps:
             self._maps.move_to_end(shard)
             return self._maps[shard]
+        self._maps[shard] = self._local(shard) if self._cache is None else self._cache.map(shard)
+        if len(self._maps) > self.max_open:
+            self._maps.popitem(last=False)
+        return self._maps[shard]
+
+    def _local(self, shard: int) -> NDArray[np.uint8]:
         path, expected = self.dataset.shard_path(shard), self.dataset.manifest.shards[shard].bytes
         try:
             view: NDArray[np.uint8] = np.memmap(path, np.uint8, mode="r")
@@ -36,7 +60,4 @@ class Store:
             raise UserError(f"{path}: cannot be read ({error}); restore it and run the same command again to resume") from error
         if len(view) != expected:
             raise UserError(f"{path}: {len(view):,} bytes, expected {expected:,}; restore it and run the same command again to resume")
-        self._maps[shard] = np.asarray(view)
-        if len(self._maps) > self.max_open:
-            self._maps.popitem(last=False)
-        return self._maps[shard]
+        return np.asarray(view)

@@ -52,7 +52,7 @@ def run(config: Config, console: Console) -> None:
     if launch.under_torchrun() and os.environ["RANK"] != "0":
         launch.launch(work, _payload(config), config.cluster, folder, jobs.package)
         return
-    dataset = open_dataset(config.data.path)
+    dataset = open_dataset(config.data.path, config.data)
     _refuse(config, dataset)
     console.print(
         f"{config.data.path}: {verify(dataset, config.data.verify)}; {dataset.manifest.num_images:,} images of "
@@ -135,6 +135,7 @@ def work(payload: dict[str, Any]) -> None:
             quarantine=Quarantine(
                 folder / "quarantine.jsonl", dataset, config.data.max_bad_share, lambda line: Record(folder).event("quarantine", line)
             ),
+            tell=lambda line: Record(folder).event("store", line),
         ) as loader:
             parts = Parts(config, world, engine, head, loader, pairs, checkpointer, record, watchdog, state)
             evaluated = train(parts, progress)
@@ -152,7 +153,7 @@ def work(payload: dict[str, Any]) -> None:
 
 def _open(config: Config) -> tuple[Dataset, list[Pairs]]:
     """What this node sees of the data; the launching process has looked at the bytes."""
-    dataset = open_dataset(config.data.path)
+    dataset = open_dataset(config.data.path, config.data)
     verify(dataset, "sizes")
     return dataset, [read_bin(path) for path in config.evaluation.pairs]
 
@@ -203,9 +204,9 @@ def _payload(config: Config) -> dict[str, Any]:
 def absolute(config: Config) -> Config:
     """Workers may stand in another folder than the person did."""
     tree = config.model_dump(mode="json")
-    for section, key in (("run", "dir"), ("data", "path"), ("run", "resume_from")):
+    for section, key in (("run", "dir"), ("data", "path"), ("data", "cache_dir"), ("run", "resume_from")):
         value = tree[section][key]
-        if value and "://" not in value:
+        if value and "://" not in value and not value.startswith("~"):  # each node has a home of its own
             tree[section][key] = str(Path(value).absolute())
     tree["evaluation"]["pairs"] = [str(Path(p).absolute()) for p in tree["evaluation"]["pairs"]]
     return Config.model_validate(tree)
@@ -221,7 +222,13 @@ def _refuse(config: Config, dataset: Dataset) -> None:
         ("data.expect_identities", config.data.expect_identities, dataset.manifest.num_identities),
     ):
         if wanted is not None and wanted != has:
-            raise UserError(f"{key} is {wanted:,}, {dataset.path} has {has:,}; give the recipe its dataset, or set {key}={has}")
+            raise UserError(f"{key} is {wanted:,}, {dataset.where} has {has:,}; give the recipe its dataset, or set {key}={has}")
+    people, each = config.train.batch_size // config.data.images_per_identity, config.data.images_per_identity
+    if config.data.order == "pk" and people > dataset.manifest.num_identities:
+        has = dataset.manifest.num_identities
+        raise UserError(
+            f"data.order pk: a batch of {people} x {each} needs {people} identities, {dataset.where} has {has}; lower train.batch_size"
+        )
     if config.train.batch_size > dataset.manifest.num_images:
         raise UserError(
             f"train.batch_size {config.train.batch_size} is more than the dataset's {dataset.manifest.num_images} images; lower it"

@@ -21,16 +21,16 @@ def run_worker(config_path: str) -> None:
     warnings.simplefilter("default")  # DeepSpeed and what it imports warn of torch and of themselves
     config = load(config_path, [])
     payload = {"name": "run", "config": config.model_dump(mode="json")}
-    real = loader.Loader.make
+    real = loader.Loader._begin
 
-    def make(self: loader.Loader, position: int) -> loader.Batch:
+    def begin(self: loader.Loader, position: int) -> loader._Begun:
         if dist.get_rank() == 1 and position >= LOST_AT:
             raise UserError("shard-000001.tar: gone")
         return real(self, position)
 
-    loader.Loader.make = make  # type: ignore[method-assign]
+    loader.Loader._begin = begin  # type: ignore[method-assign]
     work(payload)
-    loader.Loader.make = real  # type: ignore[method-assign]
+    loader.Loader._begin = real  # type: ignore[method-assign]
     work(payload)
 
 

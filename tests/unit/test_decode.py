@@ -59,6 +59,54 @@ def test_a_corrupt_image_costs_itself_only(blobs, kind: str, at: int) -> None:
     assert torch.equal(again, whole)
 
 
+@pytest.mark.parametrize("kind", ["empty", "half", "noise", "header"])
+@pytest.mark.parametrize("broken", [[0], [1], [0, 1], [2], [0, 2]])
+def test_a_corrupt_image_leaves_the_batches_in_flight_as_they_are(blobs, kind: str, broken: list[int]) -> None:
+    """The next batch is always started before the last is finished, so a pipeline that ends takes two with it."""
+    batches = [list(blobs[:8]), list(blobs[4:]), list(blobs[2:10]), list(blobs[::-1][:8])]
+    whole = [Decoder(112, 8, device=CPU)(batch)[0] for batch in batches]
+    for number in broken:
+        batches[number][3] = corrupt(kind, batches[number][3])
+    decode = Decoder(112, 8, device=CPU)
+    started, found = [decode.start(batches[0])], []
+    for batch in batches[1:]:
+        started.append(decode.start(batch))
+        found.append(decode.finish(started.pop(0)))
+    found.append(decode.finish(started.pop(0)))
+    for number, ((images, good), expected) in enumerate(zip(found, whole, strict=True)):
+        assert good.tolist() == [not (number in broken and slot == 3) for slot in range(8)]
+        assert torch.equal(images[torch.from_numpy(good)], expected[torch.from_numpy(good)])
+
+
+def test_images_stay_as_they_are_while_others_are_decoded(blobs) -> None:
+    """On the CPU they lie in DALI's memory."""
+    decode = Decoder(112, 12, device=CPU)
+    first, _ = decode(blobs)
+    copy = first.clone()
+    others = [decode(blobs[::-1])[0] for _ in range(5)]
+    assert torch.equal(first, copy)
+    assert len({images.data_ptr() for images in [first, *others]}) == 6
+
+
+def test_sizes_of_all_kinds_in_one_batch(blobs) -> None:
+    """An image of the right size comes as it is; one much larger than the rest does not pad them all."""
+    large = cv2.imencode(".jpg", np.random.default_rng(0).integers(0, 255, (600, 500, 3), np.uint8))[1].reshape(-1)
+    small = cv2.imencode(".jpg", np.full((40, 60, 3), 90, np.uint8))[1].reshape(-1)
+    images, good = Decoder(112, 12, device=CPU)([*blobs[:5], large, small, *blobs[5:10]])
+    assert good.all()
+    assert torch.equal(images[torch.tensor([0, 1, 2, 3, 4, 7, 8, 9, 10, 11])], Decoder(112, 12, device=CPU)(blobs[:10])[0])
+    assert (images[6].int() - 90).abs().max() <= 2
+    expected = cv2.resize(by_opencv(large), (112, 112), interpolation=cv2.INTER_AREA).astype(int)
+    assert np.abs(images[5].numpy().astype(int) - expected).mean() < 20
+
+
+def test_zeros_behind_an_image_do_not_make_it_broken(blobs) -> None:
+    padded = [np.concatenate([blob, np.zeros(n, np.uint8)]) for n, blob in enumerate(blobs)]
+    images, good = Decoder(112, 12, device=CPU)(padded)
+    assert good.all()
+    assert torch.equal(images, Decoder(112, 12, device=CPU)(blobs)[0])
+
+
 def test_a_batch_without_a_good_image(blobs) -> None:
     images, good = Decoder(112, 12, device=CPU)([b[:10] for b in blobs])
     assert not good.any()

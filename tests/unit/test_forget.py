@@ -9,8 +9,8 @@ import torch
 
 from manyfaces.configs.schema import Augment, Data, UserError
 from manyfaces.data import store
-from manyfaces.data.forget import FORGOTTEN, forget, read_forgotten
-from manyfaces.data.index import open_dataset
+from manyfaces.data.forget import compact, forget, read_forgotten
+from manyfaces.data.index import FORGOTTEN, open_dataset, verify
 from manyfaces.data.loader import IGNORED, Loader, Quarantine
 
 CONFIG = Data(augment=Augment(flip=0.5), window_shards=2)
@@ -66,6 +66,23 @@ def test_it_adds_up_and_an_identity_without_samples_is_gone(mine) -> None:
         known = forget(mine, [], [[key, f"{shard}:{key}", key.removesuffix(".jpg")][number % 3]], processes=1)
         assert known.identities.tolist() == ([1, 2] if number == len(of_one) - 1 else [2])
     assert read_forgotten(mine).samples.tolist() == of_one.tolist()
+
+
+def test_compact_leaves_the_others_as_they_are(mine, tmp_path) -> None:
+    single = int(np.flatnonzero(mine.identity_N != 4)[11])
+    known = forget(mine, ["4"], [mine.name(single)], processes=1)
+    small = open_dataset(compact(mine, tmp_path / "small", processes=1) and tmp_path / "small")
+    verify(small, "hashes")
+    kept = np.setdiff1d(np.flatnonzero(mine.identity_N != 4), known.samples)
+    assert small.manifest.num_images == len(kept)
+    assert small.manifest.num_identities == 19
+    assert small.manifest.fingerprint != mine.manifest.fingerprint
+    for ours, theirs in zip(store.Store(small).read(range(len(kept))), store.Store(mine).read(kept), strict=True):
+        assert np.array_equal(ours, theirs)
+    names, all_names = ((d.path / "identities.txt").read_text().splitlines() for d in (small, mine))
+    assert [names[i] for i in small.identity_N] == [all_names[i] for i in mine.identity_N[kept]]
+    assert [small.name(i).split(":")[1] for i in range(len(kept))] == [mine.name(int(i)).split(":")[1] for i in kept]
+    assert not (small.path / FORGOTTEN).exists()
 
 
 def test_mistakes_change_nothing(mine) -> None:

@@ -16,6 +16,8 @@ ENTRIES = {
     "webdataset": "data/write.py",
     "mlflow": "train/tracking.py",
     "triton": "models/kernels.py",
+    "fsspec": "data/remote.py",
+    "tenacity": "data/remote.py",
 }
 
 

@@ -13,6 +13,7 @@ from manyfaces.data.index import open_dataset
 from manyfaces.data.loader import Loader, Quarantine
 
 CONFIG = Data(augment=Augment(flip=0.5, shift_px=2), window_shards=2)
+PK = CONFIG.model_copy(update={"order": "pk", "images_per_identity": 4})
 
 
 def load(dataset, folder: Path, *, position=0, end=None, rank=0, world=1, batch=24, config=CONFIG):
@@ -25,24 +26,34 @@ def load(dataset, folder: Path, *, position=0, end=None, rank=0, world=1, batch=
         return list(loader)
 
 
-def test_restart_from_every_position_gives_the_rest(dataset, tmp_path: Path) -> None:
+@pytest.mark.parametrize("config", [CONFIG, PK], ids=["shuffle", "pk"])
+def test_restart_from_every_position_gives_the_rest(dataset, tmp_path: Path, config: Data) -> None:
     """Save before every element, restore from each, compare all that follows."""
-    whole = load(dataset, tmp_path, end=6 * 24)
+    whole = load(dataset, tmp_path, end=6 * 24, config=config)
     for start in range(6):
-        rest = load(dataset, tmp_path, position=start * 24, end=6 * 24)
+        rest = load(dataset, tmp_path, position=start * 24, end=6 * 24, config=config)
         assert [b.position for b in rest] == [b.position for b in whole[start:]]
         for ours, theirs in zip(rest, whole[start:], strict=True):
             assert torch.equal(ours.images_NHWC, theirs.images_NHWC)
             assert torch.equal(ours.labels_N, theirs.labels_N)
 
 
+@pytest.mark.parametrize("config", [CONFIG, PK], ids=["shuffle", "pk"])
 @pytest.mark.parametrize("world", [2, 3, 5])
-def test_ranks_together_make_the_same_global_batch(dataset, tmp_path: Path, world: int) -> None:
-    whole = load(dataset, tmp_path, end=48)
-    shares = [load(dataset, tmp_path, end=48, rank=r, world=world) for r in range(world)]
+def test_ranks_together_make_the_same_global_batch(dataset, tmp_path: Path, world: int, config: Data) -> None:
+    whole = load(dataset, tmp_path, end=48, config=config)
+    shares = [load(dataset, tmp_path, end=48, rank=r, world=world, config=config) for r in range(world)]
     for t, batch in enumerate(whole):
         assert torch.equal(torch.cat([s[t].images_NHWC for s in shares]), batch.images_NHWC)
         assert torch.equal(torch.cat([s[t].labels_N for s in shares]), batch.labels_N)
+
+
+def test_pk_batches_are_of_p_people_with_k_images(dataset, tmp_path: Path) -> None:
+    for batch in load(dataset, tmp_path, batch=20, end=60, config=PK):  # 20 people: four batches a round
+        people = batch.labels_N.view(-1, 4)
+        assert (people == people[:, :1]).all()
+        assert len(people[:, 0].unique()) == 5
+        assert len(np.unique(batch.ids_N)) == 20
 
 
 def test_a_corrupt_sample_keeps_its_place(dataset_path: Path, dataset, tmp_path: Path) -> None:
