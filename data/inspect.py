@@ -6,13 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from manyfaces.configs import schema
 from manyfaces.configs.schema import UserError
-from manyfaces.data import augment
-from manyfaces.data.decode import Decoder
 from manyfaces.data.index import Dataset
 from manyfaces.data.sample import jpeg_size
 from manyfaces.data.store import Store
@@ -101,6 +98,10 @@ def sample(
     as it is and as seven appearances in training. Raises `UserError` for an identity that is not there, and for no image to show.
     """
     import cv2
+    import torch
+
+    from manyfaces.data import augment
+    from manyfaces.data.decode import Decoder  # DALI takes a second to import, which a count has no use for
 
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise UserError(f"{out}: an image is written; give a name that ends in .png or .jpg")
