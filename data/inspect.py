@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 from manyfaces.configs import schema
 from manyfaces.configs.schema import UserError
+from manyfaces.data.forget import read_forgotten
 from manyfaces.data.index import Dataset
 from manyfaces.data.sample import jpeg_size
 from manyfaces.data.store import Store
 from manyfaces.data.write import IDENTITIES
 
-HISTOGRAM = "images_per_identity.png"
 _CHUNK, _SIZES_READ = 1 << 22, 10_000
 _APPEARANCES = 8  # columns of an augmented grid, the first of them as on disk
 
@@ -70,19 +70,6 @@ def _chunks(length: int) -> Iterator[slice]:
     return (slice(start, min(start + _CHUNK, length)) for start in range(0, length, _CHUNK))
 
 
-def histogram(images_of_identity_C: NDArray[np.int64], path: Path) -> None:
-    """Draw how many identities have how many images, as a PNG."""
-    from matplotlib.figure import Figure  # without pyplot there is no display and no global state
-
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
-    low, high = int(images_of_identity_C.min()), int(images_of_identity_C.max())
-    axes.hist(images_of_identity_C, bins=np.linspace(low, high + 1, min(high - low + 1, 60) + 1).tolist(), log=True)
-    axes.set(title="Images per identity", xlabel="images", ylabel="identities")
-    axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
-
-
 def sample(
     dataset: Dataset,
     out: Path,
@@ -115,6 +102,9 @@ def sample(
         everything = np.concatenate(found)
         ids = everything[:count]
         what = f"identity {number}{name and f' ({name})'}, {len(ids)} of its {len(everything)} images"
+    ids = ids[~read_forgotten(dataset).among(dataset, ids)]
+    if not len(ids):
+        raise UserError(f"{dataset.where}: no image to show: {what}, all of them forgotten")
     px = config.data.image_px if config else max(dataset.manifest.image_px or (112,))
     blobs = Store(dataset).read(ids)
     images, good = Decoder(px, max(len(ids), 1), device=torch.device("cpu"))(blobs)

@@ -33,7 +33,7 @@ def write_report(out: Path, written: Written, identities: list[str], left_out: d
         "images_per_identity": spread,
         "histogram": {"from": edges[:-1].tolist(), "identities": np.histogram(have, edges)[0].tolist()},
     }
-    histogram(have, edges, out / HISTOGRAM)
+    histogram(have, out / HISTOGRAM)
     write_atomic(out / REPORT, json.dumps(report, indent=1) + "\n")
 
 
@@ -71,10 +71,11 @@ def lines(out: Path) -> list[str]:
     return [*found, *report["notes"], f"report               {out / REPORT}, {out / HISTOGRAM}"]
 
 
-def histogram(count_C: NDArray[np.int64], edges: NDArray[np.int64], path: Path) -> None:
-    """Draw how many identities have how many images, as a PNG."""
+def histogram(count_C: NDArray[np.int64], path: Path) -> None:
+    """Draw how many identities have how many images (at least one each), as a PNG."""
     from matplotlib.figure import Figure  # without pyplot there is no display and no global state
 
+    edges = histogram_edges(int(count_C.max()))
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     axes.hist(count_C, bins=(edges - 0.5).tolist(), color="#3b6ea5", edgecolor="white", linewidth=0.4, log=True)

@@ -289,12 +289,13 @@ def data_stats(arguments: argparse.Namespace) -> None:
     from rich.table import Table
 
     from manyfaces.data.index import open_dataset
-    from manyfaces.data.inspect import HISTOGRAM, histogram, stats
+    from manyfaces.data.inspect import stats
+    from manyfaces.data.report import HISTOGRAM, histogram
 
     dataset = open_dataset(arguments.dataset)
     s = stats(dataset)
     picture = dataset.path / HISTOGRAM
-    histogram(s.images_of_identity_C, picture)
+    histogram(s.images_of_identity_C[s.images_of_identity_C > 0], picture)
     per = s.images_of_identity_C
     least, mean, most = s.jpeg_bytes
     sizes = ", ".join(f"{'unreadable' if px is None else f'{px[1]}x{px[0]}'} {share / s.sizes_read:.1%}" for px, share in s.sizes[:5])

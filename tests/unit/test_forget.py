@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from manyfaces.configs.schema import Augment, Data, UserError
-from manyfaces.data import store
+from manyfaces.data import inspect, store
 from manyfaces.data.forget import compact, forget, read_forgotten
 from manyfaces.data.index import FORGOTTEN, open_dataset, verify
 from manyfaces.data.loader import IGNORED, Loader, Quarantine
@@ -83,6 +83,13 @@ def test_compact_leaves_the_others_as_they_are(mine, tmp_path) -> None:
     assert [names[i] for i in small.identity_N] == [all_names[i] for i in mine.identity_N[kept]]
     assert [small.name(i).split(":")[1] for i in range(len(kept))] == [mine.name(int(i)).split(":")[1] for i in kept]
     assert not (small.path / FORGOTTEN).exists()
+
+
+def test_nobody_is_shown_who_is_forgotten(mine, tmp_path) -> None:
+    forget(mine, ["4"], [], processes=1)
+    with pytest.raises(UserError, match="all of them forgotten"):
+        inspect.sample(mine, tmp_path / "grid.png", identity="4")
+    assert not (tmp_path / "grid.png").exists()
 
 
 def test_mistakes_change_nothing(mine) -> None:

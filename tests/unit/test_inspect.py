@@ -15,6 +15,7 @@ from manyfaces.configs import schema
 from manyfaces.configs.schema import Augment, UserError
 from manyfaces.data import check, inspect
 from manyfaces.data.index import open_dataset
+from manyfaces.data.report import HISTOGRAM
 from manyfaces.data.store import Store
 from manyfaces.train.__main__ import main
 
@@ -120,8 +121,8 @@ def test_stats_are_a_plain_count(dataset, dataset_path: Path, monkeypatch, capsy
     assert (found.median, found.deciles, found.sizes) == (6, [6] * 9, [((112, 112), 120)])
     assert main(["data", "stats", str(dataset_path)]) == 0
     assert "min 6, median 6, mean 6.0, max 6" in capsys.readouterr().out
-    assert cv2.imread(str(dataset_path / inspect.HISTOGRAM)) is not None
-    (dataset_path / inspect.HISTOGRAM).unlink()
+    assert cv2.imread(str(dataset_path / HISTOGRAM)) is not None
+    (dataset_path / HISTOGRAM).unlink()
 
 
 def test_sizes_are_read_from_headers_where_images_differ(copy: Path, capsys) -> None:
