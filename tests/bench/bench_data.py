@@ -28,7 +28,6 @@ from rich.table import Table
 
 COPIES, SHARD_IMAGES, CORES, PX = 8, 1024, 2, 112
 WARM_BATCHES, BATCHES = 12, 80
-S3_WINDOW = 8
 FAR, SKIPS = 100_000_000, (10_000, 20_000, 40_000)
 MANYFACES, FLOATS, LAST = "manyfaces", "manyfaces, floats", "manyfaces, floats, channels last"
 
@@ -63,7 +62,7 @@ def main() -> None:
         return
     prepare(arguments.images, shards)
     theirs = [row for row in RATES if not arguments.only or arguments.only in row[0]]
-    names = list(dict.fromkeys([name for row in theirs for name in (row[1], row[0])] + ["resume", "s3"]))
+    names = list(dict.fromkeys([name for row in theirs for name in (row[1], row[0])] + ["resume"]))
     rounds = take_turns(names, arguments)
     if arguments.json:
         print(json.dumps(rounds))  # noqa: T201
@@ -107,8 +106,7 @@ def work(name: str, images: Path, shards: Path, batch: int) -> None:
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is not an answer
     try:
-        special = {"resume": resume, "s3": from_s3}.get(name)
-        measure = special(shards, batch) if special else rate(CONTENDERS[name](images, shards, batch), batch)
+        measure = resume(shards, batch) if name == "resume" else rate(CONTENDERS[name](images, shards, batch), batch)
     except ImportError:
         print("not installed", file=out, flush=True)
         return
@@ -132,13 +130,13 @@ def rate(stream: Iterator[object], batch: int) -> Callable[[], dict[str, float]]
     return measure
 
 
-def manyfaces(images: Path, shards: Path | str, batch: int, position: int = 0, **settings: object) -> Iterator[torch.Tensor]:
+def manyfaces(images: Path, shards: Path, batch: int, position: int = 0) -> Iterator[torch.Tensor]:
     from manyfaces.configs.schema import Augment, Data
     from manyfaces.data.index import open_dataset
     from manyfaces.data.loader import Loader, Quarantine
 
-    config = Data.model_validate({"augment": Augment(flip=0.5), "decode_threads": CORES, **settings})
-    dataset = open_dataset(shards, config)
+    dataset = open_dataset(shards)
+    config = Data(augment=Augment(flip=0.5), decode_threads=CORES)
     quarantine = Quarantine(Path(tempfile.mkdtemp()) / "quarantine.jsonl", dataset, 0.0)
     loader = Loader(
         dataset, config, seed=0, batch_size=batch, rank=0, world_size=1, position=position, end=2**62, device=torch.device("cpu"),
@@ -325,37 +323,6 @@ def resume(shards: Path, batch: int) -> Callable[[], dict[str, float]]:
     return measure
 
 
-def from_s3(shards: Path, batch: int) -> Callable[[], dict[str, float]]:
-    """Rates of the windows after the first, through one epoch: local, and from moto's server (one Python process) with a cold cache."""
-    sys.path.insert(0, str(Path(__file__).parents[1]))
-    import s3fs
-    from store_server import CREDENTIALS, s3_server
-
-    server = s3_server()
-    os.environ.update(CREDENTIALS, AWS_ENDPOINT_URL=f"http://127.0.0.1:{server.__enter__()}")
-    s3fs.S3FileSystem().mkdir("bench")
-    s3fs.S3FileSystem().put(str(shards), "s3://bench/shards", recursive=True)
-    per_shard = [shard["samples"] for shard in json.loads((shards / "manyfaces.json").read_text())["shards"]]
-    first = S3_WINDOW * max(per_shard) // batch + 2
-
-    def windows(path: Path | str, cache: str) -> float:
-        stream = manyfaces(shards, path, batch, window_shards=S3_WINDOW, cache_dir=cache)
-        for _ in range(first):
-            next(stream)
-        began, rest = time.perf_counter(), sum(per_shard) // batch - first
-        for _ in range(rest):
-            next(stream)
-        took = time.perf_counter() - began
-        stream.close()
-        return rest * batch / took
-
-    def measure() -> dict[str, float]:
-        with tempfile.TemporaryDirectory() as cache:
-            return {"local": windows(shards, cache), "s3": windows("s3://bench/shards", cache)}
-
-    return measure
-
-
 def show(rounds: dict[str, list[dict[str, float]]], theirs: list[tuple[str, str, float | None]], arguments: argparse.Namespace) -> None:
     table = Table("", "images/s", "least to most", "CPU µs an image", "ours is", "asked for")
     ours_shown: set[str] = set()
@@ -390,13 +357,6 @@ def show(rounds: dict[str, list[dict[str, float]]], theirs: list[tuple[str, str,
     table.add_row(f"webdataset, skipping to {FAR:,}", f"{far:,.0f}", f"EXTRAPOLATED from the above; {far / resumed[str(FAR)]:,.0f} x ours")
     table.add_row("MosaicML streaming", "not run", "it needs another numpy, so an environment of its own")
     console.print(table)
-    if rounds["s3"]:
-        local, far = (statistics.median(r[key] for r in rounds["s3"]) for key in ("local", "s3"))
-        share = statistics.median(r["s3"] / r["local"] for r in rounds["s3"])
-        asked = "server and loader share the cores; asked for: >= 70 % of local"
-        console.print(
-            f"after the first window of {S3_WINDOW} shards: local {local:,.0f} images/s, S3 on loopback {far:,.0f}: {share:.0%} ({asked})"
-        )
     console.print(
         f"batches of {arguments.batch}, {CORES} cores, median of {arguments.repeat} rounds of {BATCHES} batches, all in page cache"
     )

@@ -8,6 +8,7 @@ In this one process, with the recipe's threads; the whole job is the train loop 
 import argparse
 import json
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ import torch.distributed as dist
 from rich.console import Console
 from rich.table import Table
 
+from manyfaces.cluster.launch import KEEP_MEMORY
 from manyfaces.cluster.world import World
 from manyfaces.configs.load import load
 from manyfaces.configs.schema import Config
@@ -38,6 +40,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
+    if not torch.cuda.is_available() and not KEEP_MEMORY.items() <= os.environ.items():  # as CPU workers start
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **KEEP_MEMORY})
     config = load(arguments.config, arguments.overrides)
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", store=dist.HashStore(), rank=0, world_size=1)
