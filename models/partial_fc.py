@@ -86,10 +86,9 @@ class PartialFC:
         # An ignored sample may hold anything, even NaN, and must not reach a sum.
         local_ND = torch.where(labels_N[:, None] != -1, local_ND / norms_N1, 0)
         unit_BD = self.ranks.gather(local_ND.to(self.wire_dtype), padded, 0).float()
-        told_W1 = self.ranks.gather(torch.cat([labels_N.new_tensor([int(last)]), labels_N]).long(), padded + 1, -1).view(
-            self.world_size, -1
-        )
-        labels_B = told_W1[:, 1:].flatten()
+        told_N = torch.cat([labels_N.new_full((1,), int(last)), labels_N]).long()  # filled on the device: nothing waits for a copy
+        told_WN = self.ranks.gather(told_N, padded + 1, -1).view(self.world_size, -1)
+        labels_B = told_WN[:, 1:].flatten()
 
         chosen = sampling.choose(self.num_classes, self.lo, self.hi, self.config.sample_rate, self.seed, position, labels_B)
         chunks = sampling.chunks(None if chosen is None else chosen - self.lo, self.hi - self.lo, self.config.chunk_classes)
@@ -107,7 +106,7 @@ class PartialFC:
         d_local_ND = (d_unit_ND - (d_unit_ND * local_ND).sum(1, keepdim=True) * local_ND) * (self.world_size / norms_N1)
         live = (labels_N[:, None] != -1) & outcome.finite & outcome.one_owner
         return HeadStep(
-            outcome.loss, torch.where(live, d_local_ND, 0).to(embeddings_ND.dtype), outcome.finite, outcome.one_owner, told_W1[:, 0].any()
+            outcome.loss, torch.where(live, d_local_ND, 0).to(embeddings_ND.dtype), outcome.finite, outcome.one_owner, told_WN[:, 0].any()
         )
 
     def forget(self, classes: Tensor) -> None:
