@@ -1,7 +1,9 @@
 """Shared fixtures: a small dataset of made identities, and memory that shows where it is read before it is written."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
@@ -12,6 +14,9 @@ from hypothesis import settings
 
 from manyfaces.data.convert import synthesise
 from manyfaces.data.index import Dataset, open_dataset
+
+if TYPE_CHECKING:
+    from store_server import Proxy
 
 settings.register_profile("manyfaces", derandomize=True, deadline=None, max_examples=60)
 settings.load_profile("manyfaces")
@@ -28,6 +33,22 @@ def dataset_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def dataset(dataset_path: Path) -> Dataset:
     return open_dataset(dataset_path)
+
+
+@pytest.fixture(scope="module")
+def store() -> "Iterator[Proxy]":
+    """An S3 server behind a proxy of faults, for the module's time in this process's environment too."""
+    from store_server import faulty_store
+
+    with faulty_store() as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def proxy(store: "Proxy") -> "Proxy":
+    """The store without a fault."""
+    store.forget()
+    return store
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from store_server import Proxy, faulty_store, upload
+from store_server import Proxy, upload
 
 from manyfaces.configs.schema import Augment, Data, UserError
 from manyfaces.data.cache import Cache, Far
@@ -45,18 +45,6 @@ for now, window in enumerate(windows):
         time.sleep(0.01)
 cache.close()
 """
-
-
-@pytest.fixture(scope="module")
-def store() -> Iterator[Proxy]:
-    with faulty_store() as proxy:
-        yield proxy
-
-
-@pytest.fixture
-def proxy(store: Proxy) -> Proxy:
-    store.forget()
-    return store
 
 
 @pytest.fixture

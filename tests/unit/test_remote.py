@@ -5,11 +5,10 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from store_server import Proxy, faulty_store, upload
+from store_server import Proxy, upload
 
 from manyfaces.configs.schema import Data, UserError
 from manyfaces.data.index import open_dataset, verify
@@ -18,18 +17,6 @@ from manyfaces.data.remote import Remote, url_of
 from manyfaces.data.store import Store
 
 SHARD = "shard-000001.tar"
-
-
-@pytest.fixture(scope="module")
-def store() -> Iterator[Proxy]:
-    with faulty_store() as proxy:
-        yield proxy
-
-
-@pytest.fixture
-def proxy(store: Proxy) -> Proxy:
-    store.forget()
-    return store
 
 
 @pytest.fixture
