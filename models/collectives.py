@@ -4,6 +4,7 @@ Rank r of W holds samples [r B // W, (r + 1) B // W) of a global batch of B. On 
 the collectives are even; the gathered batch has W P places.
 """
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
@@ -25,6 +26,7 @@ class Ranks:
         self.group = group
         self.rank: int = 0 if group is None else dist.get_rank(group)
         self.world_size: int = 1 if group is None else dist.get_world_size(group)
+        self._gloo = group is not None and dist.get_backend(group) == "gloo"
 
     def gather(self, share_N: Tensor, padded: int, fill: float) -> Tensor:
         """Everyone's [N, ...] in rank order as [W * padded, ...], filled up behind each share."""
@@ -52,6 +54,12 @@ class Ranks:
         """The sum over ranks of [W * padded, ...], of which this rank receives its own `num_samples`."""
         if self.world_size == 1:
             return parts_B
-        own = parts_B.new_empty((len(parts_B) // self.world_size, *parts_B.shape[1:]))
-        _reduce_scatter(own, parts_B.contiguous(), group=self.group)
-        return own[:num_samples]
+        own = (len(parts_B) // self.world_size, *parts_B.shape[1:])
+        if self._gloo:  # whose reduce-scatter is an all-reduce, with twice the bytes; 16 bits are summed in float32
+            received = torch.empty_like(parts_B)
+            dist.all_to_all_single(received, parts_B.contiguous(), group=self.group)
+            summed = received.view(self.world_size, *own).sum(0, dtype=torch.float32).to(parts_B.dtype)
+        else:
+            summed = parts_B.new_empty(own)
+            _reduce_scatter(summed, parts_B.contiguous(), group=self.group)
+        return summed[:num_samples]

@@ -3,6 +3,7 @@
 It is no module and no part of autograd: one call makes the loss, the embeddings' gradient and the update of the rows.
 """
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ from torch.distributed import ProcessGroup
 from manyfaces.configs import schema
 from manyfaces.models import margins, sampling, softmax
 from manyfaces.models.collectives import Ranks, share
-from manyfaces.models.rows import Gate, Rows
+from manyfaces.models.rows import Gate, Rows, build, take
 
 
 class HeadStep(NamedTuple):
@@ -65,7 +66,8 @@ class PartialFC:
         self.rank, self.world_size = self.ranks.rank, self.ranks.world_size
         part = -(-num_classes // self.world_size)
         self.lo, self.hi = (min(r * part, num_classes) for r in (self.rank, self.rank + 1))
-        self.rows = Rows(seed, self.lo, self.hi, embedding_dim, device)
+        self.rows: Rows = build(config.rows, seed, self.lo, self.hi, embedding_dim, device)
+        self.chunk_classes = {"cpu": 1024}.get(device.type, 16384) if config.chunk_classes == "auto" else config.chunk_classes
         self.gone_C: Tensor | None = None
 
     def step(self, embeddings_ND: Tensor, labels_N: Tensor, *, lr: float, position: int, batch_size: int, last: bool = False) -> HeadStep:
@@ -90,17 +92,18 @@ class PartialFC:
         told_WN = self.ranks.gather(told_N, padded + 1, -1).view(self.world_size, -1)
         labels_B = told_WN[:, 1:].flatten()
 
-        chosen = sampling.choose(self.num_classes, self.lo, self.hi, self.config.sample_rate, self.seed, position, labels_B)
-        chunks = sampling.chunks(None if chosen is None else chosen - self.lo, self.hi - self.lo, self.config.chunk_classes)
-        walk = softmax.Walk(chunks, labels_B - self.lo, self.gone_C)
-        scale, rows_CD = self.config.scale, self.rows.rows_CD
-        negatives = softmax.sum_negatives(rows_CD, unit_BD, walk, scale)
-        cosine_B, owners_B = softmax.target_cosines(rows_CD, unit_BD, walk)
+        columns = sampling.choose(
+            self.num_classes, self.lo, self.hi, self.config.sample_rate, self.seed, position, labels_B, self.chunk_classes
+        )
+        if (gone_C := self.gone_C) is not None:
+            columns = columns._replace(chunks=[replace(chunk, absent_n=take(gone_C, chunk.ids)) for chunk in columns.chunks])
+        scale, store = self.config.scale, self.config.logits == "store16"
+        negatives = softmax.sum_negatives(self.rows, unit_BD, columns, scale, store=store)
+        cosine_B, owners_B = softmax.target_cosines(self.rows, unit_BD, labels_B - self.lo)
         outcome = softmax.join(negatives, cosine_B, owners_B, labels_B != -1, self.margin, scale, self.ranks)
 
-        settings = self.config.rows
-        gate = Gate(outcome.live_B.any(), lr * settings.lr_scale, settings.momentum, self.weight_decay)
-        d_unit_BD = softmax.descend(self.rows, unit_BD, walk, scale, outcome, negatives.inverse_norms, gate)
+        gate = Gate(outcome.live_B.any(), lr * self.config.rows.lr_scale, self.weight_decay, position)
+        d_unit_BD = softmax.descend(self.rows, unit_BD, columns, scale, outcome, negatives.kept, gate)
         d_unit_ND = self.ranks.scatter_sum(d_unit_BD.to(self.wire_dtype), len(local_ND)).float()
         # Through the normalisation: what lies along the embedding is taken off.
         d_local_ND = (d_unit_ND - (d_unit_ND * local_ND).sum(1, keepdim=True) * local_ND) * (self.world_size / norms_N1)
@@ -116,14 +119,15 @@ class PartialFC:
         """
         here = classes[(classes >= self.lo) & (classes < self.hi)] - self.lo
         if len(here):
-            self.gone_C = torch.zeros(self.hi - self.lo, dtype=torch.bool)
-            self.gone_C[here] = True
-            self.gone_C = self.gone_C.to(self.rows.rows_CD.device)
+            gone_C = torch.zeros(self.hi - self.lo + 1, dtype=torch.bool)
+            gone_C[here] = True
+            gone_C[-1] = True  # stands for no class
+            self.gone_C = gone_C.to(self.rows.rows_CD.device)
             for tensor in self.tensors().values():
-                tensor[self.gone_C] = 0
+                tensor[self.gone_C[:-1]] = 0
 
     def tensors(self) -> dict[str, Tensor]:
-        """This rank's state, `rows` and `momentum`, float32 [hi - lo, D]: the tensors themselves, not copies."""
+        """This rank's state, [hi - lo, ...]: the tensors themselves, not copies. `rows` [hi - lo, D] and what their optimiser keeps."""
         return self.rows.tensors()
 
     def load(self, tensors: dict[str, Tensor]) -> None:

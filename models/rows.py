@@ -1,73 +1,116 @@
-"""Class rows (centres), their momentum, and their update.
+"""Class rows (centres), their state, and their update.
 
-Shapes: C this rank's classes, n a chunk of them, B the global batch, D the embedding.
+Shapes: C this rank's classes, n a chunk of them, D the embedding.
 """
 
+from abc import ABC, abstractmethod
+from typing import Protocol
+
+import numpy as np
 import torch
 from torch import Tensor
 
-from manyfaces.configs import counter
+from manyfaces.configs import counter, schema
 from manyfaces.configs.schema import UserError
 
 INIT_BLOCK = 1024
 """Classes drawn from one generator."""
 _INIT_STD = 0.01
+SHORTEST = 1e-12
+"""Vectors are divided by no less than this."""
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_DROPPED_BITS = {torch.bfloat16: 16, torch.float16: 13}
+_NOISE_ROWS = 128
+_PURPOSE = 0x524F554E  # keeps these words apart from other draws of the same seed and position
 
 
-def initial(seed: int, lo: int, hi: int, dim: int, device: torch.device) -> Tensor:
-    """Rows of classes [lo, hi), float32 [hi - lo, D], normal with standard deviation 0.01; each depends on its id and the seed only."""
-    rows_CD = torch.empty(hi - lo, dim, device=device)
+def initial(
+    seed: int, lo: int, hi: int, dim: int, device: torch.device, *, unit: bool = False, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Rows of classes [lo, hi) and a row of zeros behind them, [hi - lo + 1, D]; each depends on its id and the seed only.
+
+    Normal with standard deviation 0.01, or scaled to length 1.
+    """
+    rows_CD = torch.zeros(hi - lo + 1, dim, device=device, dtype=dtype)
     for block in range(lo // INIT_BLOCK, -(-hi // INIT_BLOCK) if hi > lo else 0):
         # torch's CPU generator keeps 32 bits of its seed. Counting up from a mixed seed, no two blocks share them; mixed block by block,
         # some pair of the 100,000 blocks of 100 million classes would, and their classes would start as twins.
         generator = torch.Generator().manual_seed((counter.key(seed, INIT_BLOCK) + block) % 2**32)
-        drawn_nD = torch.randn(INIT_BLOCK, dim, generator=generator).mul_(_INIT_STD)
+        drawn_nD = torch.randn(INIT_BLOCK, dim, generator=generator)
+        drawn_nD.mul_(_inverse_norms(drawn_nD)[:, None] if unit else _INIT_STD)
         first = block * INIT_BLOCK
         start, stop = max(lo, first), min(hi, first + INIT_BLOCK)
         rows_CD[start - lo : stop - lo] = drawn_nD[start - first : stop - first]
     return rows_CD
 
 
-def take(rows_CD: Tensor, ids: slice | Tensor) -> Tensor:
+def looking_is_free(device: torch.device) -> bool:
+    """Whether the host may ask for a value without waiting for work in flight."""
+    return device.type == "cpu"
+
+
+def take(tensor_C: Tensor, ids: slice | Tensor) -> Tensor:
     """A view of a slice, or a copy of rows by number; index_select is many times faster than an index in brackets."""
-    return rows_CD.index_select(0, ids) if isinstance(ids, Tensor) else rows_CD[ids]
+    return tensor_C.index_select(0, ids) if isinstance(ids, Tensor) else tensor_C[ids]
+
+
+def put(tensor_C: Tensor, ids: slice | Tensor, values_n: Tensor) -> None:
+    """Write back what `take` gave, in the tensor's dtype."""
+    if isinstance(ids, Tensor):
+        tensor_C.index_copy_(0, ids, values_n.to(tensor_C.dtype))
+    elif tensor_C[ids].data_ptr() != values_n.data_ptr():
+        tensor_C[ids] = values_n
+
+
+def _inverse_norms(rows_nD: Tensor) -> Tensor:
+    norms_n: Tensor = torch.linalg.vector_norm(rows_nD, dim=1)
+    return norms_n.clamp_(min=SHORTEST).reciprocal_()
 
 
 class Gate:
-    """SGD's numbers for one step as tensors on the device; all of them leave rows and momentum as they are where `open` is false.
+    """A step's numbers as tensors on the device; where `open` is false they leave rows and state as they are.
 
-    So a step is called off without the host waiting to hear of it, and an allowed one pays nothing for the question.
+    So a step is called off without the host waiting to hear of it. `position` names the step for stochastic rounding.
     """
 
-    def __init__(self, open_: Tensor, lr: float, momentum: float, weight_decay: float) -> None:
-        def where(yes: float, no: float) -> Tensor:
-            return torch.where(open_, torch.full((), yes, device=open_.device), no)
+    def __init__(self, open_: Tensor, lr: float, weight_decay: float, position: int) -> None:
+        self.open, self.weight_decay, self.position = open_, weight_decay, position
+        self.lr = torch.where(open_, torch.full((), lr, device=open_.device), 0)
+        self.closed = (~open_).float()
 
-        self.minus_lr, self.momentum, self.weight_decay = where(-lr, 0), where(momentum, 1), where(weight_decay, 0)
 
+class Rows(ABC):
+    """Rows of classes [lo, hi) and their state; each tensor has one row more, which stands for no class.
 
-class Rows:
-    """Rows and momentum of classes [lo, hi), float32 [C, D]: SGD with momentum that moves and decays a row only in steps that touch it."""
+    Rows of 16 bits are worked on in float32 and rounded up or down at random in proportion (stochastic rounding, arXiv 1502.02551), so that
+    steps far below their spacing count. The dice are a pure function of (seed, position, class, dimension).
+    """
 
-    def __init__(self, seed: int, lo: int, hi: int, dim: int, device: torch.device) -> None:
-        self.rows_CD = initial(seed, lo, hi, dim, device)
-        self.momentum_CD = torch.zeros_like(self.rows_CD)
+    rows_CD: Tensor
 
-    def update_(self, ids: slice | Tensor, rows_nD: Tensor, d_logits_nB: Tensor, unit_BD: Tensor, radial_n: Tensor, gate: Gate) -> None:
-        """m <- mu m + (g + wd w); w <- w - lr m, for rows `rows_nD = take(rows_CD, ids)` with g = d_logits_nB @ unit_BD - radial_n w.
+    def __init__(self, config: schema.Rows, seed: int, lo: int, hi: int, dim: int, device: torch.device) -> None:
+        self.config, self.seed, self.lo, self.num_rows, self.dtype = config, seed, lo, hi - lo, DTYPES[config.dtype]
+        self._noise: tuple[int, Tensor] | None = None
 
-        The gradient goes straight into the momentum: it never stands alone, not even for a chunk.
-        """
-        momentum_nD = take(self.momentum_CD, ids)
-        momentum_nD.mul_(gate.momentum).addmm_(d_logits_nB, unit_BD).addcmul_(rows_nD, (gate.weight_decay - radial_n)[:, None])
-        rows_nD.addcmul_(momentum_nD, gate.minus_lr)
-        if isinstance(ids, Tensor):  # copies then, where slices are views
-            self.momentum_CD.index_copy_(0, ids, momentum_nD)
-            self.rows_CD.index_copy_(0, ids, rows_nD)
+    def take(self, ids: slice | Tensor) -> Tensor:
+        """float32 [n, D]; a view where rows are float32 and `ids` a slice."""
+        return take(self.rows_CD, ids).float()
+
+    @abstractmethod
+    def inverse_norms(self, ids: slice | Tensor, rows_nD: Tensor) -> Tensor:
+        """1 / |row|, float32 [n]."""
+
+    @abstractmethod
+    def update_(self, ids: slice | Tensor, rows_nD: Tensor, inverse_n: Tensor, d_rows_nD: Tensor, gate: Gate) -> None:
+        """Step the rows `rows_nD = take(ids)`. `d_rows_nD` is their gradient but for its part along the row, which a cosine cannot feel
+        and which is still in it; both tensors are used up."""
+
+    @abstractmethod
+    def _state(self) -> dict[str, Tensor]: ...
 
     def tensors(self) -> dict[str, Tensor]:
-        """The state itself, not a copy."""
-        return {"rows": self.rows_CD, "momentum": self.momentum_CD}
+        """The state itself, not a copy, without the last row."""
+        return {name: tensor[:-1] for name, tensor in self._state().items()}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Copy a state in. Raises `UserError` where names or shapes are others."""
@@ -76,3 +119,100 @@ class Rows:
                 found = tuple(tensors[name].shape) if name in tensors else "nothing"
                 raise UserError(f"head state {name!r}: found {found}, need {tuple(mine.shape)}: other classes, ranks or embedding_dim?")
             mine.copy_(tensors[name])
+
+    def _round_(self, rows_nD: Tensor, ids: slice | Tensor, position: int) -> None:
+        """To numbers that the rows' dtype holds, in place: random bits are added below its last bit, and those bits cut off."""
+        if self.dtype == torch.float32:
+            return
+        dropped = _DROPPED_BITS[self.dtype]
+        if self._noise is None or self._noise[0] != position:
+            words = counter.words(counter.key(self.seed, position, _PURPOSE), np.arange(_NOISE_ROWS * rows_nD.shape[1], dtype=np.uint64))
+            noise = torch.from_numpy((words >> np.uint64(64 - dropped)).astype(np.int32)).view(_NOISE_ROWS, -1)
+            self._noise = position, noise.to(rows_nD.device, non_blocking=True)
+        numbers_n = ids if isinstance(ids, Tensor) else torch.arange(ids.start, ids.stop, device=rows_nD.device)
+        bits_nD = rows_nD.view(torch.int32)  # sign and magnitude: both signs are rounded alike
+        bits_nD.add_(self._noise[1].index_select(0, (numbers_n + self.lo) % _NOISE_ROWS)).bitwise_and_(-(1 << dropped))
+
+
+class SGDRows(Rows):
+    """SGD with momentum that moves and decays a row only in steps that touch it: m <- mu m + (g + wd w); w <- w - lr m."""
+
+    def __init__(self, config: schema.Rows, seed: int, lo: int, hi: int, dim: int, device: torch.device) -> None:
+        super().__init__(config, seed, lo, hi, dim, device)
+        self.rows_CD = initial(seed, lo, hi, dim, device, dtype=self.dtype)
+        self.momentum_CD = torch.zeros(hi - lo + 1, dim, device=device) if config.momentum else None
+
+    def inverse_norms(self, ids: slice | Tensor, rows_nD: Tensor) -> Tensor:
+        return _inverse_norms(rows_nD)
+
+    def update_(self, ids: slice | Tensor, rows_nD: Tensor, inverse_n: Tensor, d_rows_nD: Tensor, gate: Gate) -> None:
+        momenta = [] if self.momentum_CD is None else [take(self.momentum_CD, ids)]
+        d_rows_nD.addcmul_(rows_nD, (-_dots(d_rows_nD, rows_nD) * inverse_n.square())[:, None])
+        # torch.optim.SGD(fused=True)'s own step: one pass over all three, and none where the gate is closed.
+        torch._fused_sgd_(
+            [rows_nD], [d_rows_nD], momenta, weight_decay=gate.weight_decay, momentum=self.config.momentum, lr=gate.lr,
+            dampening=0.0, nesterov=False, maximize=False, is_first_step=False, found_inf=gate.closed,
+        )  # fmt: skip
+        if self.momentum_CD is not None:
+            put(self.momentum_CD, ids, momenta[0])
+        self._round_(rows_nD, ids, gate.position)
+        put(self.rows_CD, ids, rows_nD)
+
+    def _state(self) -> dict[str, Tensor]:
+        return {"rows": self.rows_CD} | ({} if self.momentum_CD is None else {"momentum": self.momentum_CD})
+
+
+class RowwiseRows(Rows):
+    """Unit rows and two float32 numbers a row: at D = 512 in float16, 1,032 bytes a class.
+
+    `lengths_C` is the length that a row under plain SGD would have: w = length x unit row takes that step, with weight decay and without a
+    momentum vector, but at lr / (1 - momentum), the distance over which momentum carries each gradient in the end. The gradient is
+    tangential, so the new length is known from the step's: sqrt((length (1 - lr wd))^2 + (lr |g| / length)^2).
+    `inverse_norms_C` is 1 / |row as stored|: rounding leaves it near 1, and the walks need it exact.
+    """
+
+    def __init__(self, config: schema.Rows, seed: int, lo: int, hi: int, dim: int, device: torch.device) -> None:
+        super().__init__(config, seed, lo, hi, dim, device)
+        self.rows_CD = initial(seed, lo, hi, dim, device, unit=True, dtype=self.dtype)
+        self.lengths_C = torch.ones(hi - lo + 1, device=device)
+        self.inverse_norms_C = torch.cat([_inverse_norms(part_nD.float()) for part_nD in torch.split(self.rows_CD, 8 * INIT_BLOCK)])
+
+    def inverse_norms(self, ids: slice | Tensor, rows_nD: Tensor) -> Tensor:
+        return take(self.inverse_norms_C, ids)
+
+    def update_(self, ids: slice | Tensor, rows_nD: Tensor, inverse_n: Tensor, d_rows_nD: Tensor, gate: Gate) -> None:
+        lr = gate.lr / (1 - self.config.momentum)
+        length_n = take(self.lengths_C, ids)
+        radial_n = _dots(d_rows_nD, rows_nD) * inverse_n.square()
+        # Of the gradient at w without its part along the row.
+        slope_n = (_dots(d_rows_nD, d_rows_nD) - (radial_n / inverse_n).square()).clamp_(min=0).sqrt_() / (
+            inverse_n * length_n.clamp(min=SHORTEST)
+        )
+        decayed_n = length_n * (1 - lr * gate.weight_decay)
+        longer_n = torch.hypot(decayed_n, lr * slope_n)
+        per_length_n = 1 / longer_n.clamp(min=SHORTEST)
+        step_n = lr * per_length_n / (inverse_n * length_n.clamp(min=SHORTEST))
+        keep_n = torch.where(gate.open, decayed_n * per_length_n * inverse_n + step_n * radial_n, 1)
+        rows_nD.mul_(keep_n[:, None]).addcmul_(d_rows_nD, -step_n[:, None])
+        self._round_(rows_nD, ids, gate.position)
+        put(self.rows_CD, ids, rows_nD)
+        put(self.lengths_C, ids, longer_n)
+        put(self.inverse_norms_C, ids, _inverse_norms(rows_nD))
+
+    def _state(self) -> dict[str, Tensor]:
+        return {"rows": self.rows_CD, "lengths": self.lengths_C, "inverse_norms": self.inverse_norms_C}
+
+
+def _dots(left_nD: Tensor, right_nD: Tensor) -> Tensor:
+    dots_n: Tensor = torch.linalg.vecdot(left_nD, right_nD)
+    return dots_n
+
+
+class Build(Protocol):
+    def __call__(self, config: schema.Rows, seed: int, lo: int, hi: int, dim: int, device: torch.device) -> Rows: ...
+
+
+def build(config: schema.Rows, seed: int, lo: int, hi: int, dim: int, device: torch.device) -> Rows:
+    """The rows that a configuration names."""
+    make: Build = {"sgd": SGDRows, "rowwise": RowwiseRows}[config.optimizer]
+    return make(config, seed, lo, hi, dim, device)

@@ -5,12 +5,16 @@ random order, so a block is a random set of people. The draw is a pure function 
 falls into its own range, so the choice is the same at any world size.
 """
 
+from dataclasses import dataclass
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from manyfaces.configs import counter
+from manyfaces.models import rows
 
 BLOCK = 128
 _PURPOSE = 0x53414D50  # keeps these words apart from other draws of the same seed and position
@@ -30,27 +34,69 @@ def blocks(num_classes: int, rate: float, seed: int, position: int) -> NDArray[n
     return np.sort((picks + int(words[0]) % total) % total)
 
 
-def choose(num_classes: int, lo: int, hi: int, rate: float, seed: int, position: int, labels_B: Tensor) -> Tensor | None:
-    """Sorted unique class ids in [lo, hi) that take part, int64 on the labels' device; None is all of them (rate 1).
+@dataclass(frozen=True)
+class Chunk:
+    """Columns of a rank's softmax that are scored together."""
 
-    `labels_B` are the global batch's classes; those outside [lo, hi), such as -1, are passed over. Below rate 1 the number of rows depends
-    on the labels, so on a GPU the host waits here.
+    ids: slice | Tensor
+    """Local rows behind them: a slice, or int64 [n]; the number of rows, one past the last, stands for no class."""
+    first: int
+    """Number of its first column."""
+    absent_n: Tensor | None = None
+    """bool: columns that are no class; None where all are."""
+
+    def __len__(self) -> int:
+        return len(self.ids) if isinstance(self.ids, Tensor) else self.ids.stop - self.ids.start
+
+
+class Columns(NamedTuple):
+    """All columns of a rank's softmax; each class that takes part has exactly one."""
+
+    chunks: list[Chunk]
+    targets_B: Tensor
+    """int64: each sample's own column; negative where its class is not of this rank."""
+
+
+def choose(num_classes: int, lo: int, hi: int, rate: float, seed: int, position: int, labels_B: Tensor, size: int) -> Columns:
+    """The classes of [lo, hi) that take part, at most `size` to a chunk: all at rate 1, else the drawn blocks and the batch's own.
+
+    `labels_B` are the global batch's classes; those outside [lo, hi), such as -1, are passed over. Nothing here waits for a GPU: there the
+    batch's own classes get B columns, of which those that are drawn already, repeated, or of other ranks are no class.
     """
-    if rate >= 1:
-        return None
     here_B = (labels_B >= lo) & (labels_B < hi)
+    if rate >= 1:
+        return Columns(_chunks(hi - lo, size, None), torch.where(here_B, labels_B - lo, -1))
     drawn = blocks(num_classes, rate, seed, position)
-    drawn = drawn[(drawn + 1) * BLOCK > lo]
-    drawn = drawn[drawn * BLOCK < hi]
-    ids = torch.from_numpy(drawn).to(labels_B.device)[:, None] * BLOCK + torch.arange(BLOCK, device=labels_B.device)
-    # Only the outermost blocks can reach beyond the range: cut there by numbers that the host knows.
-    before, beyond = (max(lo - drawn[0] * BLOCK, 0), max((drawn[-1] + 1) * BLOCK - hi, 0)) if drawn.size else (0, 0)
-    chosen: Tensor = torch.unique(torch.cat([ids.flatten()[before : ids.numel() - beyond], labels_B[here_B]]))
-    return chosen
+    drawn = drawn[((drawn + 1) * BLOCK > lo) & (drawn * BLOCK < hi)]
+    # Only the outermost blocks can reach beyond the range.
+    ids = (drawn[:, None] * BLOCK + np.arange(BLOCK)).flatten()
+    before = int(np.searchsorted(ids, lo))
+    ids = ids[before : np.searchsorted(ids, hi)] - lo
+    device = labels_B.device
+    chunks = _chunks(len(ids), size, torch.from_numpy(ids).to(device, non_blocking=True))
+
+    block_B, drawn_k = labels_B // BLOCK, torch.from_numpy(drawn).to(device, non_blocking=True)
+    turn_B = torch.searchsorted(drawn_k, block_B)
+    in_block_B = here_B & (torch.cat([drawn_k, drawn_k.new_full((1,), -1)]).index_select(0, turn_B) == block_B)
+    column_B = turn_B * BLOCK + labels_B % BLOCK - before
+
+    # The batch's other classes, sorted; of equal ones the first gives the column. What is none of them sorts behind.
+    lone_B = here_B & ~in_block_B
+    sorted_B, order_B = torch.where(lone_B, labels_B - lo, hi - lo).sort()
+    first_B = torch.ones_like(lone_B)
+    first_B[1:] = sorted_B[1:] != sorted_B[:-1]
+    places_B = torch.arange(len(labels_B), device=device)
+    leader_B = torch.where(first_B, places_B, 0).cummax(0).values
+    column_B = torch.where(lone_B, torch.empty_like(places_B).scatter_(0, order_B, leader_B + len(ids)), column_B)
+    lone_ids_B = torch.where(first_B, sorted_B, hi - lo)
+    if rows.looking_is_free(device):
+        lone_ids_B = lone_ids_B[: int(lone_B.sum())]
+    for start in range(0, len(lone_ids_B), size):
+        part = lone_ids_B[start : start + size]
+        chunks.append(Chunk(part, len(ids) + start, part == hi - lo))
+    return Columns(chunks, torch.where(in_block_B | lone_B, column_B, -1))
 
 
-def chunks(ids: Tensor | None, num_rows: int, size: int) -> list[slice | Tensor]:
-    """The chosen local rows, at most `size` at a time: slices of `num_rows` where all are chosen (no copies), else parts of `ids`."""
-    if ids is None:
-        return [slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size)]
-    return [ids[start : start + size] for start in range(0, len(ids), size)]
+def _chunks(count: int, size: int, ids: Tensor | None) -> list[Chunk]:
+    parts = [slice(start, min(start + size, count)) for start in range(0, count, size)]
+    return [Chunk(part if ids is None else ids[part], part.start) for part in parts]

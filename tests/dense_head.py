@@ -24,9 +24,13 @@ def target_value(margin: schema.Margin, cosine: Tensor) -> Tensor:
 
 class DenseHead:
     def __init__(self, config: schema.Head, rows_CD: Tensor, weight_decay: float) -> None:
+        """Rows of the row-wise optimiser are given and compared as length x unit row: by its definition, SGD without momentum."""
         self.config = config
+        momentum, self.stride = config.rows.momentum, 1.0
+        if config.rows.optimizer == "rowwise":
+            momentum, self.stride = 0.0, 1 / (1 - momentum)
         self.rows = [torch.nn.Parameter(row.double().clone()) for row in rows_CD]
-        self.optimizer = torch.optim.SGD(self.rows, lr=1.0, momentum=config.rows.momentum, weight_decay=weight_decay)
+        self.optimizer = torch.optim.SGD(self.rows, lr=1.0, momentum=momentum, weight_decay=weight_decay)
 
     def step(self, embeddings_BD: Tensor, labels_B: Tensor, ids: list[int], lr: float) -> tuple[Tensor, Tensor, Tensor]:
         """Loss over the classes `ids`, its gradients at the embeddings and at all rows (zero for rows not in `ids`); rows are stepped."""
@@ -47,7 +51,7 @@ class DenseHead:
             if self.rows[i].grad is None:
                 self.rows[i].grad = torch.zeros_like(self.rows[i])
         d_rows_CD = torch.stack([torch.zeros_like(row) if row.grad is None else row.grad for row in self.rows])
-        self.optimizer.param_groups[0]["lr"] = lr * self.config.rows.lr_scale
+        self.optimizer.param_groups[0]["lr"] = lr * self.config.rows.lr_scale * self.stride
         if any_valid:
             self.optimizer.step()
         assert embeddings_BD.grad is not None

@@ -1,4 +1,4 @@
-"""The class-sharded head on 1, 2 and 3 real gloo ranks against tests/dense_head.py. Ranks only gather facts; this process judges them."""
+"""The class-sharded head on 1 to 4 real gloo ranks against tests/dense_head.py. Ranks only gather facts; this process judges them."""
 
 from typing import Any, NamedTuple
 
@@ -6,18 +6,22 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from dense_head import DenseHead
+from hypothesis import given
+from hypothesis import strategies as st
 from launcher import run_ranks
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from manyfaces.configs import schema
 from manyfaces.configs.schema import UserError
-from manyfaces.models import collectives, sampling
+from manyfaces.models import collectives, sampling, softmax
+from manyfaces.models import rows as rows_module
 from manyfaces.models.partial_fc import PartialFC
 
 CPU = torch.device("cpu")
-WORLD_SIZES = [1, 2, 3]
+WORLD_SIZES = [1, 2, 3, 4]
 STEPS = 3
 MARGINS = [
     schema.ArcFaceMargin(kind="arcface", m=0.5),
@@ -53,7 +57,7 @@ def draw_case(number: int) -> Case:
         scale=scale,
         sample_rate=rate,
         chunk_classes=int(rng.choice([1, 7, 100, 8192])) if num_classes < 300 else int(rng.choice([100, 8192])),
-        rows=schema.Rows(momentum=float(rng.choice([0.0, 0.9])), lr_scale=float(rng.choice([1.0, 0.5]))),
+        rows=schema.Rows(momentum=float(rng.choice([0.3, 0.9])), lr_scale=float(rng.choice([1.0, 0.5]))),
     )
     low = num_classes if number % 3 else max(1, num_classes // 4)
     cosine = [None, 0.99, 0.7, None, 0.97, -0.95, 0.99][number % 7]
@@ -62,10 +66,15 @@ def draw_case(number: int) -> Case:
 
 
 CASES = [draw_case(number) for number in range(32)]
+LOGITS = ["recompute", "store16"]
+ROWWISE = [
+    (number, schema.Rows(optimizer="rowwise", dtype=dtype, momentum=momentum))
+    for number, (dtype, momentum) in enumerate([("float32", 0.0), ("float32", 0.5), ("float16", 0.5), ("bfloat16", 0.5)] * 3)
+]
 
 
 def first_rows(case: Case) -> Tensor:
-    rows_CD = PartialFC(case.config, case.num_classes, case.dim, seed=case.seed, weight_decay=0, device=CPU).tensors()["rows"]
+    rows_CD = PartialFC(schema.Head(), case.num_classes, case.dim, seed=case.seed, weight_decay=0, device=CPU).tensors()["rows"]
     if case.twins:
         noise = torch.randn(rows_CD.shape, generator=torch.Generator().manual_seed(case.seed)) * 0.002
         rows_CD = rows_CD.clone()
@@ -99,12 +108,17 @@ def chosen(case: Case, step: int, labels_B: Tensor) -> list[int]:
     return sorted(ids | set(labels_B[labels_B >= 0].tolist()))
 
 
-def build(case: Case, weight_decay: float, config: schema.Head | None = None) -> PartialFC:
-    head = PartialFC(
-        config or case.config, case.num_classes, case.dim, seed=case.seed, weight_decay=weight_decay, device=CPU, group=dist.group.WORLD
-    )
+def build(case: Case, weight_decay: float, group: Any = None, **settings: Any) -> PartialFC:
+    """With the case's rows, which for the row-wise optimiser are scaled to length 1."""
+    config = case.config.model_copy(update=settings)
+    head = PartialFC(config, case.num_classes, case.dim, seed=case.seed, weight_decay=weight_decay, device=CPU, group=group)
     rows_CD = first_rows(case)[head.lo : head.hi]
-    head.load({"rows": rows_CD, "momentum": torch.zeros_like(rows_CD)})
+    if config.rows.optimizer == "sgd":
+        head.load({"rows": rows_CD, "momentum": torch.zeros_like(rows_CD)})
+    else:
+        rows_CD = F.normalize(rows_CD).to(head.rows.dtype)
+        norms_C = torch.linalg.vector_norm(rows_CD.float(), dim=1)
+        head.load({"rows": rows_CD, "lengths": torch.ones(len(rows_CD)), "inverse_norms": 1 / norms_C})
     return head
 
 
@@ -112,16 +126,16 @@ def take_step(
     head: PartialFC, embeddings_BD: Tensor, labels_B: Tensor, lr: float = 0.05, position: int = 0, last: bool = False
 ) -> dict[str, Any]:
     lo, hi = collectives.share(len(labels_B), head.rank, head.world_size)
-    before = dist.group.WORLD._get_sequence_number_for_group()
+    before = head.ranks.group._get_sequence_number_for_group() if head.ranks.group else 0
     step = head.step(embeddings_BD[lo:hi], labels_B[lo:hi], lr=lr, position=position, batch_size=len(labels_B), last=last)
     assert step.d_embeddings_ND.dtype == embeddings_BD.dtype
     return {
-        "collectives": dist.group.WORLD._get_sequence_number_for_group() - before,
+        "collectives": head.ranks.group._get_sequence_number_for_group() - before if head.ranks.group else 0,
         "loss": step.loss.item(),
         "d_embeddings": step.d_embeddings_ND.float().numpy() / head.world_size,
         "flags": (step.finite.item(), step.one_owner.item()),
         "last": step.last.item(),
-        **{name: tensor.numpy().copy() for name, tensor in head.tensors().items()},
+        **{name: tensor.float().numpy().copy() for name, tensor in head.tensors().items()},
     }
 
 
@@ -141,17 +155,24 @@ def run_cases(cases: list[Case]) -> dict[str, Any]:
     """All that one rank sees."""
     torch.utils.deterministic.fill_uninitialized_memory = True
     torch.use_deterministic_algorithms(True)  # fresh memory is NaN
-    facts: dict[str, Any] = {"gradients": [], "runs": []}
+    world = dist.group.WORLD
+    facts: dict[str, Any] = {"recompute": [], "store16": [], "runs": [], "rowwise": []}
     for case in cases:
         rows_CD = first_rows(case)
-        facts["gradients"].append(take_step(build(case, 0), *batch(case, rows_CD, 0)))
-        head = build(case, 5e-3)
+        for logits in LOGITS:
+            facts[logits].append(take_step(build(case, 0, world, logits=logits), *batch(case, rows_CD, 0)))
+        head = build(case, 5e-3, world)
         facts["runs"].append([take_step(head, *batch(case, rows_CD, s), position=s * case.batch_size) for s in range(STEPS)])
+    for number, rows in ROWWISE:
+        case = cases[number]
+        head = build(case, 5e-3, world, rows=rows)
+        rows_CD = first_rows(case)
+        facts["rowwise"].append([take_step(head, *batch(case, rows_CD, s), position=s * case.batch_size) for s in range(STEPS)])
 
     case = CASES[0]._replace(cosine=0.5, batch_size=11)
     embeddings_BD, labels_B = (tensor.clone() for tensor in batch(case, first_rows(case), 0))
     embeddings_BD, labels_B = embeddings_BD.nan_to_num(), torch.arange(11)
-    head = build(case, 5e-3)
+    head = build(case, 5e-3, world)
     facts["good"] = take_step(head, embeddings_BD, labels_B)
     broken_BD, strange_B = embeddings_BD.clone(), labels_B.clone()
     broken_BD[-1, 0], strange_B[-1] = float("nan"), case.num_classes
@@ -160,14 +181,14 @@ def run_cases(cases: list[Case]) -> dict[str, Any]:
     facts["strange label"] = take_step(head, embeddings_BD, strange_B)
     facts["negative label"] = take_step(head, embeddings_BD, torch.where(strange_B == case.num_classes, -2, strange_B))
     facts["no labels"] = take_step(head, embeddings_BD, torch.full_like(labels_B, -1))
-    facts["last"] = take_step(build(case, 5e-3), embeddings_BD, labels_B, last=head.rank == head.world_size - 1)
+    facts["last"] = take_step(build(case, 5e-3, world), embeddings_BD, labels_B, last=head.rank == head.world_size - 1)
     facts["forgotten"] = []
     for number in FORGETFUL:
-        head = build(CASES[number], 5e-3)
+        head = build(CASES[number], 5e-3, world)
         head.forget(gone(CASES[number]))
         rows_CD = first_rows(CASES[number])
         facts["forgotten"].append([take_step(head, *forgetful_batch(CASES[number], rows_CD, s)) for s in range(STEPS)])
-    half = build(case, 0, case.config.model_copy(update={"wire_dtype": "bfloat16"}))
+    half = build(case, 0, world, wire_dtype="bfloat16")
     facts["bfloat16"] = take_step(half, embeddings_BD.bfloat16(), labels_B)
     facts["initial"] = PartialFC(case.config, 2500, 5, seed=9, weight_decay=0, device=CPU, group=dist.group.WORLD).tensors()["rows"].numpy()
     return facts
@@ -192,21 +213,64 @@ def error(found: Tensor, expected: Tensor) -> float:
     return float(torch.linalg.norm(found - expected) / torch.linalg.norm(expected).clamp(min=1e-30))
 
 
+@pytest.mark.parametrize("logits", LOGITS)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: str(case.number))
-def test_loss_and_gradients(world: list[dict[str, Any]], case: Case) -> None:
-    ranks = [facts["gradients"][case.number] for facts in world]
+def test_loss_and_gradients(world: list[dict[str, Any]], case: Case, logits: str) -> None:
+    ranks = [facts[logits][case.number] for facts in world]
     rows_CD = first_rows(case)
     embeddings_BD, labels_B = batch(case, rows_CD, 0)
-    loss, d_embeddings_BD, d_rows_CD = DenseHead(case.config, rows_CD, 0).step(
-        embeddings_BD.nan_to_num(1.0), labels_B, chosen(case, 0, labels_B), 0.05
-    )
+    expected = DenseHead(case.config, rows_CD, 0).step(embeddings_BD.nan_to_num(1.0), labels_B, chosen(case, 0, labels_B), 0.05)
     for facts in ranks:
         assert facts["flags"] == (True, True)
         assert facts["loss"] == ranks[0]["loss"]
-        assert abs(facts["loss"] - loss.item()) <= 5e-6 * loss.item() + 1e-12
-        assert facts["collectives"] <= (5 if len(world) > 1 else 0)
-    assert error(whole(ranks, "d_embeddings"), d_embeddings_BD) <= 2e-5
-    assert error(whole(ranks, "momentum"), d_rows_CD) <= 2e-5
+        assert facts["collectives"] <= (4 if len(world) > 1 else 0)
+    agree(ranks[0]["loss"], whole(ranks, "d_embeddings"), whole(ranks, "momentum"), *expected)
+
+
+def agree(loss: float, d_embeddings_BD: Tensor, d_rows_CD: Tensor, true_loss: Tensor, true_BD: Tensor, true_CD: Tensor) -> None:
+    assert abs(loss - true_loss.item()) <= 5e-6 * true_loss.item() + 1e-12
+    assert error(d_embeddings_BD, true_BD) <= 2e-5
+    assert error(d_rows_CD, true_CD) <= 2e-5
+
+
+@st.composite
+def heads(draw: st.DrawFn) -> Case:
+    C = draw(st.integers(1, 400))
+    config = schema.Head(
+        margin=draw(st.sampled_from(MARGINS)), scale=draw(st.floats(16, 256)), sample_rate=draw(st.sampled_from([0.0, 0.3, 1.0])),
+        chunk_classes=draw(st.integers(1, 500)), logits=draw(st.sampled_from(LOGITS)), rows=schema.Rows(momentum=0.9),
+    )  # fmt: skip
+    cosine = draw(st.one_of(st.none(), st.floats(-0.9, 0.99)))
+    low = draw(st.integers(1, C))
+    return Case(0, config, C, draw(st.integers(2, 128)), draw(st.integers(1, 40)), draw(st.integers(0, 999)), cosine, draw(st.booleans()), low)
+
+
+@given(heads())
+def test_any_head_of_one_rank(case: Case) -> None:
+    rows_CD = first_rows(case)
+    embeddings_BD, labels_B = batch(case, rows_CD, 0)
+    expected = DenseHead(case.config, rows_CD, 0).step(embeddings_BD.nan_to_num(1.0), labels_B, chosen(case, 0, labels_B), 0.05)
+    facts = take_step(build(case, 0), embeddings_BD, labels_B)
+    agree(facts["loss"], torch.from_numpy(facts["d_embeddings"]).double(), torch.from_numpy(facts["momentum"]).double(), *expected)
+
+
+@pytest.mark.parametrize("index", range(len(ROWWISE)), ids=lambda index: f"{ROWWISE[index][1].dtype}-{index}")
+def test_rowwise_is_plain_sgd_of_length_times_row(worlds: dict[int, list[dict[str, Any]]], index: int) -> None:
+    number, rows = ROWWISE[index]
+    case = CASES[number]._replace(config=CASES[number].config.model_copy(update={"rows": rows}))
+    dense = DenseHead(case.config, F.normalize(build(case, 5e-3).tensors()["rows"].double()), 5e-3)
+    rows_CD, limit = first_rows(case), 1e-5 if rows.dtype == "float32" else 1e-2
+    for step in range(STEPS):
+        embeddings_BD, labels_B = batch(case, rows_CD, step)
+        loss, d_embeddings_BD, _ = dense.step(embeddings_BD.nan_to_num(1.0), labels_B, chosen(case, step, labels_B), 0.05)
+        for world in worlds.values():
+            ranks = [facts["rowwise"][index][step] for facts in world]
+            assert abs(ranks[0]["loss"] - loss.item()) <= 10 * limit * loss.item() + 1e-12
+            assert error(whole(ranks, "d_embeddings"), d_embeddings_BD) <= 10 * limit
+            norms_C = torch.linalg.vector_norm(whole(ranks, "rows"), dim=1)
+            assert error(whole(ranks, "inverse_norms"), 1 / norms_C) <= 1e-6
+            assert abs(norms_C - 1).max() <= {"float32": 1e-5, "float16": 1e-3, "bfloat16": 1e-2}[rows.dtype]
+            assert error(whole(ranks, "rows") * (whole(ranks, "lengths") / norms_C)[:, None], dense.matrix()) <= limit
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: str(case.number))
@@ -248,10 +312,10 @@ def test_forgotten_classes_take_no_part(world: list[dict[str, Any]], number: int
 
 
 def test_the_cases_are_as_hard_as_they_claim(worlds: dict[int, list[dict[str, Any]]]) -> None:
-    losses = [facts["loss"] for facts in worlds[1][0]["gradients"]]
+    losses = [facts["loss"] for facts in worlds[1][0]["recompute"]]
     assert min(loss for loss in losses if loss > 0) < 1e-6
     assert max(losses) > 50
-    assert any(len(facts["rows"]) == 0 for facts in worlds[3][2]["gradients"])  # empty shards
+    assert any(len(facts["rows"]) == 0 for facts in worlds[3][2]["recompute"])  # empty shards
     assert any(case.num_classes == 1 for case in CASES)
 
 
@@ -314,14 +378,46 @@ class Watch(TorchDispatchMode):
         return out
 
 
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (softmax, rows_module):
+        monkeypatch.setattr(module, "looking_is_free", lambda device: False)
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+@pytest.mark.parametrize("rate", [1.0, 0.2, 0.0])
+@pytest.mark.parametrize("rows", [schema.Rows(), schema.Rows(optimizer="rowwise", dtype="float16")], ids=["sgd", "rowwise"])
+@pytest.mark.parametrize("logits", LOGITS)
 @pytest.mark.parametrize("scale", [64.0, 100.0])
-def test_without_a_group_nothing_waits_and_nothing_is_large(scale: float) -> None:
+def test_nothing_waits_and_nothing_is_large(scale: float, logits: str, rows: schema.Rows, rate: float) -> None:
     C, D, B, n = 3000, 32, 16, 128
-    head = PartialFC(schema.Head(scale=scale, chunk_classes=n), C, D, seed=1, weight_decay=0.1, device=CPU)
+    config = schema.Head(scale=scale, chunk_classes=n, logits=logits, rows=rows, sample_rate=rate)
+    head = PartialFC(config, C, D, seed=1, weight_decay=0.1, device=CPU)
     with Watch(list(head.tensors().values())) as watch:
-        head.step(torch.randn(B, D), torch.arange(B), lr=0.1, position=0, batch_size=B)
+        head.step(torch.randn(B, D), torch.arange(B) // 2, lr=0.1, position=0, batch_size=B)
     assert watch.waits == []
-    assert watch.largest <= max(B, D) * n
+    assert watch.largest <= 128 * max(B, D)
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+@pytest.mark.parametrize("case", CASES, ids=lambda case: str(case.number))
+def test_what_runs_without_looking_is_the_same(case: Case) -> None:
+    """Classes that stand for none change nothing; stored logits are as exact as float16."""
+    embeddings_BD, labels_B = batch(case, first_rows(case), 0)
+    loss, d_embeddings_BD, d_rows_CD = DenseHead(case.config, first_rows(case), 0).step(
+        embeddings_BD.nan_to_num(1.0), labels_B, chosen(case, 0, labels_B), 0.05
+    )
+    for logits, limit in zip(LOGITS, (2e-5, 1e-3), strict=True):
+        facts = take_step(build(case, 0, logits=logits), embeddings_BD, labels_B)
+        assert abs(facts["loss"] - loss.item()) <= 5e-6 * loss.item() + 1e-12
+        assert error(torch.from_numpy(facts["d_embeddings"]).double(), d_embeddings_BD) <= limit
+        assert error(torch.from_numpy(facts["momentum"]).double(), d_rows_CD) <= limit
+        broken_BD = torch.where(labels_B[:, None] == labels_B.max(), float("nan"), embeddings_BD)
+        head = build(case, 5e-3, logits=logits, rows=schema.Rows(optimizer="rowwise", dtype="float16"))
+        before = {name: tensor.clone() for name, tensor in head.tensors().items()}
+        if (labels_B >= 0).any():
+            assert take_step(head, broken_BD, labels_B)["flags"] == (False, True)
+            assert all(torch.equal(tensor, before[name]) for name, tensor in head.tensors().items())
 
 
 def test_mistakes_are_named() -> None:

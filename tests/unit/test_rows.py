@@ -1,0 +1,97 @@
+from itertools import product
+
+import pytest
+import torch
+
+from manyfaces.configs import schema
+from manyfaces.models import rows
+from manyfaces.models.rows import Gate, Rows
+
+CPU = torch.device("cpu")
+KINDS = [schema.Rows(optimizer=o, dtype=d) for o, d in product(["sgd", "rowwise"], ["float32", "bfloat16", "float16"])]
+kinds = pytest.mark.parametrize("config", KINDS, ids=lambda config: f"{config.optimizer}-{config.dtype}")
+
+
+def make(config: schema.Rows, lo: int = 0, hi: int = 300, dim: int = 16) -> Rows:
+    return rows.build(config, 7, lo, hi, dim, CPU)
+
+
+def step(made: Rows, ids: slice | torch.Tensor, gradient: torch.Tensor, *, lr: float = 0.1, open_: bool = True, position: int = 0) -> None:
+    rows_nD = made.take(ids)
+    made.update_(ids, rows_nD, made.inverse_norms(ids, rows_nD), gradient.clone(), Gate(torch.tensor(open_), lr, 5e-4, position))
+
+
+@kinds
+def test_a_closed_gate_changes_nothing(config: schema.Rows) -> None:
+    made, gradient = make(config), torch.randn(300, 16)
+    step(made, slice(0, 300), gradient)
+    before = {name: tensor.clone() for name, tensor in made.tensors().items()}
+    step(made, slice(0, 300), gradient, open_=False, position=1)
+    for name, tensor in made.tensors().items():
+        assert torch.equal(tensor, before[name])
+
+
+@kinds
+def test_parts_and_slices_and_ranks_do_the_same(config: schema.Rows) -> None:
+    gradient = torch.randn(300, 16)
+    whole = make(config)
+    step(whole, slice(0, 300), gradient)
+    by_number, ranks = make(config), [make(config, 0, 130), make(config, 130, 300)]
+    for ids in torch.randperm(300).split(70):
+        step(by_number, ids, gradient[ids])
+    step(ranks[0], slice(0, 130), gradient[:130])
+    step(ranks[1], slice(0, 170), gradient[130:])
+    for name, tensor in whole.tensors().items():
+        assert torch.equal(by_number.tensors()[name], tensor)
+        assert torch.equal(torch.cat([rank.tensors()[name] for rank in ranks]), tensor)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_rounding_is_right_on_average_and_to_a_neighbour(dtype: str) -> None:
+    made = make(schema.Rows(optimizer="rowwise", dtype=dtype), hi=64, dim=512)
+    target = torch.randn(64, 512) / 20
+    total, turns, spacing = torch.zeros_like(target, dtype=torch.float64), 400, {"bfloat16": 2.0**-7, "float16": 2.0**-10}[dtype]
+    for position in range(turns):
+        rounded = target.clone()
+        made._round_(rounded, slice(0, 64), position)
+        torch.testing.assert_close(rounded, rounded.to(made.dtype).float(), rtol=0, atol=2**-25)  # float16's smallest are coarser
+        assert ((rounded - target).abs() <= spacing * target.abs()).all()
+        total += rounded
+    # A fair coin between neighbours has a standard deviation of at most half their distance.
+    sigma = spacing * target.abs() / 2 / turns**0.5
+    assert (((total / turns - target).abs() / sigma) < 6).all()
+    assert abs(((total / turns - target) / sigma).mean()) < 0.05
+
+
+def test_steps_below_the_spacing_count() -> None:
+    """What rounding to nearest would lose, stochastic rounding keeps on average."""
+    made = make(schema.Rows(optimizer="rowwise", dtype="float16", momentum=0), hi=1, dim=512)
+    exact = make(schema.Rows(optimizer="rowwise", dtype="float32", momentum=0), hi=1, dim=512)
+    gradient = torch.randn(1, 512)
+    for position in range(500):
+        for each in (made, exact):
+            step(each, slice(0, 1), gradient, lr=2e-6, position=position)
+    first, moved, should = make(made.config, hi=1, dim=512).rows_CD[0].float(), made.rows_CD[0].float(), exact.rows_CD[0]
+    assert (should - first).norm() > 0.01
+    assert (moved - should).norm() < 0.15 * (should - first).norm()
+
+
+def test_the_small_state_has_1032_bytes_a_class() -> None:
+    made = make(schema.Rows(optimizer="rowwise", dtype="float16"), dim=512)
+    assert sum(tensor.nbytes for tensor in made.tensors().values()) == 1032 * 300
+
+
+def test_without_momentum_no_memory_is_spent_on_it() -> None:
+    made, gradient = make(schema.Rows(momentum=0)), torch.randn(300, 16)
+    assert list(made.tensors()) == ["rows"]
+    w = torch.nn.Parameter(made.tensors()["rows"].clone())
+    w.grad = gradient - (gradient * w.detach()).sum(1, keepdim=True) / w.detach().square().sum(1, keepdim=True) * w.detach()
+    torch.optim.SGD([w], lr=0.1, weight_decay=5e-4).step()
+    step(made, slice(0, 300), gradient)
+    torch.testing.assert_close(made.tensors()["rows"], w.detach())
+
+
+def test_first_rows_of_the_small_state_are_unit_and_by_class() -> None:
+    config = schema.Rows(optimizer="rowwise")
+    torch.testing.assert_close(torch.linalg.vector_norm(make(config).tensors()["rows"], dim=1), torch.ones(300))
+    assert torch.equal(make(config, 100, 200).tensors()["rows"], make(config).tensors()["rows"][100:200])
