@@ -11,6 +11,7 @@ from math import ceil
 from pathlib import Path
 
 from manyfaces.configs.architectures import Cost, iresnet_cost, mobilefacenet_cost, vit_cost
+from manyfaces.configs.head_cost import Machine, alternatives, describe, head_cost
 from manyfaces.configs.schema import AdamW, Config, Elastic, IResNetModel, MobileFaceNetModel, UserError
 
 FP32 = 4
@@ -27,7 +28,7 @@ def world_size(config: Config) -> int:
         return workers.max
     if workers != "auto":
         return workers
-    gpus = 0 if config.cluster.gpus_per_worker == 0 else len(list(Path("/dev").glob("nvidia[0-9]*")))
+    gpus = 0 if config.cluster.gpus_per_worker == 0 else _num_gpus()
     return gpus or min(2, max((os.cpu_count() or 1) // config.cluster.threads_per_worker, 1))
 
 
@@ -118,7 +119,7 @@ class Plan:
             ("  weights", _size(self.weight_bytes)),
             ("  gradients", _size(self.gradient_bytes)),
             ("  optimizer", _size(self.optimizer_bytes)),
-            ("  head rows, momentum", _size(self.head_bytes)),
+            ("  head rows and state", _size(self.head_bytes)),
             ("  head workspace", _size(self.head_workspace_bytes)),
             ("  activations", f"about {_size(self.activation_bytes)}"),
             ("read a step", f"about {_size(self.read_bytes)} over all workers"),
@@ -154,11 +155,7 @@ def plan(config: Config, num_images: int, num_identities: int, world_size: int) 
     held = sharded(weights, 3) + (weights // 2 if bf16 else 0)
     optimizer = sharded(states, 1) + (sharded(weights, 1) if stage >= 1 else 0)
 
-    # Head (design 2.4): float32 rows and momentum of ceil(C/W) classes. Workspace: scores and their gradient of a chunk, unit rows and
-    # gradient of a chunk, the gathered embeddings and their gradient.
-    rows = ceil(num_identities / world_size)
-    chunk = min(config.head.chunk_classes, rows)
-    workspace = 2 * FP32 * (batch * chunk + chunk * dim + batch * dim)
+    head, whole_head = (head_cost(config.head, num_identities, dim, batch, workers) for workers in (world_size, 1))
 
     # A checkpointed block runs forward twice.
     passes = 4 if config.engine.activation_checkpointing else 3
@@ -171,11 +168,6 @@ def plan(config: Config, num_images: int, num_identities: int, world_size: int) 
         return size * (world_size - 1) // world_size
 
     wire = 2 * ring(weights) if stage == 0 else ring(weights // 2 if bf16 else weights) + (2 if stage == 3 else 1) * ring(weights)
-    # Embeddings out and their gradients back, each rank's share padded to ceil(B/W).
-    padded = share * world_size * dim * (2 if config.head.wire_dtype == "bfloat16" else FP32)
-
-    # Scored: sampled negatives and the batch's own classes; once in walk 1, and in walk 2 again with both gradients.
-    scored = min(num_identities, round(config.head.sample_rate * num_identities) + batch)
     head_parameters = num_identities * dim
     return Plan(
         num_images=num_images,
@@ -191,20 +183,55 @@ def plan(config: Config, num_images: int, num_identities: int, world_size: int) 
         head_parameters=head_parameters,
         multiply_adds=cost.multiply_adds,
         backbone_flops=passes * 2 * cost.multiply_adds * batch,  # backward is two forwards: towards inputs and towards weights
-        head_flops=4 * 2 * batch * scored * dim,
+        head_flops=whole_head.flops,
         weight_bytes=held,
         gradient_bytes=sharded(weights, 2),
         optimizer_bytes=optimizer,
-        head_bytes=2 * FP32 * rows * dim,
-        head_workspace_bytes=workspace,
+        head_bytes=head.state_bytes,
+        head_workspace_bytes=head.workspace_bytes,
         activation_bytes=round(kept * cost.activations * share * (2 if bf16 else FP32)),
         read_bytes=batch * JPEG_BYTES * px * px // 112**2,
         upload_bytes=share * 3 * px * px,  # uint8: normalisation belongs to the device
         gradient_wire_bytes=wire,
-        head_wire_bytes=2 * ring(padded),
-        checkpoint_bytes=weights + states + 2 * FP32 * head_parameters,
+        head_wire_bytes=head.wire_bytes,
+        checkpoint_bytes=weights + states + whole_head.state_bytes,
         kept_checkpoints=config.checkpoint.keep,
     )
+
+
+def head_lines(config: Config, found: Plan, machine: Machine) -> list[tuple[str, str]]:
+    """What each setting of the head's rows and logits would cost a worker, and the quickest that fits its memory."""
+    others = found.memory_bytes - found.head_bytes - found.head_workspace_bytes
+    header = f"memory a worker, rows and logits moved a step, arithmetic, about the time on {machine.name}"
+    lines, fitting = [("head settings", header)], []
+    for head in alternatives(config.head):
+        cost = head_cost(head, found.num_identities, config.model.embedding_dim, found.batch_size, found.world_size)
+        total, seconds = others + cost.state_bytes + cost.workspace_bytes, machine.seconds(cost)
+        fits = total <= machine.memory_bytes
+        if fits:
+            fitting.append((seconds, total, describe(head)))
+        figures = f"{_size(total):>9} {_size(cost.traffic_bytes):>9} {_count(cost.flops):>7}FLOP {1e3 * seconds:>8.3g} ms"
+        remark = ", ".join(["this recipe"] * (head == config.head) + ["does not fit"] * (not fits))
+        lines.append((f"  {describe(head)}", f"{figures}  {remark}".rstrip()))
+    best = min(fitting)[2] if fitting else "none: more workers, a lower head.sample_rate or a smaller batch"
+    return [*lines, (f"cheapest in {_size(machine.memory_bytes)}", best)]
+
+
+def machine(config: Config, memory_gb: float | None) -> Machine:
+    """A worker's, as far as one can tell without asking: its threads of this computer if there is no GPU and they are that many, else a
+    GPU of the H100's class."""
+    few = world_size(config) * config.cluster.threads_per_worker <= (os.cpu_count() or 1)
+    gpus = config.cluster.gpus_per_worker
+    if gpus == 1 or (gpus == "auto" and (_num_gpus() or not few)):
+        return Machine("an H100-class GPU", (memory_gb or 80) * 1e9, 4e14, 3e12)
+    threads = config.cluster.threads_per_worker
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / world_size(config)
+    memory = memory_gb * 1e9 if memory_gb else whole
+    return Machine(f"{threads} CPU thread{'s' * (threads > 1)}", memory, 2e11 * threads, 1e10 * threads)
+
+
+def _num_gpus() -> int:
+    return len(list(Path("/dev").glob("nvidia[0-9]*")))
 
 
 def num_optimizer_states(config: Config) -> int:

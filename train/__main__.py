@@ -45,7 +45,11 @@ def parser() -> argparse.ArgumentParser:
     one = verb(verbs, "train", train, "train, or resume: the same command goes on from the last checkpoint")
     config_words(one)
     one.add_argument("--address", help="join this Ray cluster (`auto` or HOST:PORT), as cluster.address does")
-    config_words(verb(verbs, "check", check, "show the resolved configuration and the plan, without running anything"))
+    one = verb(verbs, "check", check, "show the resolved configuration and the plan, without running anything")
+    config_words(one)
+    one.add_argument(
+        "--memory-gb", type=float, help="memory of a worker, 10^9 bytes; default 80 of a GPU, else its share of this computer's"
+    )
 
     one = verb(verbs, "evaluate", evaluate, "score a run's newest checkpoint on verification sets")
     one.add_argument("run", type=Path, help="runs/NAME, or one of its checkpoint folders")
@@ -142,9 +146,10 @@ def check(arguments: argparse.Namespace) -> None:
 
     print(load.dump(config))  # noqa: T201 - for pipes, as it is
     images, identities, source = _dataset_size(config)
-    for label, text in plan.plan(config, images, identities, plan.world_size(config)).lines():
-        console.print(f"{label:28} {text}")
-    console.print(f"{'dataset size from':28} {source}")
+    found = plan.plan(config, images, identities, plan.world_size(config))
+    for label, text in found.lines() + plan.head_lines(config, found, plan.machine(config, arguments.memory_gb)):
+        console.print(f"{label:32} {text}")
+    console.print(f"{'dataset size from':32} {source}")
 
 
 def evaluate(arguments: argparse.Namespace) -> None:

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from manyfaces.configs.plan import Plan, backbone_cost, num_steps, plan, total_samples, warmup_samples, world_size
-from manyfaces.configs.schema import Config, UserError
+from manyfaces.configs.head_cost import head_cost
+from manyfaces.configs.plan import Plan, backbone_cost, head_lines, machine, num_steps, plan, total_samples, warmup_samples, world_size
+from manyfaces.configs.schema import Config, Head, Rows, UserError
 
 
 def make(**tree: object) -> Config:
@@ -27,7 +28,7 @@ def test_ms1mv3_on_eight_workers_by_hand() -> None:
     assert found.gradient_bytes == weights
     assert found.optimizer_bytes == weights // 8 * 2  # momentum and the float32 copy, an eighth of each
     assert found.head_bytes == 2 * rows
-    assert found.head_workspace_bytes == 8 * (1024 * 8192 + 8192 * 512 + 1024 * 512)
+    assert found.head_workspace_bytes == 4 * (1024 * 11679 + 3 * 11679 * 512 + 4 * 1024 * 512)
     assert found.activation_bytes == 128 * backbone_cost(config).activations * 2
     assert found.gradient_wire_bytes == weights // 2 * 7 // 8 + weights * 7 // 8
     assert found.head_wire_bytes == 2 * 1024 * 512 * 2 * 7 // 8
@@ -127,3 +128,22 @@ def test_lines_are_short_and_for_people() -> None:
     assert "38.8 TFLOP" in lines["arithmetic a step"]
     assert all(len(label) + len(text) < 110 for label, text in found.lines())
     assert dict(replace(found, checkpoint_bytes=3 * 1024**4).lines())["checkpoint"] == "3 TiB, 9 TiB in all"
+
+
+def test_head_settings_are_compared_and_the_quickest_that_fits_is_named() -> None:
+    config = make(train={"batch_size": 1024}, cluster={"gpus_per_worker": 1})
+    found = plan(config, 260_000_000, 100_000_000, 1)
+    lines = dict(head_lines(config, found, machine(config, 141)))
+    assert [label.strip() for label in lines][1] == "sgd float32, recompute"
+    assert lines["  sgd float32, recompute"].endswith("this recipe, does not fit")
+    assert not lines["  rowwise float16, recompute"].endswith("fit")  # 103 GB
+    assert lines["  rowwise float16, store16"].endswith("does not fit")  # and 205 of logits
+    assert lines["cheapest in 131 GiB"] == "rowwise float16, recompute"
+    assert "none" in dict(head_lines(config, found, machine(config, 80)))["cheapest in 74.5 GiB"]
+
+
+@pytest.mark.parametrize(("optimizer", "dtype", "each"), [("sgd", "float32", 4096), ("sgd", "float16", 3072), ("rowwise", "float16", 1032)])
+def test_bytes_of_a_class(optimizer: str, dtype: str, each: int) -> None:
+    head = Head(rows=Rows(optimizer=optimizer, dtype=dtype))
+    assert head_cost(head, 1000, 512, 8, 1).state_bytes == each * 1000
+    assert head_cost(head, 1000, 512, 8, 3).state_bytes == each * 334

@@ -1,0 +1,82 @@
+"""What the head's step costs under each of its settings: memory, bytes, operations, and about what time; without torch.
+
+Letters as in `plan.py`: C classes, D dimensions, B images of a step, W workers.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from math import ceil
+
+from manyfaces.configs.schema import Head
+
+_ITEM = {"float32": 4, "bfloat16": 2, "float16": 2}
+_STORED_LOGIT = 2
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a worker has, by order of magnitude: figures to compare settings by, not to promise times."""
+
+    name: str
+    memory_bytes: float
+    flops: float
+    """A second, of matrix products."""
+    bandwidth: float
+    """Bytes a second from memory."""
+
+    def seconds(self, cost: "HeadCost") -> float:
+        return cost.flops / self.flops + cost.traffic_bytes / self.bandwidth
+
+
+@dataclass(frozen=True)
+class HeadCost:
+    """Of one worker, the fullest, and one step."""
+
+    state_bytes: int
+    """Rows and what their optimiser keeps."""
+    workspace_bytes: int
+    flops: int
+    traffic_bytes: int
+    """Of rows, their state and stored logits, from and to memory."""
+    wire_bytes: int
+    """Sent."""
+
+
+def head_cost(head: Head, num_identities: int, dim: int, batch: int, world_size: int) -> HeadCost:
+    """The cost of a step of this head."""
+    rows, item = ceil(num_identities / world_size), _ITEM[head.rows.dtype]
+    kept = 8 if head.rows.optimizer == "rowwise" else 4 * dim * (head.rows.momentum > 0)  # a length and an inverse norm, or momentum
+    # The drawn share, and of the batch's own classes those that live here.
+    scored = min(rows, ceil(head.sample_rate * rows) + ceil(batch / world_size))
+    chunk = min(16384 if head.chunk_classes == "auto" else head.chunk_classes, scored)
+    store = head.logits == "store16"
+    # Scores of a chunk; its rows, their gradient and, of copies, their state; unit embeddings, their gradient and a share of it.
+    workspace = 4 * (batch * chunk + 3 * chunk * dim + 4 * batch * dim) + store * _STORED_LOGIT * batch * scored
+    # Walk 1 reads rows; walk 2 reads and writes them and their state. Each score that is kept is written once and read once.
+    traffic = scored * (3 * item * dim + 2 * kept) + store * 2 * _STORED_LOGIT * batch * scored
+    # Embeddings out and their gradients back, each rank's share padded to ceil(B/W).
+    padded = ceil(batch / world_size) * world_size * dim * _ITEM[head.wire_dtype]
+    return HeadCost(
+        state_bytes=rows * (item * dim + kept),
+        workspace_bytes=workspace,
+        flops=(3 if store else 4) * 2 * batch * scored * dim,  # scores, in walk 2 again unless stored, and two gradients
+        traffic_bytes=traffic,
+        wire_bytes=2 * (padded * (world_size - 1) // world_size),
+    )
+
+
+def alternatives(head: Head) -> Iterator[Head]:
+    """The settings of rows and logits that one can choose from, this head's own first."""
+    yield head
+    for (optimizer, dtype), logits in product(
+        [("sgd", "float32"), ("sgd", "bfloat16"), ("sgd", "float16"), ("rowwise", "float32"), ("rowwise", "float16")],
+        ["recompute", "store16"],
+    ):
+        other = head.model_copy(update={"logits": logits, "rows": head.rows.model_copy(update={"optimizer": optimizer, "dtype": dtype})})
+        if other != head:
+            yield other
+
+
+def describe(head: Head) -> str:
+    return f"{head.rows.optimizer} {head.rows.dtype}, {head.logits}"
