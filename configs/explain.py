@@ -34,7 +34,7 @@ def keys() -> dict[str, list[str]]:
     def walk(node: type[Node], prefix: str) -> None:
         for name, info in node.model_fields.items():
             found.setdefault(prefix + name, []).extend(_kinds(node))
-            for inner in _nodes(info.annotation):
+            for inner in _nodes(info.annotation) if get_origin(info.annotation) is not tuple else []:  # dots do not reach into a list
                 walk(inner, f"{prefix}{name}.")
 
     walk(Config, "")
@@ -120,7 +120,7 @@ def locate(loc: tuple[str | int, ...], root: Value) -> Place:
         owner, info = node, node.model_fields.get(part)
         nodes = _nodes(info.annotation) if info else []
         if nodes:
-            tag = parts.pop(0) if parts and info and info.annotation is not nodes[0] else None
+            tag = parts.pop(0) if parts and isinstance(parts[0], str) and info and info.annotation is not nodes[0] else None
             node = next((each for each in nodes if tag in _kinds(each)), nodes[0])
     return Place(path, value, owner, info)
 

@@ -3,6 +3,7 @@
 Sums are told apart by a `kind` literal. `manyfaces.configs.load` makes the tree from YAML and `path.to.key=value` words.
 """
 
+from fractions import Fraction
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
@@ -10,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegative
 from manyfaces.configs.architectures import ViTSize
 
 Probability = Annotated[float, Field(ge=0, le=1)]
+SMALLEST_SHARE = Fraction(1, 1000)
+"""Of a part in a mixture."""
 
 
 class UserError(ValueError):
@@ -88,6 +91,15 @@ class Augment(Node):
         return self
 
 
+class Part(Node):
+    """One dataset of a mixture."""
+
+    path: str
+    """Its folder or URL."""
+    weight: PositiveFloat = 1.0
+    """Share of a batch's images, relative to the others'."""
+
+
 class Data(Node):
     path: str = ""
     """Folder or URL (`s3://`, `gs://`, `https://`) of the dataset: shards, `index.arrow` and `manyfaces.json`, as
@@ -100,12 +112,16 @@ class Data(Node):
     """How long a store at an URL may be away before the run stops; below `cluster.step_timeout_s`."""
     image_px: Annotated[int, Field(ge=32, le=1024)] = 112
     """Side of the square image that the model sees; other sizes are resized."""
-    order: Literal["shuffle", "pk"] = "shuffle"
-    """Every sample once an epoch; or P identities x K images a batch (triplet losses, balanced training), all shards near."""
+    order: Literal["shuffle", "pk", "mixture"] = "shuffle"
+    """Every sample once an epoch; P identities x K images a batch (triplet losses, balanced training), all shards near; or several
+    datasets mixed by weight."""
+    mixture: tuple[Part, ...] = ()
+    """The datasets of the order `mixture`, in place of `path`. They are taken as disjoint people, all classes of one softmax; sets that
+    share people are merged by `manyfaces data convert --identity-map` instead."""
     images_per_identity: Annotated[int, Field(ge=2)] = 4
     """K of the order `pk`; P is train.batch_size / K."""
     window_shards: PositiveInt = 16
-    """Shards shuffled together: what has to be near at one time."""
+    """Shards shuffled together: what has to be near at one time, of each part of a mixture."""
     decode_threads: PositiveInt = 1
     """DALI's CPU threads of each worker."""
     prefetch_batches: PositiveInt = 2
@@ -119,6 +135,37 @@ class Data(Node):
     expect_identities: PositiveInt | None = None
     """Identities, likewise."""
     augment: Augment = Augment()
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Of the dataset, or of the mixture's parts."""
+        return tuple(part.path for part in self.mixture) or (self.path,)
+
+    @property
+    def shares(self) -> tuple[Fraction, ...]:
+        """Of the mixture's parts, 1 in all; weights are counted in decimals, so that 0.1 is a tenth."""
+        weights = [Fraction(str(part.weight)) for part in self.mixture]
+        return tuple(weight / sum(weights) for weight in weights)
+
+    @model_validator(mode="after")
+    def _one_or_several(self) -> "Data":
+        if self.order != "mixture":
+            if self.mixture:
+                raise ValueError(f"mixture has {len(self.mixture)} parts, but order is {self.order}; set data.order=mixture or remove them")
+            return self
+        if len(self.mixture) < 2:
+            example = "'[{path: A, weight: 2}, {path: B, weight: 1}]'"
+            raise ValueError(f"order mixture needs two datasets, mixture has {len(self.mixture)}; set data.mixture={example}")
+        if self.path:
+            remedy = "make it a part, and set \"data.path=''\""
+            raise ValueError(f"order mixture takes its datasets from mixture, but path is {self.path}; {remedy}")
+        part, share = min(zip(self.mixture, self.shares, strict=True), key=lambda each: each[1])
+        if share < SMALLEST_SHARE:
+            limit = f"the smallest share is {float(SMALLEST_SHARE):.1%}"
+            raise ValueError(
+                f"mixture: {part.path} with weight {part.weight:g} has {float(share):.2%} of all; {limit}: raise it or leave it out"
+            )
+        return self
 
 
 class IResNetModel(Node):
@@ -334,7 +381,8 @@ class Config(Node):
 def identity(config: Config) -> dict[str, Any]:
     """What makes two runs the same experiment, by dotted key: a run name that exists with another value is refused."""
     data = {"image_px", "order", "images_per_identity", "window_shards", "augment"}
-    return flatten(config.model_dump(include={"model": True, "head": True, "train": True, "run": {"seed"}, "data": data}))
+    weights = {f"data.mixture[{number}].weight": part.weight for number, part in enumerate(config.data.mixture)}
+    return flatten(config.model_dump(include={"model": True, "head": True, "train": True, "run": {"seed"}, "data": data})) | weights
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

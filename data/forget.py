@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from manyfaces.configs.schema import UserError
 from manyfaces.data.index import FORGOTTEN, Dataset, Manifest, write_atomic
+from manyfaces.data.mixture import AnyDataset
 from manyfaces.data.remote import Remote
 from manyfaces.data.sample import member_at, scan
 from manyfaces.data.write import IDENTITIES, Item, run_parallel, write_dataset
@@ -31,15 +32,21 @@ class Forgotten:
     samples: NDArray[np.int64]
     identities: NDArray[np.int64]
 
-    def among(self, dataset: Dataset, ids_N: NDArray[np.int64]) -> NDArray[np.bool_]:
+    def among(self, dataset: AnyDataset, ids_N: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which of the samples are forgotten, bool [N]."""
         if not len(self.samples) and not len(self.identities):
             return np.zeros(len(ids_N), bool)
-        return np.isin(ids_N, self.samples) | np.isin(dataset.identity_N[ids_N], self.identities)
+        return np.isin(ids_N, self.samples) | np.isin(dataset.labels(ids_N), self.identities)
 
 
-def read_forgotten(dataset: Dataset) -> Forgotten:
-    """What stands in `forgotten.json`; nothing where there is none. Raises `UserError` if it was written for another index."""
+def read_forgotten(dataset: AnyDataset) -> Forgotten:
+    """What stands in `forgotten.json` of each part; nothing where there is none. Raises `UserError` if it was written for another index."""
+    told = [(part, _read_own(part.dataset)) for part in dataset.parts]
+    samples = [part.first_sample + own.samples for part, own in told]
+    return Forgotten(np.concatenate(samples), np.concatenate([part.first_class + own.identities for part, own in told]))
+
+
+def _read_own(dataset: Dataset) -> Forgotten:
     file = dataset.path / FORGOTTEN
     if not file.exists():
         return Forgotten(np.empty(0, np.int64), np.empty(0, np.int64))

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -78,6 +78,11 @@ class Dataset:
         """The folder or URL, for people."""
         return self.far.url if self.far is not None and self.far.with_index else str(self.path)
 
+    @property
+    def parts(self) -> "tuple[Part, ...]":
+        """Itself; a mixture has several."""
+        return (Part(self),)
+
     @functools.cached_property
     def samples_per_shard(self) -> NDArray[np.int64]:
         return np.array([s.samples for s in self.manifest.shards], np.int64)
@@ -85,6 +90,10 @@ class Dataset:
     def shard_path(self, shard: int) -> Path:
         spec = self.manifest.shards[shard]
         return self.path / spec.name if self.far is None else self.far.shard_path(spec)
+
+    def labels(self, ids_N: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Class ids of the samples."""
+        return self.identity_N[ids_N].astype(np.int64)
 
     def name(self, sample: int) -> str:
         """`SHARD:KEY` of a sample, for people."""
@@ -94,6 +103,24 @@ class Dataset:
         except OSError:
             key = ""
         return f"{self.manifest.shards[shard].name}:{key or f'sample {sample}'}"
+
+
+class Part(NamedTuple):
+    """A dataset, and where its samples, classes and shards begin among those of the whole."""
+
+    dataset: Dataset
+    first_sample: int = 0
+    first_class: int = 0
+    first_shard: int = 0
+
+    def slots(self, ids_N: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where in the array its own samples stand."""
+        return np.flatnonzero((ids_N >= self.first_sample) & (ids_N < self.first_sample + self.dataset.manifest.num_images))
+
+    def own_shards(self, shards: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Its own among the shards, by the numbers they have in it."""
+        local = shards - self.first_shard
+        return local[(local >= 0) & (local < len(self.dataset.manifest.shards))]
 
 
 def open_dataset(path: str | Path, config: schema.Data | None = None) -> Dataset:
@@ -107,17 +134,17 @@ def open_dataset(path: str | Path, config: schema.Data | None = None) -> Dataset
     if (url := url_of(path)) is not None:
         far = Far(url, *cache)
         folder, manifest = _fetch_index(far)
-        _refuse_small_cache(manifest, far, config)
+        refuse_small_cache([(far, manifest)], config)
         return _map_index(url, folder, manifest, far)
     path = Path(path)
     if not (path / MANIFEST).is_file():
         what = "no such folder" if not path.is_dir() else f"no {MANIFEST} in it; make it with `manyfaces data convert|synth|index`"
-        raise UserError(f"data.path {path}: {what}")
+        raise UserError(f"dataset {path}: {what}")
     manifest = _parse((path / MANIFEST).read_bytes(), str(path))
     if manifest.shards_url is None:
         return _map_index(str(path), path, manifest)
     far = Far(manifest.shards_url, *cache, with_index=False)
-    _refuse_small_cache(manifest, far, config)
+    refuse_small_cache([(far, manifest)], config)
     return _map_index(str(path), path, manifest, far)
 
 
@@ -145,13 +172,16 @@ def _fetch_index(far: Far) -> tuple[Path, Manifest]:
     return folder, manifest
 
 
-def _refuse_small_cache(manifest: Manifest, far: Far, config: schema.Data) -> None:
-    shards = min(config.window_shards, len(manifest.shards)) if config.order == "shuffle" else len(manifest.shards)
-    window = sum(sorted((s.bytes for s in manifest.shards), reverse=True)[:shards])
-    if window > far.limit_bytes:
-        least = f"a window of {shards} shards is up to {window / 1e9:.3g} GB"
+def refuse_small_cache(remote: Sequence[tuple[Far, Manifest]], config: schema.Data) -> None:
+    """Raises `UserError` where the cache cannot hold what these datasets, read together, need at one time."""
+    shards = [sorted((s.bytes for s in manifest.shards), reverse=True) for _, manifest in remote]
+    near = shards if config.order == "pk" else [largest[: config.window_shards] for largest in shards]
+    window = sum(map(sum, near))
+    if window > config.cache_gb * 1e9:
+        least = f"a window of {sum(map(len, near))} shards is up to {window / 1e9:.3g} GB"
         remedy = f"set data.cache_gb={2.2 * window / 1e9:.2g} (two windows and some), or lower data.window_shards"
-        raise UserError(f"data.cache_gb {config.cache_gb:g} is too small for {far.url}: {least}; {remedy}")
+        urls = " + ".join(far.url for far, _ in remote)
+        raise UserError(f"data.cache_gb {config.cache_gb:g} is too small for {urls}: {least}; {remedy}")
 
 
 def _map_index(where: str, folder: Path, manifest: Manifest, far: Far | None = None) -> Dataset:

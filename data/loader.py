@@ -19,10 +19,10 @@ from manyfaces.configs.schema import UserError
 from manyfaces.data import augment
 from manyfaces.data.decode import Decoder, Decoding
 from manyfaces.data.forget import read_forgotten
-from manyfaces.data.index import Dataset
+from manyfaces.data.mixture import AnyDataset, Mixture, MixtureOrder
 from manyfaces.data.order import Order
 from manyfaces.data.pk import PkOrder
-from manyfaces.data.store import Store
+from manyfaces.data.store import Stores
 
 IGNORED = -1
 _DRAWN_AHEAD = 2048  # images
@@ -55,7 +55,7 @@ class Quarantine:
     `tell` gets a line about each. `add` raises `UserError` once they are more than `max_share` of the dataset (ten are always allowed).
     """
 
-    def __init__(self, file: Path, dataset: Dataset, max_share: float, tell: Callable[[str], None] = lambda line: None) -> None:
+    def __init__(self, file: Path, dataset: AnyDataset, max_share: float, tell: Callable[[str], None] = lambda line: None) -> None:
         self.file, self.dataset, self.tell = file, dataset, tell
         self.limit = max(10, int(max_share * dataset.manifest.num_images))
         self.samples: set[int] = set()
@@ -77,8 +77,10 @@ class Quarantine:
             raise UserError(f"{self.dataset.where}: more than {self.limit} samples cannot be decoded, the last {name}; {remedy}")
 
 
-def build_order(dataset: Dataset, config: schema.Data, seed: int) -> Order | PkOrder:
+def build_order(dataset: AnyDataset, config: schema.Data, seed: int) -> Order | PkOrder | MixtureOrder:
     """The stream of sample ids that the configuration asks for."""
+    if isinstance(dataset, Mixture):
+        return MixtureOrder([part.dataset.samples_per_shard for part in dataset.parts], dataset.shares, seed, config.window_shards)
     if config.order == "pk":
         return PkOrder(dataset.identity_N, len(dataset.manifest.shards), seed, config.images_per_identity)
     return Order(dataset.samples_per_shard, seed, config.window_shards)
@@ -93,7 +95,7 @@ class Loader:
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: AnyDataset,
         config: schema.Data,
         *,
         seed: int,
@@ -110,7 +112,7 @@ class Loader:
         self.lo, self.hi = rank * batch_size // world_size, (rank + 1) * batch_size // world_size
         self.position, self.end, self.quarantine = position, end, quarantine
         self.order = build_order(dataset, config, seed)
-        self._store, self._forgotten = Store(dataset, tell=tell), read_forgotten(dataset)
+        self._store, self._forgotten = Stores(dataset, tell), read_forgotten(dataset)
         self._decode = Decoder(config.image_px, self.hi - self.lo, augment=config.augment, threads=config.decode_threads, device=device)
         self._ready: queue.Queue[Batch | BaseException | None] = queue.Queue(config.prefetch_batches)
         self._drawn: dict[int, augment.Choices] = {}
@@ -166,7 +168,7 @@ class Loader:
         images, good = self._decode.finish(begun.decoding)
         for slot in np.flatnonzero(begun.usable & ~good):
             self.quarantine.add(int(begun.ids[slot]), begun.position + self.lo + int(slot))
-        labels = np.where(good, self.dataset.identity_N[begun.ids].astype(np.int64), IGNORED)
+        labels = np.where(good, self.dataset.labels(begun.ids), IGNORED)
         return Batch(begun.position, begun.ids, images, torch.from_numpy(labels).to(self.device))
 
     def _batches(self) -> Iterator[Batch]:

@@ -190,9 +190,9 @@ def _driver(url: str, patience_s: float) -> tuple[Any, str]:
             fs, root = fsspec.core.url_to_fs(url, **options)
     except ImportError as error:
         how = f"pip install manyfaces[{EXTRAS[scheme]}]" if scheme in EXTRAS else str(error)
-        raise UserError(f"data.path {url}: the driver for {scheme}:// is not installed: {how}") from error
+        raise UserError(f"dataset {url}: the driver for {scheme}:// is not installed: {how}") from error
     except ValueError as error:
-        raise UserError(f"data.path {url}: {error}; give a local folder, or an URL like s3://BUCKET/PREFIX") from error
+        raise UserError(f"dataset {url}: {error}; give a local folder, or an URL like s3://BUCKET/PREFIX") from error
     return fs, str(root).rstrip("/")
 
 

@@ -1,7 +1,7 @@
 """Shard bytes, near or far: views into memory-mapped shards, so that reading a sample copies nothing."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from manyfaces.configs.schema import UserError
 from manyfaces.data.cache import Cache
 from manyfaces.data.index import Dataset
+from manyfaces.data.mixture import AnyDataset, MixtureOrder
 from manyfaces.data.order import Order
 from manyfaces.data.pk import PkOrder
 
@@ -32,9 +33,9 @@ class Store:
         rows = zip(index.shard_N[ids].tolist(), index.offset_N[ids].tolist(), index.size_N[ids].tolist(), strict=True)
         return [self._map(shard)[offset : offset + size] for shard, offset, size in rows]
 
-    def ahead(self, order: Order | PkOrder, position: int) -> None:
-        """Reading goes on at `position`: what lies far has its window and the next one fetched meanwhile."""
-        if self._cache is not None and self._cache.need(order.shards(position, 2)):
+    def ahead(self, windows: Sequence[NDArray[np.int64]]) -> None:
+        """Reading goes on in these windows of shards: what lies far is fetched meanwhile."""
+        if self._cache is not None and self._cache.need(windows):
             for shard in self._maps.keys() - self._cache.needs:  # an evicted shard takes room on the disk as long as it is mapped
                 del self._maps[shard]
 
@@ -61,3 +62,30 @@ class Store:
         if len(view) != expected:
             raise UserError(f"{path}: {len(view):,} bytes, expected {expected:,}; restore it and run the same command again to resume")
         return np.asarray(view)
+
+
+class Stores:
+    """The stores of a dataset's parts, asked as one."""
+
+    def __init__(self, dataset: AnyDataset, tell: Callable[[str], None] = lambda line: None) -> None:
+        self._parts = [(part, Store(part.dataset, tell=tell)) for part in dataset.parts]
+
+    def read(self, ids_N: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
+        """JPEG bytes of each sample, as `Store.read` gives them."""
+        blobs = [np.empty(0, np.uint8)] * len(ids_N)
+        for part, store in self._parts:
+            slots = part.slots(ids_N)
+            for slot, blob in zip(slots.tolist(), store.read(ids_N[slots] - part.first_sample), strict=True):
+                blobs[slot] = blob
+        return blobs
+
+    def ahead(self, order: Order | PkOrder | MixtureOrder, position: int) -> None:
+        """Reading goes on at `position`: what lies far has its window and the next one fetched meanwhile."""
+        windows = order.shards(position, 2)
+        for part, store in self._parts:
+            store.ahead([part.own_shards(window) for window in windows])
+
+    def close(self) -> None:
+        """End what is fetched in the background, and every wait for it."""
+        for _, store in self._parts:
+            store.close()

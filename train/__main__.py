@@ -143,13 +143,13 @@ def train(arguments: argparse.Namespace) -> None:
 def check(arguments: argparse.Namespace) -> None:
     config = _load(arguments)
     from manyfaces.configs import load, plan
+    from manyfaces.data.size import dataset_size
 
     print(load.dump(config))  # noqa: T201 - for pipes, as it is
-    images, identities, source = _dataset_size(config)
+    images, identities, sources = dataset_size(config.data)
     found = plan.plan(config, images, identities, plan.world_size(config))
-    for label, text in found.lines() + plan.head_lines(config, found, plan.machine(config, arguments.memory_gb)):
+    for label, text in found.lines() + plan.head_lines(config, found, plan.machine(config, arguments.memory_gb)) + sources:
         console.print(f"{label:32} {text}")
-    console.print(f"{'dataset size from':32} {source}")
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
@@ -185,7 +185,7 @@ def submit(arguments: argparse.Namespace) -> None:
     from manyfaces.train.run import absolute
 
     config = absolute(config)
-    console.print(f"every node must see run.dir {config.run.dir} and data.path {config.data.path}")
+    console.print(f"every node must see run.dir {config.run.dir} and the data in {' and '.join(config.data.paths)}")
     console.print(Jobs(arguments.address).submit(config.run.name, dump(config)))
 
 
@@ -357,35 +357,6 @@ def _load(arguments: argparse.Namespace) -> Config:
     from manyfaces.configs.load import load
 
     return load(arguments.config, arguments.overrides)
-
-
-def _dataset_size(config: Config) -> tuple[int, int, str]:
-    """Images, identities and where the numbers come from. Raises `UserError` where nothing tells them."""
-    import json
-
-    if "://" in config.data.path:
-        return _remote_size(config)
-    manifest = Path(config.data.path) / "manyfaces.json"
-    if config.data.path and manifest.is_file():
-        facts = json.loads(manifest.read_text())
-        return facts["num_images"], facts["num_identities"], str(manifest)
-    if config.data.expect_images is None or config.data.expect_identities is None:
-        raise UserError(f"the plan needs the dataset's size: {manifest} is not there; set data.path, or data.expect_images and _identities")
-    return config.data.expect_images, config.data.expect_identities, "data.expect_images and data.expect_identities; data.path is not here"
-
-
-def _remote_size(config: Config) -> tuple[int, int, str]:
-    import json
-
-    from manyfaces.data.remote import Remote
-
-    try:  # a look: the run itself has more patience
-        facts = json.loads(Remote(config.data.path, min(config.data.store_patience_s, 5)).read("manyfaces.json"))
-        return facts["num_images"], facts["num_identities"], f"{config.data.path}/manyfaces.json"
-    except UserError as error:
-        if config.data.expect_images is None or config.data.expect_identities is None:
-            raise UserError(f"the plan needs the dataset's size: {error}; or set data.expect_images and _identities") from error
-        return config.data.expect_images, config.data.expect_identities, f"data.expect_images and data.expect_identities: {error}"
 
 
 def _escaped(text: str) -> str:

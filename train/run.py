@@ -21,8 +21,9 @@ from manyfaces.configs import counter, plan
 from manyfaces.configs.load import dump
 from manyfaces.configs.schema import Config, UserError, flatten, identity
 from manyfaces.data.forget import read_forgotten
-from manyfaces.data.index import Dataset, open_dataset, verify, write_atomic
+from manyfaces.data.index import verify, write_atomic
 from manyfaces.data.loader import Loader, Quarantine
+from manyfaces.data.mixture import AnyDataset, open_data
 from manyfaces.data.pairs import Pairs, read_bin
 from manyfaces.models.backbone import build
 from manyfaces.models.partial_fc import PartialFC
@@ -52,12 +53,11 @@ def run(config: Config, console: Console) -> None:
     if launch.under_torchrun() and os.environ["RANK"] != "0":
         launch.launch(work, _payload(config), config.cluster, folder, jobs.package)
         return
-    dataset = open_dataset(config.data.path, config.data)
+    dataset = open_data(config.data)
     _refuse(config, dataset)
-    console.print(
-        f"{config.data.path}: {verify(dataset, config.data.verify)}; {dataset.manifest.num_images:,} images of "
-        f"{dataset.manifest.num_identities:,} identities",
-    )
+    for own in (part.dataset for part in dataset.parts):
+        size = f"{own.manifest.num_images:,} images of {own.manifest.num_identities:,} identities"
+        console.print(f"{own.where}: {verify(own, config.data.verify)}; {size}")
     forgotten = read_forgotten(dataset)
     if len(forgotten.samples) or len(forgotten.identities):
         console.print(f"forgotten: {len(forgotten.identities):,} identities, {len(forgotten.samples):,} single samples")
@@ -151,15 +151,16 @@ def work(payload: dict[str, Any]) -> None:
             lock.close()
 
 
-def _open(config: Config) -> tuple[Dataset, list[Pairs]]:
+def _open(config: Config) -> tuple[AnyDataset, list[Pairs]]:
     """What this node sees of the data; the launching process has looked at the bytes."""
-    dataset = open_dataset(config.data.path, config.data)
-    verify(dataset, "sizes")
+    dataset = open_data(config.data)
+    for part in dataset.parts:
+        verify(part.dataset, "sizes")
     return dataset, [read_bin(path) for path in config.evaluation.pairs]
 
 
 def _build(
-    config: Config, world: World, dataset: Dataset, checkpointer: Checkpointer, found: Found | None
+    config: Config, world: World, dataset: AnyDataset, checkpointer: Checkpointer, found: Found | None
 ) -> tuple[Engine, PartialFC, Progress]:
     """The engine, the head and where to go on, fresh or restored. A fresh start takes the same path with empty moments."""
     torch.manual_seed(counter.key(config.run.seed, _WEIGHTS) >> 1)
@@ -204,15 +205,22 @@ def _payload(config: Config) -> dict[str, Any]:
 def absolute(config: Config) -> Config:
     """Workers may stand in another folder than the person did."""
     tree = config.model_dump(mode="json")
-    for section, key in (("run", "dir"), ("data", "path"), ("data", "cache_dir"), ("run", "resume_from")):
-        value = tree[section][key]
+    run, data = tree["run"], tree["data"]
+    for section, key in (
+        (run, "dir"),
+        (data, "path"),
+        (data, "cache_dir"),
+        (run, "resume_from"),
+        *((part, "path") for part in data["mixture"]),
+    ):
+        value = section[key]
         if value and "://" not in value and not value.startswith("~"):  # each node has a home of its own
-            tree[section][key] = str(Path(value).absolute())
+            section[key] = str(Path(value).absolute())
     tree["evaluation"]["pairs"] = [str(Path(p).absolute()) for p in tree["evaluation"]["pairs"]]
     return Config.model_validate(tree)
 
 
-def _refuse(config: Config, dataset: Dataset) -> None:
+def _refuse(config: Config, dataset: AnyDataset) -> None:
     """What can be known to fail before any worker starts."""
     if config.engine.zero_stage == 3:
         raise UserError("engine.zero_stage 3 cannot be checkpointed yet; use 0, 1 or 2")
@@ -235,7 +243,7 @@ def _refuse(config: Config, dataset: Dataset) -> None:
         )
 
 
-def _claim(config: Config, dataset: Dataset, folder: Path) -> None:
+def _claim(config: Config, dataset: AnyDataset, folder: Path) -> None:
     """Make the run folder, or check that the one that stands is of the same experiment. Raises `UserError` with the differing keys."""
     mine = json.loads(json.dumps({**identity(config), "data.fingerprint": dataset.manifest.fingerprint}))
     if (folder / IDENTITY).exists():
@@ -257,7 +265,7 @@ def _claim(config: Config, dataset: Dataset, folder: Path) -> None:
     write_atomic(folder / "plan.txt", "".join(f"{label}: {text}\n" for label, text in lines))
 
 
-def _check_source(config: Config, dataset: Dataset, source: Path) -> None:
+def _check_source(config: Config, dataset: AnyDataset, source: Path) -> None:
     if not (source / "state.json").is_file():
         raise UserError(f"run.resume_from {source}: no checkpoint there; give a folder RUN/checkpoints/step-...")
     state = read_state(source)

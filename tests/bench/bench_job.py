@@ -23,8 +23,8 @@ from manyfaces.cluster.launch import KEEP_MEMORY
 from manyfaces.cluster.world import World
 from manyfaces.configs.load import load
 from manyfaces.configs.schema import Config
-from manyfaces.data.index import Dataset, open_dataset
 from manyfaces.data.loader import Batch, Loader, Quarantine
+from manyfaces.data.mixture import AnyDataset, open_data
 from manyfaces.models.backbone import build
 from manyfaces.models.partial_fc import PartialFC
 from manyfaces.train.engine import Engine
@@ -46,7 +46,7 @@ def main() -> None:
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", store=dist.HashStore(), rank=0, world_size=1)
     torch.set_num_threads(config.cluster.threads_per_worker)
-    rates = measure(config, open_dataset(config.data.path), arguments.steps)
+    rates = measure(config, open_data(config.data), arguments.steps)
     dist.destroy_process_group()
     if arguments.json:
         print(json.dumps(rates))  # noqa: T201
@@ -59,7 +59,7 @@ def main() -> None:
     Console().print(f"the slowest part is the {slowest}")
 
 
-def measure(config: Config, dataset: Dataset, steps: int) -> dict[str, float]:
+def measure(config: Config, dataset: AnyDataset, steps: int) -> dict[str, float]:
     world, batch_size = World.current(), config.train.batch_size
     engine = Engine(build(config.model, config.data.image_px), config.train, config.engine, world.device, 1)
     decay = config.train.optimizer.weight_decay
