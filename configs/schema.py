@@ -300,6 +300,8 @@ class Engine(Node):
     """NHWC convolutions."""
     compile: bool = False
     """torch.compile the backbone (needs a C++ compiler)."""
+    head_kernels: Literal["auto", "torch"] = "auto"
+    """The head's walks on a GPU: Triton's kernels, or torch's own operations (slower; exact to 1e-6 where those are to 1e-3)."""
 
 
 class Checkpoint(Node):

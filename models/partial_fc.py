@@ -4,7 +4,7 @@ It is no module and no part of autograd: one call makes the loss, the embeddings
 """
 
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -14,6 +14,8 @@ from manyfaces.configs import schema
 from manyfaces.models import margins, sampling, softmax
 from manyfaces.models.collectives import Ranks, share
 from manyfaces.models.rows import Gate, Rows, build, take
+from manyfaces.models.sampling import Columns
+from manyfaces.models.softmax import Kept, Negatives, Outcome
 
 
 class HeadStep(NamedTuple):
@@ -31,12 +33,23 @@ class HeadStep(NamedTuple):
     """bool []: some rank said that it can make no further step. The same on all ranks."""
 
 
+class Walks(Protocol):
+    """The modules `softmax` and `kernels`."""
+
+    def sum_negatives(self, rows: Rows, unit_BD: Tensor, columns: Columns, scale: float, *, store: bool) -> Negatives: ...
+
+    def descend(
+        self, rows: Rows, unit_BD: Tensor, columns: Columns, scale: float, outcome: Outcome, kept: list[Kept], gate: Gate
+    ) -> Tensor: ...
+
+
 class PartialFC:
     """Classes [lo, hi) of `num_classes`, this rank's part by the ceil split of `torch.chunk`: of few classes, the last ranks may hold none.
 
     `weight_decay` is the backbone's, used where `config.rows` has none of its own.
     `seed` is of the initial rows and the sampled classes; both are the same at any number of ranks. All ranks of `group` call `step`
-    together; without a group this process is alone. Raises `schema.UserError` for no classes.
+    together; without a group this process is alone. On CUDA, Triton's `kernels` walk over the rows unless that is false or logits are
+    stored. Raises `schema.UserError` for no classes.
     """
 
     num_classes: int
@@ -55,6 +68,7 @@ class PartialFC:
         weight_decay: float,
         device: torch.device,
         group: ProcessGroup | None = None,
+        kernels: bool = True,
     ) -> None:
         if num_classes < 1:
             raise schema.UserError(f"the head has {num_classes} classes; it needs at least 1")
@@ -68,13 +82,18 @@ class PartialFC:
         self.lo, self.hi = (min(r * part, num_classes) for r in (self.rank, self.rank + 1))
         self.rows: Rows = build(config.rows, seed, self.lo, self.hi, embedding_dim, device)
         self.chunk_classes = {"cpu": 1024}.get(device.type, 16384) if config.chunk_classes == "auto" else config.chunk_classes
+        self.walks: Walks = softmax
+        if kernels and device.type == "cuda" and config.logits == "recompute":
+            from manyfaces.models import kernels as in_triton
+
+            self.walks = in_triton
         self.gone_C: Tensor | None = None
 
     def step(self, embeddings_ND: Tensor, labels_N: Tensor, *, lr: float, position: int, batch_size: int, last: bool = False) -> HeadStep:
         """Loss, gradient, and the rows' update in place, which is left out where `finite` or `one_owner` is false or no label is valid.
 
         `embeddings_ND` (any float dtype) and `labels_N` (int64, -1 is ignored) are this rank's samples [r B // W, (r + 1) B // W) of the
-        global batch of B = `batch_size`, which starts at sample `position`. `lr` is the backbone's. At most five collectives.
+        global batch of B = `batch_size`, which starts at sample `position`. `lr` is the backbone's. Four collectives.
         `last` on any rank is told to all in `HeadStep.last` and travels with the labels: it changes nothing in this step.
         Raises `ValueError` where their number is another.
         """
@@ -97,13 +116,13 @@ class PartialFC:
         )
         if (gone_C := self.gone_C) is not None:
             columns = columns._replace(chunks=[replace(chunk, absent_n=take(gone_C, chunk.ids)) for chunk in columns.chunks])
-        scale, store = self.config.scale, self.config.logits == "store16"
-        negatives = softmax.sum_negatives(self.rows, unit_BD, columns, scale, store=store)
+        scale = self.config.scale
+        negatives = self.walks.sum_negatives(self.rows, unit_BD, columns, scale, store=self.config.logits == "store16")
         cosine_B, owners_B = softmax.target_cosines(self.rows, unit_BD, labels_B - self.lo)
         outcome = softmax.join(negatives, cosine_B, owners_B, labels_B != -1, self.margin, scale, self.ranks)
 
         gate = Gate(outcome.live_B.any(), lr * self.config.rows.lr_scale, self.weight_decay, position)
-        d_unit_BD = softmax.descend(self.rows, unit_BD, columns, scale, outcome, negatives.kept, gate)
+        d_unit_BD = self.walks.descend(self.rows, unit_BD, columns, scale, outcome, negatives.kept, gate)
         d_unit_ND = self.ranks.scatter_sum(d_unit_BD.to(self.wire_dtype), len(local_ND)).float()
         # Through the normalisation: what lies along the embedding is taken off.
         d_local_ND = (d_unit_ND - (d_unit_ND * local_ND).sum(1, keepdim=True) * local_ND) * (self.world_size / norms_N1)

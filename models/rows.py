@@ -18,9 +18,11 @@ INIT_BLOCK = 1024
 _INIT_STD = 0.01
 SHORTEST = 1e-12
 """Vectors are divided by no less than this."""
+_SMALLEST = 1e-15
+"""Numbers are divided by no less than this: its square is still a float32."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _DROPPED_BITS = {torch.bfloat16: 16, torch.float16: 13}
-_NOISE_ROWS = 128
+_DICE_ROWS = 128
 _PURPOSE = 0x524F554E  # keeps these words apart from other draws of the same seed and position
 
 
@@ -63,8 +65,9 @@ def put(tensor_C: Tensor, ids: slice | Tensor, values_n: Tensor) -> None:
 
 
 def _inverse_norms(rows_nD: Tensor) -> Tensor:
+    """1 / |row|; 0 for rows of zeros, which stand for no class or a forgotten one."""
     norms_n: Tensor = torch.linalg.vector_norm(rows_nD, dim=1)
-    return norms_n.clamp_(min=SHORTEST).reciprocal_()
+    return torch.where(norms_n > SHORTEST, norms_n.reciprocal(), 0)
 
 
 class Gate:
@@ -90,7 +93,7 @@ class Rows(ABC):
 
     def __init__(self, config: schema.Rows, seed: int, lo: int, hi: int, dim: int, device: torch.device) -> None:
         self.config, self.seed, self.lo, self.num_rows, self.dtype = config, seed, lo, hi - lo, DTYPES[config.dtype]
-        self._noise: tuple[int, Tensor] | None = None
+        self._dice: tuple[int, Tensor] | None = None
 
     def take(self, ids: slice | Tensor) -> Tensor:
         """float32 [n, D]; a view where rows are float32 and `ids` a slice."""
@@ -120,18 +123,23 @@ class Rows(ABC):
                 raise UserError(f"head state {name!r}: found {found}, need {tuple(mine.shape)}: other classes, ranks or embedding_dim?")
             mine.copy_(tensors[name])
 
+    def dice(self, position: int) -> tuple[int, Tensor]:
+        """Bits of float32 that the rows' dtype drops, and random numbers of as many, int32 [128, D]: row i for classes i, i + 128 ..."""
+        dropped, dim = _DROPPED_BITS.get(self.dtype, 0), self.rows_CD.shape[1]
+        if self._dice is None or self._dice[0] != position:
+            words = counter.words(counter.key(self.seed, position, _PURPOSE), np.arange(_DICE_ROWS * dim * (dropped > 0), dtype=np.uint64))
+            noise = torch.from_numpy((words >> np.uint64(64 - dropped)).astype(np.int32)) if dropped else torch.zeros(0, dtype=torch.int32)
+            self._dice = position, noise.view(-1, dim).to(self.rows_CD.device, non_blocking=True)
+        return dropped, self._dice[1]
+
     def _round_(self, rows_nD: Tensor, ids: slice | Tensor, position: int) -> None:
         """To numbers that the rows' dtype holds, in place: random bits are added below its last bit, and those bits cut off."""
         if self.dtype == torch.float32:
             return
-        dropped = _DROPPED_BITS[self.dtype]
-        if self._noise is None or self._noise[0] != position:
-            words = counter.words(counter.key(self.seed, position, _PURPOSE), np.arange(_NOISE_ROWS * rows_nD.shape[1], dtype=np.uint64))
-            noise = torch.from_numpy((words >> np.uint64(64 - dropped)).astype(np.int32)).view(_NOISE_ROWS, -1)
-            self._noise = position, noise.to(rows_nD.device, non_blocking=True)
+        dropped, noise = self.dice(position)
         numbers_n = ids if isinstance(ids, Tensor) else torch.arange(ids.start, ids.stop, device=rows_nD.device)
         bits_nD = rows_nD.view(torch.int32)  # sign and magnitude: both signs are rounded alike
-        bits_nD.add_(self._noise[1].index_select(0, (numbers_n + self.lo) % _NOISE_ROWS)).bitwise_and_(-(1 << dropped))
+        bits_nD.add_(noise.index_select(0, (numbers_n + self.lo) % _DICE_ROWS)).bitwise_and_(-(1 << dropped))
 
 
 class SGDRows(Rows):
@@ -183,15 +191,14 @@ class RowwiseRows(Rows):
     def update_(self, ids: slice | Tensor, rows_nD: Tensor, inverse_n: Tensor, d_rows_nD: Tensor, gate: Gate) -> None:
         lr = gate.lr / (1 - self.config.momentum)
         length_n = take(self.lengths_C, ids)
-        radial_n = _dots(d_rows_nD, rows_nD) * inverse_n.square()
-        # Of the gradient at w without its part along the row.
-        slope_n = (_dots(d_rows_nD, d_rows_nD) - (radial_n / inverse_n).square()).clamp_(min=0).sqrt_() / (
-            inverse_n * length_n.clamp(min=SHORTEST)
-        )
+        dots_n = _dots(d_rows_nD, rows_nD)
+        # Of the gradient at w without its part along the row; 0 where there is no row.
+        scaled_n = (inverse_n * length_n).clamp_(min=_SMALLEST)
+        slope_n = (_dots(d_rows_nD, d_rows_nD) - (dots_n * inverse_n).square()).clamp_(min=0).sqrt_() / scaled_n
         decayed_n = length_n * (1 - lr * gate.weight_decay)
         longer_n = torch.hypot(decayed_n, lr * slope_n)
-        per_length_n = 1 / longer_n.clamp(min=SHORTEST)
-        step_n = lr * per_length_n / (inverse_n * length_n.clamp(min=SHORTEST))
+        per_length_n = 1 / longer_n.clamp(min=_SMALLEST)
+        step_n, radial_n = lr * per_length_n / scaled_n, dots_n * inverse_n.square()
         keep_n = torch.where(gate.open, decayed_n * per_length_n * inverse_n + step_n * radial_n, 1)
         rows_nD.mul_(keep_n[:, None]).addcmul_(d_rows_nD, -step_n[:, None])
         self._round_(rows_nD, ids, gate.position)

@@ -145,9 +145,7 @@ def descend(rows: Rows, unit_BD: Tensor, columns: Columns, scale: float, outcome
     d_unit_BD = torch.zeros_like(unit_BD)
     for chunk, parts in zip(columns.chunks, kept, strict=True):
         rows_nD = rows.take(chunk.ids)
-        d_scores_Bn, log_unit_B1 = (_recompute if parts.exps_Bn is None else _restore)(rows_nD, unit_BD, parts, scale, outcome)
-        # Each sample's gradients come in a unit of its own, which multiplies what is B x D.
-        unit_B1 = torch.where(live_B1, log_unit_B1.exp(), 0)
+        d_scores_Bn, unit_B1 = (_recompute if parts.exps_Bn is None else _restore)(rows_nD, unit_BD, parts, scale, outcome)
         if chunk.absent_n is not None:
             d_scores_Bn.masked_fill_(chunk.absent_n, 0)
         d_target_B1 = torch.where(live_B1, outcome.d_target_B[:, None] / unit_B1, 0).float()
@@ -159,14 +157,21 @@ def descend(rows: Rows, unit_BD: Tensor, columns: Columns, scale: float, outcome
     return d_unit_BD
 
 
+def exponents(outcome: Outcome) -> tuple[Tensor, Tensor]:
+    """Of d loss / d z = factor x 2^(s z in bits + exponent) off the target: exponent, float32 [B], -inf for samples without a gradient, and
+    factor, float64 [B]."""
+    # float32 holds an exponent of 90 to 4e-6 only, so its whole part goes in, exactly, and the rest multiplies what is B x D.
+    whole_B = (outcome.log_factor_B * _LOG2_E).round()
+    factor_B = torch.where(outcome.live_B, torch.exp(outcome.log_factor_B - whole_B / _LOG2_E), 0)
+    return torch.where(outcome.live_B, whole_B, -math.inf).float(), factor_B
+
+
 def _recompute(rows_nD: Tensor, unit_BD: Tensor, parts: Kept, scale: float, outcome: Outcome) -> tuple[Tensor, Tensor]:
-    """d loss / d z off the targets [B, n], in a unit of each sample's own, whose logarithm is returned too, float64 [B, 1]."""
-    # float32 holds an exponent of 90 to 4e-6 only, so its whole part goes in, exactly.
-    whole_B1 = (outcome.log_factor_B * _LOG2_E).round()[:, None]
+    """d loss / d z off the targets [B, n], in a unit of each sample's own, which is returned too, float64 [B, 1]."""
+    exponent_B, factor_B = exponents(outcome)
     scores_Bn = times_transposed(unit_BD, rows_nD)
-    exponent_B1 = torch.where(outcome.live_B[:, None], whole_B1, -math.inf).float()
-    torch.addcmul(exponent_B1, scores_Bn, parts.inverse_n * (scale * _LOG2_E), out=scores_Bn).exp2_()
-    return scores_Bn, outcome.log_factor_B[:, None] - whole_B1 / _LOG2_E
+    torch.addcmul(exponent_B[:, None], scores_Bn, parts.inverse_n * (scale * _LOG2_E), out=scores_Bn).exp2_()
+    return scores_Bn, factor_B[:, None]
 
 
 def _restore(rows_nD: Tensor, unit_BD: Tensor, parts: Kept, scale: float, outcome: Outcome) -> tuple[Tensor, Tensor]:
@@ -186,4 +191,5 @@ def _restore(rows_nD: Tensor, unit_BD: Tensor, parts: Kept, scale: float, outcom
     else:
         d_scores_Bn.masked_fill_(~outcome.live_B[:, None], 0)
     # NaN where there are no negatives at all, and nothing to scale.
-    return d_scores_Bn, (log_share_B.clamp(min=_LOG_SMALLEST_SHARE) + outcome.L_B + outcome.log_factor_B).nan_to_num(nan=0.0)[:, None]
+    log_unit_B = (log_share_B.clamp(min=_LOG_SMALLEST_SHARE) + outcome.L_B + outcome.log_factor_B).nan_to_num(nan=0.0)
+    return d_scores_Bn, torch.where(outcome.live_B, log_unit_B.exp(), 0)[:, None]

@@ -180,6 +180,7 @@ def _build(
         weight_decay=config.train.optimizer.weight_decay,
         device=world.device,
         group=dist.group.WORLD,
+        kernels=config.engine.head_kernels == "auto",
     )
     if found is not None:
         checkpointer.load_head(found.path, head.tensors(), head.num_classes)

@@ -63,6 +63,19 @@ def test_rounding_is_right_on_average_and_to_a_neighbour(dtype: str) -> None:
     assert abs(((total / turns - target) / sigma).mean()) < 0.05
 
 
+@kinds
+def test_a_row_of_zeros_stays_one(config: schema.Rows) -> None:
+    made = make(config)
+    for tensor in made.tensors().values():
+        tensor[5:9] = 0
+    gradient = torch.randn(300, 16)
+    gradient[5:9] = 0  # what a class that takes no part gets
+    step(made, slice(0, 300), gradient)
+    for tensor in made.tensors().values():
+        assert not tensor[5:9].any()
+        assert tensor.isfinite().all()
+
+
 def test_steps_below_the_spacing_count() -> None:
     """What rounding to nearest would lose, stochastic rounding keeps on average."""
     made = make(schema.Rows(optimizer="rowwise", dtype="float16", momentum=0), hi=1, dim=512)

@@ -1,0 +1,127 @@
+"""The Triton kernels in Triton's interpreter, on the CPU, against the torch code. No card has run them yet."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from manyfaces.configs import schema
+from manyfaces.models import partial_fc, softmax
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def interpreter() -> Iterator[None]:
+    """Set before Triton is imported: what it decorates is then interpreted."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        pytest.importorskip("triton")
+        import manyfaces.models.kernels  # noqa: F401
+
+        yield
+
+
+def heads(config: schema.Head, C: int, D: int, gone: Tensor) -> tuple[partial_fc.PartialFC, partial_fc.PartialFC]:
+    from manyfaces.models import kernels
+
+    made = []
+    for walks in (softmax, kernels):
+        head = partial_fc.PartialFC(config, C, D, seed=3, weight_decay=5e-3, device=CPU)
+        head.walks = walks
+        head.forget(gone)
+        made.append(head)
+    return made[0], made[1]
+
+
+def error(found: Tensor, expected: Tensor) -> float:
+    return float((found.double() - expected.double()).norm() / expected.double().norm().clamp(min=1e-30))
+
+
+ROWS = [
+    schema.Rows(),
+    schema.Rows(momentum=0),
+    schema.Rows(dtype="float16"),  # the interpreter cannot multiply bfloat16
+    schema.Rows(optimizer="rowwise"),
+    schema.Rows(optimizer="rowwise", dtype="float16"),
+]
+
+
+@settings(max_examples=10)
+@given(
+    C=st.integers(1, 150), D=st.sampled_from([16, 48, 130]), B=st.integers(1, 20), rate=st.sampled_from([1.0, 0.3, 0.0]),
+    scale=st.sampled_from([30.0, 64.0, 100.0]), rows=st.sampled_from(ROWS), chunk=st.sampled_from([60, 1000]), forget=st.booleans(),
+)  # fmt: skip
+def test_a_step_is_the_same(C: int, D: int, B: int, rate: float, scale: float, rows: schema.Rows, chunk: int, forget: bool) -> None:
+    config = schema.Head(scale=scale, sample_rate=rate, chunk_classes=chunk, rows=rows)
+    gone = torch.arange(0, C, 3) if forget else torch.empty(0, dtype=torch.int64)
+    torch_head, triton_head = heads(config, C, D, gone)
+    generator = torch.Generator().manual_seed(C)
+    for position in range(2):
+        embeddings_BD = torch.randn(B, D, generator=generator)
+        labels_B = torch.randint(-1, C, (B,), generator=generator)
+        labels_B = torch.where(torch.isin(labels_B, gone), -1, labels_B)
+        theirs, mine = (
+            head.step(embeddings_BD, labels_B, lr=0.1, position=position * B, batch_size=B) for head in (torch_head, triton_head)
+        )
+        assert abs(mine.loss - theirs.loss) <= 2e-2 * theirs.loss + 1e-9
+        assert error(mine.d_embeddings_ND, theirs.d_embeddings_ND) <= 2e-2 or theirs.d_embeddings_ND.norm() < 1e-6
+        for name, tensor in triton_head.tensors().items():
+            assert error(tensor, torch_head.tensors()[name]) <= 2e-2
+            assert not tensor[gone].any()
+
+
+@pytest.mark.parametrize("rows", ROWS, ids=lambda rows: f"{rows.optimizer}-{rows.dtype}-{rows.momentum}")
+def test_a_step_that_is_called_off_changes_nothing(rows: schema.Rows) -> None:
+    _, head = heads(schema.Head(rows=rows, chunk_classes=64), 100, 32, torch.empty(0, dtype=torch.int64))
+    embeddings_BD, labels_B = torch.randn(8, 32), torch.arange(8)
+    head.step(embeddings_BD, labels_B, lr=0.1, position=0, batch_size=8)
+    before = {name: tensor.clone() for name, tensor in head.tensors().items()}
+    embeddings_BD[3, 3] = float("nan")
+    step = head.step(embeddings_BD, labels_B, lr=0.1, position=8, batch_size=8)
+    assert not step.finite
+    assert not step.d_embeddings_ND.any()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in head.tensors().items())
+
+
+def test_rounding_throws_the_same_dice() -> None:
+    """Row updates alone, from the same gradient: to the bit but for sums in another order."""
+    from manyfaces.models import kernels, rows
+    from manyfaces.models.sampling import Chunk
+
+    for config in ROWS:
+        mine, theirs = (rows.build(config, 7, 64, 114, 32, CPU) for _ in range(2))
+        gate = rows.Gate(torch.tensor(True), 0.1, 5e-4, 17)
+        for ids in (slice(10, 40), torch.randperm(50)[:20]):
+            gradient = torch.randn(len(theirs.take(ids)), 32) / 100
+            rows_nD = theirs.take(ids)
+            inverse_n = theirs.inverse_norms(ids, rows_nD)
+            call = kernels._Call(mine, Chunk(ids, 0), torch.zeros(1, dtype=torch.int64), 64.0)
+            kernels._update_(mine, call, inverse_n.clone(), gradient.clone(), gate)
+            theirs.update_(ids, rows_nD, inverse_n, gradient, gate)
+        same = mine.rows_CD == theirs.rows_CD
+        assert same.float().mean() > (0.5 if config.dtype == "float32" else 0.995)
+        assert error(mine.rows_CD, theirs.rows_CD) < 1e-4
+        for name, tensor in mine.tensors().items():
+            assert error(tensor, theirs.tensors()[name]) < 1e-4
+
+
+def test_columns_that_are_no_class_send_nothing() -> None:
+    from manyfaces.models import kernels
+
+    _, head = heads(schema.Head(), 50, 16, torch.arange(40, 50))
+    columns = partial_fc.sampling.choose(50, 0, 50, 1.0, 0, 0, torch.tensor([3]), 64)
+    unit_BD = torch.nn.functional.normalize(torch.randn(1, 16))
+    every = kernels.sum_negatives(head.rows, unit_BD, columns, 64.0, store=False).sum_B
+    assert head.gone_C is not None
+    absent = columns._replace(chunks=[replace(c, absent_n=head.gone_C[c.ids]) for c in columns.chunks])
+    cosines = torch.nn.functional.normalize(head.rows.rows_CD[:50]) @ unit_BD[0]
+    keep = torch.arange(50) != 3
+    torch.testing.assert_close(every, (64 * cosines[keep].double()).exp().sum()[None], rtol=1e-3, atol=0)
+    keep[40:] = False
+    some = kernels.sum_negatives(head.rows, unit_BD, absent, 64.0, store=False).sum_B
+    torch.testing.assert_close(some, (64 * cosines[keep].double()).exp().sum()[None], rtol=1e-3, atol=0)
