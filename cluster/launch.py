@@ -93,7 +93,13 @@ def _run_on_ray(
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
         if config.address is None:
             # The dashboard and its metrics are for clusters.
-            ray.init(address="local", num_cpus=os.cpu_count(), include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
+            try:
+                ray.init(address="local", num_cpus=os.cpu_count(), include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
+            except Exception as error:  # a bare Exception is what Ray raises when its daemons take too long
+                reason = (str(error) or type(error).__name__).splitlines()[0]
+                raise UserError(
+                    f"no local Ray could be started: {reason} Try again when this computer has less to do, or use cluster.launcher=process"
+                ) from error
         else:
             # A job's workers inherit the job's code; a driver started by hand brings its own.
             try:

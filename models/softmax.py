@@ -87,10 +87,12 @@ def sum_negatives(rows: Rows, unit_BD: Tensor, columns: Columns, scale: float, *
     """Walk 1."""
     shift = scale - 60 if scale <= LARGEST_FIXED_SCALE and not store else None
     sum_B = torch.zeros(len(unit_BD), dtype=torch.float64, device=unit_BD.device)
+    inverse_norms = unit_BD.new_empty(sum(map(len, columns.chunks)))  # in one piece: small ones between large ones would scatter memory
     kept = []
     for chunk in columns.chunks:
         rows_nD = rows.take(chunk.ids)
-        inverse_n = rows.inverse_norms(chunk.ids, rows_nD)
+        inverse_n = inverse_norms[chunk.first : chunk.first + len(chunk)]
+        inverse_n.copy_(rows.inverse_norms(chunk.ids, rows_nD))
         scores_Bn = times_transposed(unit_BD, rows_nD)
         if shift is None:
             scores_Bn.mul_(inverse_n * (scale * _LOG2_E))

@@ -36,6 +36,17 @@ def test_one_line(config: Path, words: list[str], message: str, capsys: pytest.C
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_local_ray_that_does_not_start(config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_slow(**_: object) -> None:
+        raise Exception("The current node timed out during startup.\nThis could happen because ...")
+
+    monkeypatch.setattr("ray.init", too_slow)
+    assert main(["train", str(config), "cluster.launcher=ray"]) == 2
+    told = capsys.readouterr().err
+    assert "no local Ray could be started: The current node timed out during startup." in told
+    assert len(told.strip().splitlines()) == 1
+
+
 def test_a_loss_that_is_not_finite_stops_with_step_samples_and_checkpoint(config: Path, tmp_path: Path) -> None:
     refused = manyfaces("train", config, "train.optimizer.lr=1e30", "train.schedule.warmup_epochs=0", "checkpoint.every_steps=1")
     assert refused.returncode == 2
