@@ -19,6 +19,7 @@ class Machine:
     """What a worker has, by order of magnitude: figures to compare settings by, not to promise times."""
 
     name: str
+    is_gpu: bool
     memory_bytes: float
     flops: float
     """A second, of matrix products."""
@@ -47,8 +48,8 @@ def head_cost(head: Head, num_identities: int, dim: int, batch: int, world_size:
     """The cost of a step of this head."""
     rows, item = ceil(num_identities / world_size), _ITEM[head.rows.dtype]
     kept = 8 if head.rows.optimizer == "rowwise" else 4 * dim * (head.rows.momentum > 0)  # a length and an inverse norm, or momentum
-    # The drawn share, and of the batch's own classes those that live here.
-    scored = min(rows, ceil(head.sample_rate * rows) + ceil(batch / world_size))
+    # The drawn share, and a column for each of the batch's own classes wherever they live (`models/sampling.py`: nothing waits for a GPU).
+    scored = min(rows, ceil(head.sample_rate * rows) + batch * (head.sample_rate < 1))
     chunk = min(16384 if head.chunk_classes == "auto" else head.chunk_classes, scored)
     store = head.logits == "store16"
     # Scores of a chunk; its rows, their gradient and, of copies, their state; unit embeddings, their gradient and a share of it.
@@ -66,13 +67,23 @@ def head_cost(head: Head, num_identities: int, dim: int, batch: int, world_size:
     )
 
 
-def alternatives(head: Head) -> Iterator[Head]:
-    """The settings of rows and logits that one can choose from, this head's own first."""
+def alternatives(head: Head, *, kernels: bool) -> Iterator[Head]:
+    """The settings of rows and logits worth choosing from, this head's own first. Stored logits are not where Triton's kernels run: they
+    switch those off."""
     yield head
     for (optimizer, dtype), logits in product(
-        [("sgd", "float32"), ("sgd", "bfloat16"), ("sgd", "float16"), ("rowwise", "float32"), ("rowwise", "float16")],
+        [
+            ("sgd", "float32"),
+            ("sgd", "bfloat16"),
+            ("sgd", "float16"),
+            ("rowwise", "float32"),
+            ("rowwise", "bfloat16"),
+            ("rowwise", "float16"),
+        ],
         ["recompute", "store16"],
     ):
+        if kernels and logits == "store16":
+            continue
         other = head.model_copy(update={"logits": logits, "rows": head.rows.model_copy(update={"optimizer": optimizer, "dtype": dtype})})
         if other != head:
             yield other

@@ -204,16 +204,16 @@ def head_lines(config: Config, found: Plan, machine: Machine) -> list[tuple[str,
     others = found.memory_bytes - found.head_bytes - found.head_workspace_bytes
     header = f"memory a worker, rows and logits moved a step, arithmetic, about the time on {machine.name}"
     lines, fitting = [("head settings", header)], []
-    for head in alternatives(config.head):
+    for head in alternatives(config.head, kernels=machine.is_gpu and config.engine.head_kernels == "auto"):
         cost = head_cost(head, found.num_identities, config.model.embedding_dim, found.batch_size, found.world_size)
         total, seconds = others + cost.state_bytes + cost.workspace_bytes, machine.seconds(cost)
         fits = total <= machine.memory_bytes
         if fits:
-            fitting.append((seconds, total, describe(head)))
+            fitting.append((seconds, total, len(fitting), describe(head)))
         figures = f"{_size(total):>9} {_size(cost.traffic_bytes):>9} {_count(cost.flops):>7}FLOP {1e3 * seconds:>8.3g} ms"
         remark = ", ".join(["this recipe"] * (head == config.head) + ["does not fit"] * (not fits))
         lines.append((f"  {describe(head)}", f"{figures}  {remark}".rstrip()))
-    best = min(fitting)[2] if fitting else "none: more workers, a lower head.sample_rate or a smaller batch"
+    best = min(fitting)[-1] if fitting else "none: more workers, a lower head.sample_rate or a smaller batch"
     return [*lines, (f"cheapest in {_size(machine.memory_bytes)}", best)]
 
 
@@ -223,11 +223,11 @@ def machine(config: Config, memory_gb: float | None) -> Machine:
     few = world_size(config) * config.cluster.threads_per_worker <= (os.cpu_count() or 1)
     gpus = config.cluster.gpus_per_worker
     if gpus == 1 or (gpus == "auto" and (_num_gpus() or not few)):
-        return Machine("an H100-class GPU", (memory_gb or 80) * 1e9, 4e14, 3e12)
+        return Machine("an H100-class GPU", True, (memory_gb or 80) * 1e9, 4e14, 3e12)
     threads = config.cluster.threads_per_worker
     whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / world_size(config)
     memory = memory_gb * 1e9 if memory_gb else whole
-    return Machine(f"{threads} CPU thread{'s' * (threads > 1)}", memory, 2e11 * threads, 1e10 * threads)
+    return Machine(f"{threads} CPU thread{'s' * (threads > 1)}", False, memory, 2e11 * threads, 1e10 * threads)
 
 
 def _num_gpus() -> int:

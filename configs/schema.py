@@ -244,7 +244,8 @@ class Head(Node):
     """Classes scored at a time: the head's memory beyond its rows is batch x this. `auto` is 1,024 on CPU, to stay in its caches, and
     16,384 on a GPU, to keep it busy."""
     logits: Literal["recompute", "store16"] = "recompute"
-    """Second walk over the rows: score them again, or keep 16 bits of each score from the first: faster, for batch x classes x 2 bytes."""
+    """Second walk over the rows: score them again, or keep 16 bits of each score from the first, for batch x classes x 2 bytes: faster on
+    CPU; on a GPU it switches Triton's kernels off."""
     wire_dtype: Literal["float32", "bfloat16"] = "float32"
     """Of embeddings and their gradients between ranks."""
     rows: Rows = Rows()

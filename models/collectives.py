@@ -1,4 +1,4 @@
-"""What the head's ranks say to each other: gather, sum, largest, scatter-sum; with one rank, nothing.
+"""What the head's ranks say to each other: gather, sum, scatter-sum; with one rank, nothing.
 
 Rank r of W holds samples [r B // W, (r + 1) B // W) of a global batch of B. On the wire each share is padded to P = ceil(B / W), so that
 the collectives are even; the gathered batch has W P places.
@@ -42,12 +42,6 @@ class Ranks:
         """In place, the sum over ranks; the same bits on each."""
         if self.world_size > 1:
             dist.all_reduce(values, group=self.group)
-        return values
-
-    def max_(self, values: Tensor) -> Tensor:
-        """In place, the largest over ranks."""
-        if self.world_size > 1:
-            dist.all_reduce(values, op=dist.ReduceOp.MAX, group=self.group)
         return values
 
     def scatter_sum(self, parts_B: Tensor, num_samples: int) -> Tensor:

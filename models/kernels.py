@@ -1,8 +1,9 @@
 """Triton kernels of the head's two walks, for CUDA. `softmax.py` and `rows.py` are their oracle, and what runs where they do not.
 
 Walk 1 makes a tile of products, its exponentials and their sums in one go: logits never reach memory. Walk 2 makes the tile again and
-writes d loss / d z of one chunk in bfloat16, for two products by cuBLAS; one pass then updates rows, state and norms. Products take
-float16 or bfloat16 as the rows have them, and float32 rows as TF32: exact to about 1e-3, where the torch code is to 1e-6.
+writes d loss / d z of one chunk in bfloat16, for two products by cuBLAS; one pass then updates rows, state and norms. Scores are products
+of float16 or bfloat16 as the rows have them, of float32 rows by three TF32 products (one alone cuts bits off: all cosines come out too
+small). Gradients are products of bfloat16, whatever the rows: exact to some 1e-3, where the torch code is to 1e-6.
 
 Shapes as in `softmax.py`; a program's tile is BLOCK_B samples by BLOCK_N columns.
 """
@@ -21,7 +22,8 @@ from manyfaces.models.sampling import Chunk, Columns
 from manyfaces.models.softmax import Kept, Negatives, Outcome
 
 _LOG2_E = 1 / math.log(2)
-BLOCK_B, BLOCK_N, BLOCK_D = 128, 128, 64
+BLOCK_B, BLOCK_N, BLOCK_BYTES = 128, 128, 128
+"""A tile's samples and columns, and the bytes of each row that are multiplied at a time: fits cards of 99 KiB shared memory a program."""
 _PROGRAMS = 2048
 """Of walk 1: each takes every so many-th tile of columns, enough of them to fill a card several times."""
 
@@ -36,7 +38,7 @@ def _tile(unit, rows, samples, columns, ids, B, n, start, D: tl.constexpr, HAS_I
         dims = first + tl.arange(0, BLOCK_D)
         u = tl.load(unit + samples[:, None] * D + dims[None, :], mask=(samples < B)[:, None] & (dims < D)[None, :], other=0)
         w = tl.load(rows + row[None, :] * D + dims[:, None], mask=(columns < n)[None, :] & (dims < D)[:, None], other=0)
-        dots = tl.dot(u, w, dots, input_precision="tf32")
+        dots = tl.dot(u, w, dots, input_precision="tf32x3")
     return dots
 
 
@@ -158,12 +160,12 @@ class _Call:
         nothing = targets_B  # a pointer to something, where there is nothing to point to
         self.ids = chunk.ids if isinstance(chunk.ids, Tensor) else nothing
         self.start = 0 if isinstance(chunk.ids, Tensor) else chunk.ids.start
-        self.absent = nothing if chunk.absent_n is None else chunk.absent_n.to(torch.int8)
+        self.absent = nothing if chunk.absent_n is None else chunk.absent_n.view(torch.int8)
         self.target_B = targets_B - chunk.first
         self.n, self.D, self.bits_per_cosine = len(chunk), rows.rows_CD.shape[1], scale * _LOG2_E
         self.tile: dict[str, Any] = {
             "D": self.D, "HAS_IDS": has_ids, "HAS_ABSENT": chunk.absent_n is not None,
-            "BLOCK_B": BLOCK_B, "BLOCK_N": BLOCK_N, "BLOCK_D": BLOCK_D,
+            "BLOCK_B": BLOCK_B, "BLOCK_N": BLOCK_N, "BLOCK_D": BLOCK_BYTES // rows.rows_CD.element_size(), "num_warps": 8,
         }  # fmt: skip
 
 
@@ -175,7 +177,7 @@ def sum_negatives(rows: Rows, unit_BD: Tensor, columns: Columns, scale: float, *
     kept = []
     for chunk in columns.chunks:
         call = _Call(rows, chunk, columns.targets_B, scale)
-        inverse_n = rows.inverse_norms(chunk.ids, rows.take(chunk.ids) if isinstance(rows, SGDRows) else rows.rows_CD)
+        inverse_n = rows.inverse_norms(chunk.ids)
         tiles_B = triton.cdiv(B, BLOCK_B)
         shares = max(1, min(triton.cdiv(call.n, BLOCK_N), _PROGRAMS // tiles_B))
         top_SB, sums_SB = (torch.empty(shares, B, device=unit_BD.device) for _ in range(2))
@@ -210,10 +212,8 @@ def descend(rows: Rows, unit_BD: Tensor, columns: Columns, scale: float, outcome
 
 
 def _update_(rows: Rows, call: _Call, inverse_n: Tensor, gradient_nD: Tensor, gate: Gate) -> None:
-    if not call.n:
-        return
     dropped, noise = rows.dice(gate.position)
-    is_open, momentum = gate.open.to(torch.int8), rows.config.momentum
+    is_open, momentum = gate.open.view(torch.int8), rows.config.momentum
     common: dict[str, Any] = {
         "D": call.D, "HAS_IDS": call.tile["HAS_IDS"], "NOISE_ROWS": len(noise), "DROPPED": dropped,
         "BLOCK_D": triton.next_power_of_2(call.D),

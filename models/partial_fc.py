@@ -138,7 +138,7 @@ class PartialFC:
         """
         here = classes[(classes >= self.lo) & (classes < self.hi)] - self.lo
         if len(here):
-            gone_C = torch.zeros(self.hi - self.lo + 1, dtype=torch.bool)
+            gone_C = torch.zeros(self.hi - self.lo + 1, dtype=torch.bool) if self.gone_C is None else self.gone_C.cpu()
             gone_C[here] = True
             gone_C[-1] = True  # stands for no class
             self.gone_C = gone_C.to(self.rows.rows_CD.device)

@@ -4,10 +4,11 @@ Shapes: C this rank's classes, n a chunk of them, D the embedding.
 """
 
 from abc import ABC, abstractmethod
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from manyfaces.configs import counter, schema
@@ -51,6 +52,12 @@ def looking_is_free(device: torch.device) -> bool:
     return device.type == "cpu"
 
 
+def sent(numbers: NDArray[Any], device: torch.device) -> Tensor:
+    """On the device; pinned on the way, as the host waits for a copy from other memory."""
+    tensor = torch.from_numpy(numbers)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 def take(tensor_C: Tensor, ids: slice | Tensor) -> Tensor:
     """A view of a slice, or a copy of rows by number; index_select is many times faster than an index in brackets."""
     return tensor_C.index_select(0, ids) if isinstance(ids, Tensor) else tensor_C[ids]
@@ -86,7 +93,8 @@ class Rows(ABC):
     """Rows of classes [lo, hi) and their state; each tensor has one row more, which stands for no class.
 
     Rows of 16 bits are worked on in float32 and rounded up or down at random in proportion (stochastic rounding, arXiv 1502.02551), so that
-    steps far below their spacing count. The dice are a pure function of (seed, position, class, dimension).
+    steps far below their spacing count (float16 below 2^-14: to the nearest). The dice are a pure function of (seed, position, class,
+    dimension).
     """
 
     rows_CD: Tensor
@@ -100,8 +108,8 @@ class Rows(ABC):
         return take(self.rows_CD, ids).float()
 
     @abstractmethod
-    def inverse_norms(self, ids: slice | Tensor, rows_nD: Tensor) -> Tensor:
-        """1 / |row|, float32 [n]."""
+    def inverse_norms(self, ids: slice | Tensor, rows_nD: Tensor | None = None) -> Tensor:
+        """1 / |row|, float32 [n]; `rows_nD` is `take(ids)` where that is at hand."""
 
     @abstractmethod
     def update_(self, ids: slice | Tensor, rows_nD: Tensor, inverse_n: Tensor, d_rows_nD: Tensor, gate: Gate) -> None:
@@ -128,8 +136,8 @@ class Rows(ABC):
         dropped, dim = _DROPPED_BITS.get(self.dtype, 0), self.rows_CD.shape[1]
         if self._dice is None or self._dice[0] != position:
             words = counter.words(counter.key(self.seed, position, _PURPOSE), np.arange(_DICE_ROWS * dim * (dropped > 0), dtype=np.uint64))
-            noise = torch.from_numpy((words >> np.uint64(64 - dropped)).astype(np.int32)) if dropped else torch.zeros(0, dtype=torch.int32)
-            self._dice = position, noise.view(-1, dim).to(self.rows_CD.device, non_blocking=True)
+            noise = (words >> np.uint64(64 - max(dropped, 1))).astype(np.int32)
+            self._dice = position, sent(noise, self.rows_CD.device).view(-1, dim)
         return dropped, self._dice[1]
 
     def _round_(self, rows_nD: Tensor, ids: slice | Tensor, position: int) -> None:
@@ -150,8 +158,8 @@ class SGDRows(Rows):
         self.rows_CD = initial(seed, lo, hi, dim, device, dtype=self.dtype)
         self.momentum_CD = torch.zeros(hi - lo + 1, dim, device=device) if config.momentum else None
 
-    def inverse_norms(self, ids: slice | Tensor, rows_nD: Tensor) -> Tensor:
-        return _inverse_norms(rows_nD)
+    def inverse_norms(self, ids: slice | Tensor, rows_nD: Tensor | None = None) -> Tensor:
+        return _inverse_norms(self.take(ids) if rows_nD is None else rows_nD)
 
     def update_(self, ids: slice | Tensor, rows_nD: Tensor, inverse_n: Tensor, d_rows_nD: Tensor, gate: Gate) -> None:
         momenta = [] if self.momentum_CD is None else [take(self.momentum_CD, ids)]
@@ -185,7 +193,7 @@ class RowwiseRows(Rows):
         self.lengths_C = torch.ones(hi - lo + 1, device=device)
         self.inverse_norms_C = torch.cat([_inverse_norms(part_nD.float()) for part_nD in torch.split(self.rows_CD, 8 * INIT_BLOCK)])
 
-    def inverse_norms(self, ids: slice | Tensor, rows_nD: Tensor) -> Tensor:
+    def inverse_norms(self, ids: slice | Tensor, rows_nD: Tensor | None = None) -> Tensor:
         return take(self.inverse_norms_C, ids)
 
     def update_(self, ids: slice | Tensor, rows_nD: Tensor, inverse_n: Tensor, d_rows_nD: Tensor, gate: Gate) -> None:

@@ -68,14 +68,14 @@ def choose(num_classes: int, lo: int, hi: int, rate: float, seed: int, position:
         return Columns(_chunks(hi - lo, size, None), torch.where(here_B, labels_B - lo, -1))
     drawn = blocks(num_classes, rate, seed, position)
     drawn = drawn[((drawn + 1) * BLOCK > lo) & (drawn * BLOCK < hi)]
-    # Only the outermost blocks can reach beyond the range.
-    ids = (drawn[:, None] * BLOCK + np.arange(BLOCK)).flatten()
-    before = int(np.searchsorted(ids, lo))
-    ids = ids[before : np.searchsorted(ids, hi)] - lo
-    device = labels_B.device
-    chunks = _chunks(len(ids), size, torch.from_numpy(ids).to(device, non_blocking=True))
+    device, places = labels_B.device, torch.arange(BLOCK, device=labels_B.device)
+    drawn_k = rows.sent(drawn, device)
+    # Only the outermost blocks can reach beyond the range: cut there by numbers that the host knows.
+    before, beyond = (max(lo - int(drawn[0]) * BLOCK, 0), max((int(drawn[-1]) + 1) * BLOCK - hi, 0)) if drawn.size else (0, 0)
+    ids = (drawn_k[:, None] * BLOCK + places).flatten()[before : drawn.size * BLOCK - beyond] - lo
+    chunks = _chunks(len(ids), size, ids)
 
-    block_B, drawn_k = labels_B // BLOCK, torch.from_numpy(drawn).to(device, non_blocking=True)
+    block_B = labels_B // BLOCK
     turn_B = torch.searchsorted(drawn_k, block_B)
     in_block_B = here_B & (torch.cat([drawn_k, drawn_k.new_full((1,), -1)]).index_select(0, turn_B) == block_B)
     column_B = turn_B * BLOCK + labels_B % BLOCK - before

@@ -21,8 +21,11 @@ def interpreter() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")
         pytest.importorskip("triton")
-        import manyfaces.models.kernels  # noqa: F401
+        from manyfaces.models import kernels
 
+        # Small tiles, so that small heads have several, and programs that take more than one of them.
+        for name, value in {"BLOCK_B": 16, "BLOCK_N": 16, "BLOCK_BYTES": 64, "_PROGRAMS": 4}.items():
+            patch.setattr(kernels, name, value)
         yield
 
 
@@ -53,7 +56,7 @@ ROWS = [
 
 @settings(max_examples=10)
 @given(
-    C=st.integers(1, 150), D=st.sampled_from([16, 48, 130]), B=st.integers(1, 20), rate=st.sampled_from([1.0, 0.3, 0.0]),
+    C=st.integers(1, 150), D=st.sampled_from([16, 48, 130]), B=st.integers(1, 40), rate=st.sampled_from([1.0, 0.3, 0.0]),
     scale=st.sampled_from([30.0, 64.0, 100.0]), rows=st.sampled_from(ROWS), chunk=st.sampled_from([60, 1000]), forget=st.booleans(),
 )  # fmt: skip
 def test_a_step_is_the_same(C: int, D: int, B: int, rate: float, scale: float, rows: schema.Rows, chunk: int, forget: bool) -> None:
@@ -75,6 +78,7 @@ def test_a_step_is_the_same(C: int, D: int, B: int, rate: float, scale: float, r
             assert not tensor[gone].any()
 
 
+@pytest.mark.filterwarnings("ignore:All-NaN slice")  # of numpy, in which the interpreter looks for the largest
 @pytest.mark.parametrize("rows", ROWS, ids=lambda rows: f"{rows.optimizer}-{rows.dtype}-{rows.momentum}")
 def test_a_step_that_is_called_off_changes_nothing(rows: schema.Rows) -> None:
     _, head = heads(schema.Head(rows=rows, chunk_classes=64), 100, 32, torch.empty(0, dtype=torch.int64))
@@ -93,7 +97,7 @@ def test_rounding_throws_the_same_dice() -> None:
     from manyfaces.models import kernels, rows
     from manyfaces.models.sampling import Chunk
 
-    for config in ROWS:
+    for config in [*ROWS, schema.Rows(dtype="bfloat16"), schema.Rows(optimizer="rowwise", dtype="bfloat16")]:
         mine, theirs = (rows.build(config, 7, 64, 114, 32, CPU) for _ in range(2))
         gate = rows.Gate(torch.tensor(True), 0.1, 5e-4, 17)
         for ids in (slice(10, 40), torch.randperm(50)[:20]):
