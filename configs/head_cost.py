@@ -77,8 +77,8 @@ def alternatives(head: Head, *, kernels: bool) -> Iterator[Head]:
             ("sgd", "bfloat16"),
             ("sgd", "float16"),
             ("rowwise", "float32"),
-            ("rowwise", "bfloat16"),
             ("rowwise", "float16"),
+            ("rowwise", "bfloat16"),
         ],
         ["recompute", "store16"],
     ):

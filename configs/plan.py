@@ -203,7 +203,8 @@ def head_lines(config: Config, found: Plan, machine: Machine) -> list[tuple[str,
     """What each setting of the head's rows and logits would cost a worker, and the quickest that fits its memory."""
     others = found.memory_bytes - found.head_bytes - found.head_workspace_bytes
     header = f"memory a worker, rows and logits moved a step, arithmetic, about the time on {machine.name}"
-    lines, fitting = [("head settings", header)], []
+    lines: list[tuple[str, str]] = [("head settings", header)]
+    fitting: list[tuple[float, float, int, str]] = []  # of equals, the first
     for head in alternatives(config.head, kernels=machine.is_gpu and config.engine.head_kernels == "auto"):
         cost = head_cost(head, found.num_identities, config.model.embedding_dim, found.batch_size, found.world_size)
         total, seconds = others + cost.state_bytes + cost.workspace_bytes, machine.seconds(cost)

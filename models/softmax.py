@@ -142,20 +142,26 @@ def descend(rows: Rows, unit_BD: Tensor, columns: Columns, scale: float, outcome
     if looking_is_free(unit_BD.device) and not outcome.live_B.any():
         return torch.zeros_like(unit_BD)
     # Samples that send no gradient are zeroed rather than multiplied by zero: they may be NaN.
-    live_B1 = outcome.live_B[:, None]
-    unit_BD = torch.where(live_B1, unit_BD, 0)
+    unit_BD = torch.where(outcome.live_B[:, None], unit_BD, 0)
+    exponent_B, factor_B = exponents(outcome)
+    weighted_BD = unit_BD * factor_B[:, None].float()
     d_unit_BD = torch.zeros_like(unit_BD)
     for chunk, parts in zip(columns.chunks, kept, strict=True):
         rows_nD = rows.take(chunk.ids)
-        d_scores_Bn, unit_B1 = (_recompute if parts.exps_Bn is None else _restore)(rows_nD, unit_BD, parts, scale, outcome)
+        # Each sample's gradients are in a unit of its own, which multiplies what is B x D.
+        if parts.exps_Bn is None:
+            d_scores_Bn = times_transposed(unit_BD, rows_nD)
+            torch.addcmul(exponent_B[:, None], d_scores_Bn, parts.inverse_n * (scale * _LOG2_E), out=d_scores_Bn).exp2_()
+        else:
+            d_scores_Bn, factor_B = _restore(rows_nD, unit_BD, parts, scale, outcome)
+            weighted_BD = unit_BD * factor_B[:, None].float()
         if chunk.absent_n is not None:
             d_scores_Bn.masked_fill_(chunk.absent_n, 0)
-        d_target_B1 = torch.where(live_B1, outcome.d_target_B[:, None] / unit_B1, 0).float()
+        d_target_B1 = torch.where(outcome.live_B, outcome.d_target_B / factor_B, 0).float()[:, None]
         _Targets(chunk, columns.targets_B).set_(d_scores_Bn, d_target_B1)
         d_scores_Bn *= parts.inverse_n
-        unit_B1 = unit_B1.float()
-        d_unit_BD.addcmul_(times_transposed(d_scores_Bn, rows_nD.T), unit_B1)
-        rows.update_(chunk.ids, rows_nD, parts.inverse_n, times_transposed(d_scores_Bn.T, (unit_BD * unit_B1).T), gate)
+        d_unit_BD.addcmul_(times_transposed(d_scores_Bn, rows_nD.T), factor_B[:, None].float())
+        rows.update_(chunk.ids, rows_nD, parts.inverse_n, times_transposed(d_scores_Bn.T, weighted_BD.T), gate)
     return d_unit_BD
 
 
@@ -168,16 +174,8 @@ def exponents(outcome: Outcome) -> tuple[Tensor, Tensor]:
     return torch.where(outcome.live_B, whole_B, -math.inf).float(), factor_B
 
 
-def _recompute(rows_nD: Tensor, unit_BD: Tensor, parts: Kept, scale: float, outcome: Outcome) -> tuple[Tensor, Tensor]:
-    """d loss / d z off the targets [B, n], in a unit of each sample's own, which is returned too, float64 [B, 1]."""
-    exponent_B, factor_B = exponents(outcome)
-    scores_Bn = times_transposed(unit_BD, rows_nD)
-    torch.addcmul(exponent_B[:, None], scores_Bn, parts.inverse_n * (scale * _LOG2_E), out=scores_Bn).exp2_()
-    return scores_Bn, factor_B[:, None]
-
-
 def _restore(rows_nD: Tensor, unit_BD: Tensor, parts: Kept, scale: float, outcome: Outcome) -> tuple[Tensor, Tensor]:
-    """The same from what walk 1 stored."""
+    """d loss / d z off the targets [B, n] from what walk 1 stored, and each sample's unit of them, float64 [B]."""
     assert parts.exps_Bn is not None
     assert parts.bits_B is not None
     d_scores_Bn = parts.exps_Bn.float()
@@ -194,4 +192,4 @@ def _restore(rows_nD: Tensor, unit_BD: Tensor, parts: Kept, scale: float, outcom
         d_scores_Bn.masked_fill_(~outcome.live_B[:, None], 0)
     # NaN where there are no negatives at all, and nothing to scale.
     log_unit_B = (log_share_B.clamp(min=_LOG_SMALLEST_SHARE) + outcome.L_B + outcome.log_factor_B).nan_to_num(nan=0.0)
-    return d_scores_Bn, torch.where(outcome.live_B, log_unit_B.exp(), 0)[:, None]
+    return d_scores_Bn, torch.where(outcome.live_B, log_unit_B.exp(), 0)
