@@ -1,7 +1,12 @@
-"""The Triton kernels in Triton's interpreter, on the CPU, against the torch code. No card has run them yet."""
+"""The Triton kernels in Triton's interpreter, on the CPU, against the torch code; and compiled for cards. No card has run them yet."""
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -129,3 +134,42 @@ def test_columns_that_are_no_class_send_nothing() -> None:
     keep[40:] = False
     some = kernels.sum_negatives(head.rows, unit_BD, absent, 64.0, store=False).sum_B
     torch.testing.assert_close(some, (64 * cosines[keep].double()).exp().sum()[None], rtol=1e-3, atol=0)
+
+
+COMPILE = """
+import json, sys
+from triton import compile
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from manyfaces.models import kernels
+
+sizes = {"fp32": 4, "fp16": 2, "bf16": 2}
+dropped = {"fp32": 0, "fp16": 13, "bf16": 16}
+shared = {}
+for dtype in sizes:
+    tile = {"D": 512, "HAS_IDS": True, "HAS_ABSENT": True, "BLOCK_B": kernels.BLOCK_B, "BLOCK_N": kernels.BLOCK_N,
+            "BLOCK_D": kernels.BLOCK_BYTES // sizes[dtype]}
+    row = {"D": 512, "HAS_IDS": True, "HAS_MOMENTUM": True, "NOISE_ROWS": 128, "DROPPED": dropped[dtype], "BLOCK_D": 512}
+    types = dict.fromkeys(["inverse_norms", "top_out", "sum_out", "exponent", "d_target", "gradient", "lr", "momenta", "lengths",
+                           "stored_inverse"], "*fp32")
+    types |= dict.fromkeys(["unit", "rows"], "*" + dtype) | dict.fromkeys(["ids", "target"], "*i64") | {"out": "*bf16", "noise": "*i32"}
+    types |= dict.fromkeys(["absent", "is_open"], "*i8") | dict.fromkeys(["B", "n", "start", "lo"], "i32")
+    types |= dict.fromkeys(["bits_per_cosine", "momentum", "weight_decay"], "fp32")
+    for kernel, constants, warps in [(kernels._sum_exponentials, tile, 8), (kernels._d_scores, tile, 8), (kernels._update_sgd, row, 4),
+                                     (kernels._update_rowwise, row, 4)]:
+        constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
+        source = ASTSource(kernel, {name: types.get(name, "constexpr") for name in kernel.arg_names}, constexprs=constants)
+        made = compile(source, target=GPUTarget("cuda", int(sys.argv[1]), 32), options={"num_warps": warps})
+        shared[f"{kernel.__name__} {dtype}"] = made.metadata.shared
+print(json.dumps(shared))
+"""
+
+
+@pytest.mark.parametrize(("card", "kib"), [(80, 163), (89, 99), (90, 227)], ids=["A100", "L40", "H100"])
+def test_kernels_compile_and_fit_a_cards_shared_memory(card: int, kib: int, tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", COMPILE, str(card)], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    shared = json.loads(done.stdout)
+    assert len(shared) == 12
+    assert max(shared.values()) <= kib * 1024, shared
