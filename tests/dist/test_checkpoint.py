@@ -25,11 +25,17 @@ def rows(step: int, classes: int = CLASSES) -> torch.Tensor:
     return torch.arange(classes * DIM, dtype=torch.float32).reshape(classes, DIM) + 1000 * step
 
 
+def head_state(step: int, classes: int) -> dict[str, torch.Tensor]:
+    """Of all classes: matrices and vectors, 16 bits and 32."""
+    rows_CD = rows(step, classes)
+    return {"rows": rows_CD, "momentum": -rows_CD, "lengths": rows_CD[:, 0], "half": (rows_CD % 1000).half()}
+
+
 def snapshot(step: int, classes: int = CLASSES) -> Snapshot:
     rank, world = dist.get_rank(), dist.get_world_size()
     here = shard(rank, world, classes)
     whole = {"w": torch.full((3,), float(step))} if rank == 0 else {}
-    head = {"rows": rows(step, classes)[here].clone(), "momentum": -rows(step, classes)[here].clone()}
+    head = {name: tensor[here].clone() for name, tensor in head_state(step, classes).items()}
     return Snapshot(step, whole, whole, head, classes, {"step": step, "position": 10 * step})
 
 
@@ -49,10 +55,10 @@ def load(folder: Path, classes: int = CLASSES) -> tuple[int, str]:
     found = loader.find()
     assert found is not None
     here = shard(dist.get_rank(), dist.get_world_size(), classes)
-    head = {"rows": torch.full((here.stop - here.start, DIM), torch.nan), "momentum": torch.full((here.stop - here.start, DIM), torch.nan)}
+    expected = {name: tensor[here] for name, tensor in head_state(found.step, classes).items()}
+    head = {name: torch.full_like(tensor, torch.nan) for name, tensor in expected.items()}
     loader.load_head(found.path, head, classes)
-    assert torch.equal(head["rows"], rows(found.step, classes)[here])
-    assert torch.equal(head["momentum"], -rows(found.step, classes)[here])
+    assert all(torch.equal(head[name], tensor) for name, tensor in expected.items())
     assert torch.equal(read_backbone(found.path)["w"], torch.full((3,), float(found.step)))
     return found.step, found.why
 

@@ -101,6 +101,7 @@ def test_evaluate_a_finished_run(twin: Path) -> None:
 def test_torchrun_resumes_what_ray_began_at_another_world_size(twin: Path) -> None:
     """The same worker function, one process then three: the samples go on exactly, the samples' order does not know the ranks."""
     words = ["run.name=torchrun", "train.batch_size=15", "cluster.workers=1", "cluster.launcher=process"]
+    words += ["head.sample_rate=0.5", "head.logits=store16", "head.rows.optimizer=rowwise", "head.rows.dtype=float16"]  # the small state
     run = twin / "runs" / "torchrun"
     with started("train", twin / "recipe.yaml", *words) as process:
         wait_until(lambda: (run / "checkpoints" / "step-00000005" / "COMMIT.json").exists(), process)

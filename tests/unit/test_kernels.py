@@ -15,28 +15,25 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from manyfaces.configs import schema
-from manyfaces.models import partial_fc, softmax
+from manyfaces.models import kernels, partial_fc, rows, softmax
+from manyfaces.models.sampling import Chunk
 
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def interpreter() -> Iterator[None]:
-    """Set before Triton is imported: what it decorates is then interpreted."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_INTERPRET", "1")
-        pytest.importorskip("triton")
-        from manyfaces.models import kernels
+interpreted = pytest.mark.skipif("TRITON_INTERPRET" not in os.environ, reason="on a GPU the kernels themselves are run: tests/gpu")
 
-        # Small tiles, so that small heads have several, and programs that take more than one of them.
+
+@pytest.fixture(scope="module", autouse=True)
+def small_tiles() -> Iterator[None]:
+    """So that small heads have several, and programs that take more than one of them."""
+    with pytest.MonkeyPatch.context() as patch:
         for name, value in {"BLOCK_B": 16, "BLOCK_N": 16, "BLOCK_BYTES": 64, "_PROGRAMS": 4}.items():
             patch.setattr(kernels, name, value)
         yield
 
 
 def heads(config: schema.Head, C: int, D: int, gone: Tensor) -> tuple[partial_fc.PartialFC, partial_fc.PartialFC]:
-    from manyfaces.models import kernels
-
     made = []
     for walks in (softmax, kernels):
         head = partial_fc.PartialFC(config, C, D, seed=3, weight_decay=5e-3, device=CPU)
@@ -59,6 +56,7 @@ ROWS = [
 ]
 
 
+@interpreted
 @settings(max_examples=10)
 @given(
     C=st.integers(1, 150), D=st.sampled_from([16, 48, 130]), B=st.integers(1, 40), rate=st.sampled_from([1.0, 0.3, 0.0]),
@@ -83,6 +81,7 @@ def test_a_step_is_the_same(C: int, D: int, B: int, rate: float, scale: float, r
             assert not tensor[gone].any()
 
 
+@interpreted
 @pytest.mark.filterwarnings("ignore:All-NaN slice")  # of numpy, in which the interpreter looks for the largest
 @pytest.mark.parametrize("rows", ROWS, ids=lambda rows: f"{rows.optimizer}-{rows.dtype}-{rows.momentum}")
 def test_a_step_that_is_called_off_changes_nothing(rows: schema.Rows) -> None:
@@ -97,11 +96,9 @@ def test_a_step_that_is_called_off_changes_nothing(rows: schema.Rows) -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in head.tensors().items())
 
 
+@interpreted
 def test_rounding_throws_the_same_dice() -> None:
     """Row updates alone, from the same gradient: to the bit but for sums in another order."""
-    from manyfaces.models import kernels, rows
-    from manyfaces.models.sampling import Chunk
-
     for config in [*ROWS, schema.Rows(dtype="bfloat16"), schema.Rows(optimizer="rowwise", dtype="bfloat16")]:
         mine, theirs = (rows.build(config, 7, 64, 114, 32, CPU) for _ in range(2))
         gate = rows.Gate(torch.tensor(True), 0.1, 5e-4, 17)
@@ -119,9 +116,8 @@ def test_rounding_throws_the_same_dice() -> None:
             assert error(tensor, theirs.tensors()[name]) < 1e-4
 
 
+@interpreted
 def test_columns_that_are_no_class_send_nothing() -> None:
-    from manyfaces.models import kernels
-
     _, head = heads(schema.Head(), 50, 16, torch.arange(40, 50))
     columns = partial_fc.sampling.choose(50, 0, 50, 1.0, 0, 0, torch.tensor([3]), 64)
     unit_BD = torch.nn.functional.normalize(torch.randn(1, 16))
