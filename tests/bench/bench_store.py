@@ -3,7 +3,7 @@
     python tests/bench/bench_store.py DATASET [--window 8] [--repeat 3] [--json]
 
 One pass over the dataset in a process of its own each time, shuffled and decoded, counted from the first batch after the first window. The
-server (moto's) runs on the same cores as the reader: what it costs is in the figure.
+server (moto's) runs on the same cores as the reader: what it costs is in the figure. The shards must differ: the cache goes by content.
 """
 
 import argparse
@@ -77,6 +77,8 @@ def one_pass(place: str, window: int) -> float:
         config = Data(path=place, augment=Augment(flip=0.5), decode_threads=2, window_shards=window, cache_dir=f"{folder}/cache")
         dataset = open_dataset(place, config)
         shards = dataset.manifest.shards
+        if len({shard.sha256 for shard in shards}) < len(shards):
+            raise SystemExit(f"{place}: some shards are the same, byte for byte, and would be fetched once")
         first = sum(shard.samples for shard in shards[:window]) if len(shards) > window else 0
         steps = dataset.manifest.num_images // BATCH
         loader = Loader(
