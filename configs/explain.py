@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from manyfaces.configs.schema import Config, Node
+from manyfaces.configs.schema import Config, Node, UserError
 from manyfaces.configs.source import Value
 
 
@@ -82,6 +82,8 @@ def allowed(annotation: Any, metadata: Sequence[Any] = ()) -> str:
         return f"a mapping with kind: {_or(kinds)}" if kinds else ", or ".join(allowed(arg) for arg in args)
     if origin is tuple:
         return f"a list, each {allowed(args[0])}" if args[-1] is Ellipsis else f"a list of {len(args)}, each {allowed(args[0])}"
+    if origin is dict:
+        return f"a mapping from {allowed(args[0])} to {allowed(args[1])}"
     if nodes := _nodes(annotation):
         return f"a mapping with the keys {', '.join(nodes[0].model_fields)}"
     if annotation is str:
@@ -185,3 +187,40 @@ def lines(error: ValidationError, root: Value) -> list[str]:
         if not any(other[: len(path)] == path for other in found if other != path):
             told.append(_line(*next((detail for detail in details if detail[0]["type"] == "value_error"), details[0])))
     return told
+
+
+def describe(path: str) -> list[str]:
+    """The keys at and below a dotted path with what each may hold, its default and its sentence; of a mapping of several kinds, when to use
+    each. Raises `UserError` for a path that does not exist."""
+    node: type[Node] = Config
+    for part in filter(None, path.split(".")):
+        if part not in node.model_fields or not (inner := _nodes(node.model_fields[part].annotation)):
+            near = get_close_matches(path, [key for key in keys() if _mapping(key)], 1)
+            raise UserError(f"{path}: no mapping of the configuration{f'; did you mean {near[0]}?' if near else ''}")
+        node = inner[0]
+    return list(_described(node, ""))
+
+
+def _mapping(key: str) -> bool:
+    return any(other.startswith(f"{key}.") for other in keys())
+
+
+def _described(node: type[Node], indent: str) -> Iterator[str]:
+    for name, info in node.model_fields.items():
+        if name == "kind":
+            continue
+        inner = _nodes(info.annotation) if get_origin(info.annotation) is not tuple else []
+        about = " ".join((info.description or "").split())
+        if not inner:
+            default = "" if info.is_required() else f" [{info.default}]"
+            yield f"{indent}{name}{default}: {allowed(info.annotation, info.metadata)}{f'. {about}' if about else ''}"
+            continue
+        yield f"{indent}{name}:{f' {about}' if about else ''}"
+        for each in inner:
+            if kinds := _kinds(each):
+                yield f"{indent}  kind: {kinds[0]}{f' - {_sentence(each)}' if each.__doc__ else ''}"
+            yield from _described(each, indent + ("    " if _kinds(each) else "  "))
+
+
+def _sentence(node: type[Node]) -> str:
+    return " ".join((node.__doc__ or "").split())

@@ -196,19 +196,34 @@ class ViTModel(Node):
 Model = Annotated[IResNetModel | MobileFaceNetModel | ViTModel, Field(discriminator="kind")]
 
 
+class SoftmaxMargin(Node):
+    """No margin: a baseline, and to warm up labels too noisy for one."""
+
+    kind: Literal["softmax"]
+
+
 class ArcFaceMargin(Node):
+    """The default: clean data of any size."""
+
     kind: Literal["arcface"]
     m: Annotated[float, Field(ge=0, le=1.5)] = 0.5
     """Additive angle in radians (arXiv 1801.07698)."""
+    gradient: Literal["exact", "straight_through"] = "exact"
+    """`straight_through` is InsightFace's: cos(theta + m) without a bend at pi, its gradient that of cos(theta); for parity with its
+    models, and milder for transformers."""
 
 
 class CosFaceMargin(Node):
+    """Easier to train than ArcFace: small batches, noisy labels, low sample rates, 16 bits."""
+
     kind: Literal["cosface"]
     m: Annotated[float, Field(ge=0, le=1)] = 0.4
     """Subtracted from the target cosine (arXiv 1801.09414)."""
 
 
 class CombinedMargin(Node):
+    """Between ArcFace and CosFace, as InsightFace's recipes of 2018 had it; tune m2 and m3 on a held-out set."""
+
     kind: Literal["combined"]
     m1: Annotated[float, Field(ge=1, le=4)] = 1.0
     """Factor of the angle: cos(m1 theta + m2) - m3 (arXiv 1801.07698, equation 4)."""
@@ -216,7 +231,108 @@ class CombinedMargin(Node):
     m3: Annotated[float, Field(ge=0, le=1)] = 0.2
 
 
-Margin = Annotated[ArcFaceMargin | CosFaceMargin | CombinedMargin, Field(discriminator="kind")]
+class SphereFaceMargin(Node):
+    """The multiplicative angle, to compare with published work; scale 30."""
+
+    kind: Literal["sphereface"]
+    m: Annotated[float, Field(ge=1, le=8)] = 1.5
+    """Factor of the angle (arXiv 1704.08063 has 4 with annealing, arXiv 2109.05565 and its code 1.5 without)."""
+
+
+class AdaFaceMargin(Node):
+    """Images of mixed quality, surveillance among them: blurred faces that nobody could recognise pull less."""
+
+    kind: Literal["adaface"]
+    m: Annotated[float, Field(ge=0, le=1.5)] = 0.4
+    """Largest margin, as angle and as cosine (arXiv 2204.00964)."""
+    h: Annotated[float, Field(gt=0, le=10)] = 0.333
+    """How much of the norms' spread counts as quality."""
+    momentum: Annotated[float, Field(gt=0, le=1)] = 0.01
+    """Weight of a batch in the running mean and deviation of the norms."""
+
+
+class MagFaceMargin(Node):
+    """Where the embedding's norm is to tell the image's quality afterwards."""
+
+    kind: Literal["magface"]
+    low: PositiveFloat = 10.0
+    """Norms below count as this (arXiv 2103.06627, l_a)."""
+    high: PositiveFloat = 110.0
+    """Norms above count as this (u_a)."""
+    low_m: Annotated[float, Field(ge=0, le=1.5)] = 0.45
+    """Additive angle at `low` (l_m)."""
+    high_m: Annotated[float, Field(ge=0, le=1.5)] = 0.8
+    """Additive angle at `high` (u_m)."""
+    regulariser: NonNegativeFloat = 35.0
+    """Weight of the term that draws norms upwards (lambda_g)."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "MagFaceMargin":
+        if self.low >= self.high:
+            raise ValueError(f"low {self.low:g} is not below high {self.high:g}")
+        return self
+
+
+class CurricularFaceMargin(Node):
+    """Long schedules on clean data: hard classes come in as the model learns; steps cost a little more."""
+
+    kind: Literal["curricularface"]
+    m: Annotated[float, Field(ge=0, le=1.5)] = 0.5
+    """Additive angle in radians (arXiv 2004.00288)."""
+    momentum: Annotated[float, Field(gt=0, le=1)] = 0.01
+    """Weight of a batch in the running mean of the target cosines."""
+
+
+class SphereFace2Margin(Node):
+    """Noisy labels, and verification by one threshold: each class is a yes-or-no question; scale 40, all classes in every step."""
+
+    kind: Literal["sphereface2"]
+    m: Annotated[float, Field(ge=0, le=1)] = 0.4
+    """Margin on both sides of the threshold (arXiv 2108.01513)."""
+    balance: Annotated[float, Field(gt=0, lt=1)] = 0.7
+    """Weight of the own class against all others (lambda)."""
+    t: Annotated[float, Field(ge=1, le=6)] = 3.0
+    """Exponent that spreads the similarities."""
+    weight: PositiveFloat = 50.0
+    """Factor of the loss, the official code's: it brings gradients to the size of a softmax's."""
+
+
+class UniFaceMargin(Node):
+    """One threshold that separates all pairs, as verification uses it; all classes in every step."""
+
+    kind: Literal["uniface"]
+    m: Annotated[float, Field(ge=0, le=1)] = 0.4
+    """Subtracted from the target cosine (Zhou et al., ICCV 2023)."""
+    balance: PositiveFloat = 1.0
+    """Weight of the other classes (lambda)."""
+
+
+class CustomMargin(Node):
+    """A margin of your own: a class in a file."""
+
+    kind: Literal["custom"]
+    file: str
+    """Python file that every worker sees."""
+    name: str
+    """The class in it, derived from `manyfaces.models.margins.Margin`."""
+    parameters: dict[str, float] = {}
+    """What it is made with."""
+
+
+Margin = Annotated[
+    SoftmaxMargin
+    | ArcFaceMargin
+    | CosFaceMargin
+    | CombinedMargin
+    | SphereFaceMargin
+    | AdaFaceMargin
+    | MagFaceMargin
+    | CurricularFaceMargin
+    | SphereFace2Margin
+    | UniFaceMargin
+    | CustomMargin,
+    Field(discriminator="kind"),
+]
 
 
 class Rows(Node):
@@ -236,6 +352,14 @@ class Rows(Node):
 
 class Head(Node):
     margin: Margin = ArcFaceMargin(kind="arcface")
+    sub_centers: Annotated[int, Field(ge=1, le=16)] = 1
+    """Rows of each class, of which the nearest counts: noise gathers at rows of its own (ECCV 2020, Deng et al., who take 3), and
+    `manyfaces head report` lists it. Rows and arithmetic grow by this factor."""
+    filter_above: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Other classes at a larger cosine are left out, as the same person under two labels (inter-class filtering; InsightFace)."""
+    label_spaces: Literal["joint", "each"] = "joint"
+    """Of the order `mixture`: one softmax over all datasets' classes, or a head for each dataset, whose samples see its classes only:
+    for datasets that share people."""
     scale: Annotated[float, Field(gt=0, le=512)] = 64.0
     """Factor s of the cosines."""
     sample_rate: Probability = 1.0
@@ -373,12 +497,25 @@ class Config(Node):
         if self.data.store_patience_s >= self.cluster.step_timeout_s:
             limit = f"cluster.step_timeout_s {self.cluster.step_timeout_s:g}, which would end the worker first"
             raise ValueError(f"data.store_patience_s {self.data.store_patience_s:g} is not below {limit}")
+        self._head_fits()
         each = self.data.images_per_identity
         if self.data.order == "pk" and self.train.batch_size % each:
             raise ValueError(
                 f"train.batch_size {self.train.batch_size} is no multiple of data.images_per_identity {each}; data.order pk needs it"
             )
         return self
+
+    def _head_fits(self) -> None:
+        head, kind = self.head, self.head.margin.kind
+        if kind in ("sphereface2", "uniface") and head.sample_rate < 1:
+            why = "whose losses of own and other classes are balanced over all of them"
+            raise ValueError(f"head.sample_rate {head.sample_rate:g} does not go with {kind}, {why}; set head.sample_rate=1")
+        if kind in ("sphereface2", "uniface") and self.data.order == "mixture" and head.label_spaces == "each":
+            raise ValueError(f"head.label_spaces each does not go with {kind}, whose bias is one for all; set head.label_spaces=joint")
+        if kind == "curricularface" and head.scale > 256:
+            raise ValueError(f"head.scale {head.scale:g}: curricularface doubles logits, at most 256 can be held; lower head.scale")
+        if head.label_spaces == "each" and self.data.order != "mixture":
+            raise ValueError(f"head.label_spaces each needs several datasets, data.order is {self.data.order}; set data.order=mixture")
 
 
 def identity(config: Config) -> dict[str, Any]:

@@ -9,6 +9,7 @@ Shapes as in `softmax.py`; a program's tile is BLOCK_B samples by BLOCK_N column
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 from manyfaces.models import softmax
 from manyfaces.models.rows import Gate, Rows, RowwiseRows, SGDRows
 from manyfaces.models.sampling import Chunk, Columns
-from manyfaces.models.softmax import Kept, Negatives, Outcome
+from manyfaces.models.softmax import Kept, Negatives, Outcome, Scoring
 
 _LOG2_E = 1 / math.log(2)
 BLOCK_B, BLOCK_N, BLOCK_BYTES = 128, 128, 128
@@ -169,9 +170,10 @@ class _Call:
         }  # fmt: skip
 
 
-def sum_negatives(rows: Rows, unit_BD: Tensor, columns: Columns, scale: float, *, store: bool) -> Negatives:
+def sum_negatives(planes: Sequence[Rows], unit_BD: Tensor, columns: Columns, scoring: Scoring, *, store: bool) -> Negatives:
     """Walk 1, as `softmax.sum_negatives`."""
     assert not store, "to store would save less here than it costs"
+    (rows,), scale = planes, scoring.scale
     B, unit_BD = len(unit_BD), unit_BD.to(rows.dtype).contiguous()
     sum_B = torch.zeros(B, dtype=torch.float64, device=unit_BD.device)
     kept = []
@@ -186,16 +188,20 @@ def sum_negatives(rows: Rows, unit_BD: Tensor, columns: Columns, scale: float, *
             B, call.n, call.start, call.bits_per_cosine, **call.tile,
         )  # fmt: skip
         sum_B += (sums_SB.double() * top_SB.double().exp2()).sum(0)
-        kept.append(Kept(inverse_n))
-    return Negatives(sum_B, kept)
+        kept.append(Kept(inverse_n[None]))
+    return Negatives(sum_B, None, kept)
 
 
-def descend(rows: Rows, unit_BD: Tensor, columns: Columns, scale: float, outcome: Outcome, kept: list[Kept], gate: Gate) -> Tensor:
+def descend(
+    planes: Sequence[Rows], unit_BD: Tensor, columns: Columns, scoring: Scoring, outcome: Outcome, kept: list[Kept],
+    nearest_B: Tensor, gate: Gate,
+) -> Tensor:  # fmt: skip
     """Walk 2, as `softmax.descend`."""
+    (rows,), scale = planes, scoring.scale
     B, live_B1 = len(unit_BD), outcome.live_B[:, None]
     unit_BD = torch.where(live_B1, unit_BD, 0)
     typed_BD, d_unit_BD = unit_BD.to(rows.dtype).contiguous(), torch.zeros_like(unit_BD)
-    exponent_B, factor_B = softmax.exponents(outcome)
+    exponent_B, factor_B = softmax.exponents(outcome, scoring)
     d_target_B = torch.where(outcome.live_B, outcome.d_target_B / factor_B, 0).float()
     factor_B1 = factor_B.float()[:, None]
     weighted_BD = (unit_BD * factor_B1).bfloat16()
@@ -203,11 +209,11 @@ def descend(rows: Rows, unit_BD: Tensor, columns: Columns, scale: float, outcome
         call = _Call(rows, chunk, columns.targets_B, scale)
         d_scores_Bn = unit_BD.new_empty(B, call.n, dtype=torch.bfloat16)
         _d_scores[triton.cdiv(B, BLOCK_B), triton.cdiv(call.n, BLOCK_N)](
-            typed_BD, rows.rows_CD, call.ids, parts.inverse_n, call.absent, call.target_B, exponent_B, d_target_B, d_scores_Bn,
+            typed_BD, rows.rows_CD, call.ids, parts.inverse_Kn[0], call.absent, call.target_B, exponent_B, d_target_B, d_scores_Bn,
             B, call.n, call.start, call.bits_per_cosine, **call.tile,
         )  # fmt: skip
         d_unit_BD.addcmul_(_product(d_scores_Bn, rows.take(chunk.ids).bfloat16()), factor_B1)
-        _update_(rows, call, parts.inverse_n, _product(d_scores_Bn.T, weighted_BD), gate)
+        _update_(rows, call, parts.inverse_Kn[0], _product(d_scores_Bn.T, weighted_BD), gate)
     return d_unit_BD
 
 

@@ -3,6 +3,7 @@
 It is no module and no part of autograd: one call makes the loss, the embeddings' gradient and the update of the rows.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple, Protocol
 
@@ -10,12 +11,14 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from manyfaces.configs import schema
+from manyfaces.configs import counter, schema
 from manyfaces.models import margins, sampling, softmax
 from manyfaces.models.collectives import Ranks, share
 from manyfaces.models.rows import Gate, Rows, build, take
 from manyfaces.models.sampling import Columns
-from manyfaces.models.softmax import Kept, Negatives, Outcome
+from manyfaces.models.softmax import Kept, Negatives, Outcome, Scoring
+
+_PLANES = 0x504C414E  # keeps the seeds of further sub-centres apart from other draws
 
 
 class HeadStep(NamedTuple):
@@ -36,11 +39,12 @@ class HeadStep(NamedTuple):
 class Walks(Protocol):
     """The modules `softmax` and `kernels`."""
 
-    def sum_negatives(self, rows: Rows, unit_BD: Tensor, columns: Columns, scale: float, *, store: bool) -> Negatives: ...
+    def sum_negatives(self, planes: Sequence[Rows], unit_BD: Tensor, columns: Columns, scoring: Scoring, *, store: bool) -> Negatives: ...
 
     def descend(
-        self, rows: Rows, unit_BD: Tensor, columns: Columns, scale: float, outcome: Outcome, kept: list[Kept], gate: Gate
-    ) -> Tensor: ...
+        self, planes: Sequence[Rows], unit_BD: Tensor, columns: Columns, scoring: Scoring, outcome: Outcome, kept: list[Kept],
+        nearest_B: Tensor, gate: Gate,
+    ) -> Tensor: ...  # fmt: skip
 
 
 class PartialFC:
@@ -48,8 +52,9 @@ class PartialFC:
 
     `weight_decay` is the backbone's, used where `config.rows` has none of its own.
     `seed` is of the initial rows and the sampled classes; both are the same at any number of ranks. All ranks of `group` call `step`
-    together; without a group this process is alone. On CUDA, Triton's `kernels` walk over the rows unless that is false or logits are
-    stored. Raises `schema.UserError` for no classes.
+    together; without a group this process is alone. `spaces` are the first classes of several label spaces: a sample's softmax is over
+    the classes of its own. On CUDA, Triton's `kernels` walk over the rows of margins that leave other classes alone, unless that is false
+    or logits are stored. Raises `schema.UserError` for no classes.
     """
 
     num_classes: int
@@ -68,22 +73,30 @@ class PartialFC:
         weight_decay: float,
         device: torch.device,
         group: ProcessGroup | None = None,
+        spaces: Sequence[int] = (0,),
         kernels: bool = True,
     ) -> None:
         if num_classes < 1:
             raise schema.UserError(f"the head has {num_classes} classes; it needs at least 1")
         self.config, self.num_classes, self.seed = config, num_classes, seed
         self.weight_decay = weight_decay if config.rows.weight_decay is None else config.rows.weight_decay
-        self.margin = margins.build(config.margin)
+        self.margin = margins.build(config.margin, config.scale, num_classes)
+        self.margin.state = {name: number.to(device) for name, number in self.margin.state.items()}
         self.wire_dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.wire_dtype]
         self.ranks = Ranks(group)
         self.rank, self.world_size = self.ranks.rank, self.ranks.world_size
         part = -(-num_classes // self.world_size)
         self.lo, self.hi = (min(r * part, num_classes) for r in (self.rank, self.rank + 1))
-        self.rows: Rows = build(config.rows, seed, self.lo, self.hi, embedding_dim, device)
+        seeds = [seed, *(counter.key(seed, _PLANES, k) for k in range(1, config.sub_centers))]
+        self.planes: list[Rows] = [build(config.rows, own, self.lo, self.hi, embedding_dim, device) for own in seeds]
         self.chunk_classes = {"cpu": 1024}.get(device.type, 16384) if config.chunk_classes == "auto" else config.chunk_classes
+        self.spaces = torch.tensor(list(spaces), device=device)
+        self.space_C: Tensor | None = None
+        if len(spaces) > 1:
+            self.space_C = self._space(torch.arange(self.lo, self.hi + 1, device=device))
         self.walks: Walks = softmax
-        if kernels and device.type == "cuda" and config.logits == "recompute":
+        plain = config.sub_centers == 1 and config.filter_above is None and len(spaces) == 1 and not margins.bends(self.margin)
+        if kernels and device.type == "cuda" and config.logits == "recompute" and plain:
             from manyfaces.models import kernels as in_triton
 
             self.walks = in_triton
@@ -93,7 +106,8 @@ class PartialFC:
         """Loss, gradient, and the rows' update in place, which is left out where `finite` or `one_owner` is false or no label is valid.
 
         `embeddings_ND` (any float dtype) and `labels_N` (int64, -1 is ignored) are this rank's samples [r B // W, (r + 1) B // W) of the
-        global batch of B = `batch_size`, which starts at sample `position`. `lr` is the backbone's. Four collectives.
+        global batch of B = `batch_size`, which starts at sample `position`. `lr` is the backbone's. Four collectives, five where the
+        margin has to know the target cosines first.
         `last` on any rank is told to all in `HeadStep.last` and travels with the labels: it changes nothing in this step.
         Raises `ValueError` where their number is another.
         """
@@ -107,29 +121,63 @@ class PartialFC:
         # An ignored sample may hold anything, even NaN, and must not reach a sum.
         local_ND = torch.where(labels_N[:, None] != -1, local_ND / norms_N1, 0)
         unit_BD = self.ranks.gather(local_ND.to(self.wire_dtype), padded, 0).float()
-        told_N = torch.cat([labels_N.new_full((1,), int(last)), labels_N]).long()  # filled on the device: nothing waits for a copy
-        told_WN = self.ranks.gather(told_N, padded + 1, -1).view(self.world_size, -1)
-        labels_B = told_WN[:, 1:].flatten()
+        labels_B, norm_B, last_somewhere = self._tell(labels_N.long(), norms_N1[:, 0], padded, last)
+        valid_B = labels_B != -1
 
+        margin, scale = self.margin, self.config.scale
+        own = softmax.targets(self.planes, unit_BD, labels_B - self.lo)
+        cosine_B, owners_B = own.cosine_B, own.owners_B
+        if margin.looks_first:
+            cosine_B, owners_B = self.ranks.sum_(torch.stack([cosine_B, owners_B]))
+        before = margin.state
+        margin.state = margin.observe(cosine_B if margin.looks_first else None, norm_B, valid_B)
+        bend = margin.bend(cosine_B if margin.looks_first else None)
+        if self.config.filter_above is not None:
+            bend = margins.Filter(self.config.filter_above, bend)
+        scoring = Scoring(scale, bend, margin.binary is not None, margin.largest_logit)
+
+        columns = self._columns(labels_B, position)
+        negatives = self.walks.sum_negatives(self.planes, unit_BD, columns, scoring, store=self.config.logits == "store16")
+        outcome = softmax.join(margin, negatives, cosine_B, owners_B, norm_B, valid_B, scale, self.ranks)
+        gate = Gate(outcome.live_B.any(), lr * self.config.rows.lr_scale, self.weight_decay, position)
+        d_unit_BD = self.walks.descend(self.planes, unit_BD, columns, scoring, outcome, negatives.kept, own.nearest_B, gate)
+        learnt = margin.learn(outcome.d_bias, gate.lr, self.config.rows.momentum)
+        margin.state = {name: torch.where(gate.open, number, before[name]) for name, number in learnt.items()}
+
+        d_unit_ND = self.ranks.scatter_sum(d_unit_BD.to(self.wire_dtype), len(local_ND)).float()
+        # Through the normalisation: what lies along the embedding is taken off.
+        d_local_ND = (d_unit_ND - (d_unit_ND * local_ND).sum(1, keepdim=True) * local_ND) / norms_N1
+        if outcome.d_norm_B is not None:
+            d_norm_N = outcome.d_norm_B[self.rank * padded :][: len(local_ND)]
+            d_local_ND += d_norm_N.float()[:, None] * local_ND
+        live = (labels_N[:, None] != -1) & outcome.finite & outcome.one_owner
+        d_embeddings_ND = torch.where(live, d_local_ND * self.world_size, 0).to(embeddings_ND.dtype)
+        return HeadStep(outcome.loss, d_embeddings_ND, outcome.finite, outcome.one_owner, last_somewhere)
+
+    def _tell(self, labels_N: Tensor, norms_N: Tensor, padded: int, last: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """In one message: all labels, int64 [B], and norms, float64 [B], 1 where the label is -1; whether someone's `last` is true."""
+        bits_N = norms_N.view(torch.int32).long()
+        told_N2 = torch.stack([labels_N, bits_N], 1)
+        told_N2 = torch.cat([told_N2.new_full((1, 2), int(last)), told_N2])  # filled on the device: nothing waits for a copy
+        told_WN2 = self.ranks.gather(told_N2, padded + 1, -1).view(self.world_size, -1, 2)
+        labels_B, bits_B = told_WN2[:, 1:].flatten(0, 1).T.contiguous()
+        norm_B = bits_B.int().view(torch.float32).double()
+        return labels_B, torch.where(labels_B != -1, norm_B, 1.0), told_WN2[:, 0, 0].any()
+
+    def _columns(self, labels_B: Tensor, position: int) -> Columns:
         columns = sampling.choose(
             self.num_classes, self.lo, self.hi, self.config.sample_rate, self.seed, position, labels_B, self.chunk_classes
         )
+        chunks = columns.chunks
         if (gone_C := self.gone_C) is not None:
-            columns = columns._replace(chunks=[replace(chunk, absent_n=take(gone_C, chunk.ids)) for chunk in columns.chunks])
-        scale = self.config.scale
-        negatives = self.walks.sum_negatives(self.rows, unit_BD, columns, scale, store=self.config.logits == "store16")
-        cosine_B, owners_B = softmax.target_cosines(self.rows, unit_BD, labels_B - self.lo)
-        outcome = softmax.join(negatives, cosine_B, owners_B, labels_B != -1, self.margin, scale, self.ranks)
+            chunks = [replace(chunk, absent_n=take(gone_C, chunk.ids)) for chunk in chunks]
+        if (space_C := self.space_C) is None:
+            return columns._replace(chunks=chunks)
+        chunks = [replace(chunk, space_n=take(space_C, chunk.ids)) for chunk in chunks]
+        return columns._replace(chunks=chunks, space_B=self._space(labels_B))
 
-        gate = Gate(outcome.live_B.any(), lr * self.config.rows.lr_scale, self.weight_decay, position)
-        d_unit_BD = self.walks.descend(self.rows, unit_BD, columns, scale, outcome, negatives.kept, gate)
-        d_unit_ND = self.ranks.scatter_sum(d_unit_BD.to(self.wire_dtype), len(local_ND)).float()
-        # Through the normalisation: what lies along the embedding is taken off.
-        d_local_ND = (d_unit_ND - (d_unit_ND * local_ND).sum(1, keepdim=True) * local_ND) * (self.world_size / norms_N1)
-        live = (labels_N[:, None] != -1) & outcome.finite & outcome.one_owner
-        return HeadStep(
-            outcome.loss, torch.where(live, d_local_ND, 0).to(embeddings_ND.dtype), outcome.finite, outcome.one_owner, told_WN[:, 0].any()
-        )
+    def _space(self, classes: Tensor) -> Tensor:
+        return (torch.searchsorted(self.spaces, classes, right=True) - 1).to(torch.uint8)
 
     def forget(self, classes: Tensor) -> None:
         """These class ids (int64, any order, of any rank) are no classes any more: rows and state become zero, no softmax counts them.
@@ -141,14 +189,31 @@ class PartialFC:
             gone_C = torch.zeros(self.hi - self.lo + 1, dtype=torch.bool) if self.gone_C is None else self.gone_C.cpu()
             gone_C[here] = True
             gone_C[-1] = True  # stands for no class
-            self.gone_C = gone_C.to(self.rows.rows_CD.device)
+            self.gone_C = gone_C.to(self.planes[0].rows_CD.device)
             for tensor in self.tensors().values():
                 tensor[self.gone_C[:-1]] = 0
 
     def tensors(self) -> dict[str, Tensor]:
-        """This rank's state, [hi - lo, ...]: the tensors themselves, not copies. `rows` [hi - lo, D] and what their optimiser keeps."""
-        return self.rows.tensors()
+        """This rank's state, [hi - lo, ...]: the tensors themselves, not copies. `rows` [hi - lo, D] and what their optimiser keeps; those
+        of sub-centre k > 0 as `rows.k` and so on."""
+        return {name + (f".{k}" if k else ""): tensor for k, plane in enumerate(self.planes) for name, tensor in plane.tensors().items()}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Copy a state in place. Raises `schema.UserError` where names or shapes are others."""
-        self.rows.load(tensors)
+        for k, plane in enumerate(self.planes):
+            mine = {name: name + (f".{k}" if k else "") for name in plane.tensors()}
+            plane.load({name: tensors[whole] for name, whole in mine.items() if whole in tensors})
+
+    def numbers(self) -> dict[str, float]:
+        """The margin's running numbers, for a checkpoint; the same on all ranks."""
+        return {name: number.item() for name, number in self.margin.state.items()}
+
+    def load_numbers(self, numbers: dict[str, float]) -> None:
+        """Those of a checkpoint. Raises `schema.UserError` where they are another margin's."""
+        if numbers.keys() != self.margin.state.keys():
+            found, needed = (", ".join(names) or "nothing" for names in (numbers, self.margin.state))
+            raise schema.UserError(
+                f"head.margin: the checkpoint's keeps {found}, this one {needed}; resume with the margin it was made with"
+            )
+        for name, number in numbers.items():
+            self.margin.state[name].fill_(number)

@@ -5,52 +5,80 @@ Let z be cosines, t = s f(z_target) and L the log-sum-exp of s z over all column
     loss = softplus(L - t)        1 - p_target = sigmoid(L - t)        d loss / d (s z) = exp(s z - logaddexp(L, t)) off the target
 
 Nowhere is the target among the summands: logaddexp(L, t) - t would cancel, to a loss of 0 for well-learnt samples.
+A margin may bend z before, or take the sum of softplus(s z) instead of L (binary): then t and the others each have a loss of their own.
+Of K sub-centres of a class the nearest gives z and gets the gradient.
 Walk 1 makes L, walk 2 the gradients. Both work on the cosines of one chunk at a time, in float32. Walk 1 drops them and walk 2 makes them
-anew (`recompute`), or it keeps exp(s z - the sample's largest of the chunk) in float16 (`store16`): half the bytes of float32 logits.
+anew (`recompute`), or it keeps d L / d z of the chunk in float16, in the sample's own unit (`store16`): half the bytes of float32 logits.
 
-Shapes: B the global batch (padded places included), D the embedding, n the rows of a chunk.
+Shapes: B the global batch (padded places included), D the embedding, n the rows of a chunk, K sub-centres.
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from manyfaces.models.collectives import Ranks
-from manyfaces.models.margins import Margin
+from manyfaces.models.margins import Bend, Margin
 from manyfaces.models.products import times_transposed
 from manyfaces.models.rows import SHORTEST, Gate, Rows, looking_is_free
 from manyfaces.models.sampling import Chunk, Columns
 
 LARGEST_FIXED_SCALE = 73.0
 """Up to here exp(s z - (s - 60)) stays within float32 for all cosines, and for sums of 1e12 of them; above, each chunk has its maximum."""
-BIG_SHARE = 1 / 256
-"""`store16`: probabilities above this are made anew in walk 2. float16 leaves 2e-4 of each; of all below, 1/16 of that in norm."""
+BIG_SHARE = 1 / 1024
+"""`store16`: probabilities above this are made anew in walk 2. float16 leaves 2e-4 of each; of all below, 1/32 of that in norm."""
 _LOG_SMALLEST_SHARE = -40
 _LOG2_E = 1 / math.log(2)
 """Exponents are in bits: on CPU torch's exp2 takes a quarter of the time of its exp, which asks MKL."""
-_HEADROOM = 14
-"""float16 is equally exact from 2^14 to 2^-14, so the largest number of a chunk is stored as 2^14."""
+_HEADROOM = 12
+"""float16 is equally exact from 2^14 to 2^-14: the largest number of a chunk is stored as 2^12, or steeper by up to 4 where bent."""
+
+
+class Scoring(NamedTuple):
+    """How cosines with other classes become a loss."""
+
+    scale: float
+    bend: Bend | None = None
+    binary: bool = False
+    """Logistic losses that add up, in place of a softmax."""
+    largest_logit: float = 1.0
 
 
 class Kept(NamedTuple):
-    """What walk 1 hands to walk 2 of one chunk."""
+    """What walk 1 hands to walk 2 of one chunk; the last three only if stored."""
 
-    inverse_n: Tensor
-    """1 / |row|"""
+    inverse_Kn: Tensor
+    """1 / |row| of each sub-centre."""
     bits_B: Tensor | None = None
-    """float32: largest s z off the target, in bits, less `_HEADROOM`. None unless stored, like the next."""
-    exps_Bn: Tensor | None = None
-    """float16: exp(s z) / 2^bits, 0 at the target."""
+    """float32: the sample's unit, in bits."""
+    slopes_Bn: Tensor | None = None
+    """float16: exp(s f(z)) f'(z) in the sample's unit, of a binary loss sigmoid(s f(z)) f'(z); 0 at the target."""
+    nearest_Bn: Tensor | None = None
+    """uint8: which of several sub-centres counts."""
 
 
 class Negatives(NamedTuple):
     """Of one rank's columns without the targets'."""
 
     sum_B: Tensor
-    """float64: sum of exp(s z), for s up to 512 within its range."""
+    """float64: sum of exp(s z), for s up to 512 within its range; of a binary loss that of log(1 + exp(s z))."""
+    pull_B: Tensor | None
+    """float64: of a binary loss, the sum of the summands' derivatives by s z; of a softmax they are the summands."""
     kept: list[Kept]
+
+
+class Targets(NamedTuple):
+    """Of the batch's samples, those whose class is here."""
+
+    cosine_B: Tensor
+    """float64; 0 elsewhere."""
+    owners_B: Tensor
+    """float64: 1 here."""
+    nearest_B: Tensor
+    """int64: sub-centre that counts."""
 
 
 class Outcome(NamedTuple):
@@ -64,14 +92,19 @@ class Outcome(NamedTuple):
     """bool []: each valid label is a row of exactly one rank."""
     live_B: Tensor
     """bool: samples that send gradients; none where the step is called off."""
-    L_B: Tensor
+    log_pull_B: Tensor
+    """log of the sum of the derivatives by s z over all ranks; of a softmax, of the sum of exponentials."""
     log_factor_B: Tensor
-    """d loss / d z = exp(s z + log_factor) off the target."""
+    """d loss / d f = exp(s f + log_factor) off the target; of a binary loss sigmoid(s f) exp(log_factor)."""
     d_target_B: Tensor
     """d loss / d z at the target."""
+    d_norm_B: Tensor | None
+    """d loss / d |embedding|, where a margin looks at it."""
+    d_bias: Tensor
+    """d loss / d a number added to all logits, float64 []; of a binary loss."""
 
 
-class _Targets:
+class _Own:
     """Where the samples' own columns stand in a chunk."""
 
     def __init__(self, chunk: Chunk, targets_B: Tensor) -> None:
@@ -83,113 +116,234 @@ class _Targets:
         scores_Bn.scatter_(1, self.column_B1, torch.where(self.here_B1, value_B1, scores_Bn.gather(1, self.column_B1)))
 
 
-def sum_negatives(rows: Rows, unit_BD: Tensor, columns: Columns, scale: float, *, store: bool) -> Negatives:
-    """Walk 1."""
-    shift = scale - 60 if scale <= LARGEST_FIXED_SCALE and not store else None
-    sum_B = torch.zeros(len(unit_BD), dtype=torch.float64, device=unit_BD.device)
-    inverse_norms = unit_BD.new_empty(sum(map(len, columns.chunks)))  # in one piece: small ones between large ones would scatter memory
+def _void_(scores_Bn: Tensor, chunk: Chunk, columns: Columns, value: float) -> None:
+    """Set what is no class, or one that the sample does not meet."""
+    if chunk.absent_n is not None:
+        scores_Bn.masked_fill_(chunk.absent_n, value)
+    if chunk.space_n is not None:
+        assert columns.space_B is not None
+        scores_Bn.masked_fill_(columns.space_B[:, None] != chunk.space_n, value)
+
+
+def _cosines(unit_BD: Tensor, rows: Sequence[Tensor], inverse_Kn: Tensor) -> tuple[Tensor, Tensor | None]:
+    """With the nearest sub-centre of each class [B, n], and which that is, uint8 [B, n]; None if there is one only."""
+    best_Bn, nearest_Bn = times_transposed(unit_BD, rows[0]).mul_(inverse_Kn[0]), None
+    for k in range(1, len(rows)):
+        other_Bn = times_transposed(unit_BD, rows[k]).mul_(inverse_Kn[k])
+        nearer_Bn = other_Bn > best_Bn
+        nearest_Bn = nearer_Bn.to(torch.uint8) if nearest_Bn is None else nearest_Bn.masked_fill_(nearer_Bn, k)
+        torch.maximum(best_Bn, other_Bn, out=best_Bn)
+    return best_Bn, nearest_Bn
+
+
+def sum_negatives(planes: Sequence[Rows], unit_BD: Tensor, columns: Columns, scoring: Scoring, *, store: bool) -> Negatives:
+    """Walk 1. `planes` hold the sub-centres: plane k the k-th row of every class."""
+    bits, bend = scoring.scale * _LOG2_E, scoring.bend
+    largest = scoring.scale * scoring.largest_logit
+    shift = largest - 60 if largest <= LARGEST_FIXED_SCALE and not store else None
+    sum_B, pull_B = torch.zeros(2, len(unit_BD), dtype=torch.float64, device=unit_BD.device)
+    # In one piece: small ones between large ones would scatter memory.
+    inverse_norms = unit_BD.new_empty(len(planes), sum(map(len, columns.chunks)))
     kept = []
     for chunk in columns.chunks:
-        rows_nD = rows.take(chunk.ids)
-        inverse_n = inverse_norms[chunk.first : chunk.first + len(chunk)]
-        inverse_n.copy_(rows.inverse_norms(chunk.ids, rows_nD))
-        scores_Bn = times_transposed(unit_BD, rows_nD)
-        if shift is None:
-            scores_Bn.mul_(inverse_n * (scale * _LOG2_E))
+        rows = [plane.take(chunk.ids) for plane in planes]
+        inverse_Kn = inverse_norms[:, chunk.first : chunk.first + len(chunk)]
+        for plane, rows_nD, inverse_n in zip(planes, rows, inverse_Kn, strict=True):
+            inverse_n.copy_(plane.inverse_norms(chunk.ids, rows_nD))
+        own = _Own(chunk, columns.targets_B)
+        slopes_Bn = nearest_Bn = None
+        if bend is None and len(rows) == 1 and shift is not None:  # one pass
+            exponents_Bn = times_transposed(unit_BD, rows[0])
+            torch.addcmul(unit_BD.new_full((1, 1), -shift * _LOG2_E), exponents_Bn, inverse_Kn[0] * bits, out=exponents_Bn)
         else:
-            torch.addcmul(unit_BD.new_full((1, 1), -shift * _LOG2_E), scores_Bn, inverse_n * (scale * _LOG2_E), out=scores_Bn)
-        if chunk.absent_n is not None:
-            scores_Bn.masked_fill_(chunk.absent_n, -math.inf)
-        _Targets(chunk, columns.targets_B).set_(scores_Bn, -math.inf)
-        if shift is None:
-            bits_B = scores_Bn.amax(1).clamp_(min=-scale * _LOG2_E) - _HEADROOM  # -inf where there is nothing but the target
-            sums_B = scores_Bn.sub_(bits_B[:, None]).exp2_().sum(1)
-            sum_B.addcmul_(sums_B.double(), bits_B.double().exp2_())
-            kept.append(Kept(inverse_n, bits_B, scores_Bn.half()) if store else Kept(inverse_n))
+            exponents_Bn, nearest_Bn = _cosines(unit_BD, rows, inverse_Kn)
+            if bend is not None:
+                slopes_Bn = bend.slope(exponents_Bn) if store else None
+                exponents_Bn = bend.logit(exponents_Bn)
+            if scoring.binary:
+                exponents_Bn.mul_(scoring.scale)
+            elif shift is not None:
+                exponents_Bn = torch.add(unit_BD.new_full((), -shift * _LOG2_E), exponents_Bn, alpha=bits)
+        _void_(exponents_Bn, chunk, columns, -math.inf)
+        own.set_(exponents_Bn, -math.inf)
+        if scoring.binary:
+            sum_B += torch.nn.functional.softplus(exponents_Bn).sum(1)
+            pulls_Bn = exponents_Bn.sigmoid_()
+            pull_B += pulls_Bn.sum(1)
+            top_B = pulls_Bn.amax(1).clamp_(min=2.0**-100) if store else None
+            bits_B = None if top_B is None else top_B.log2() - _HEADROOM
+            if bits_B is not None:
+                pulls_Bn *= torch.exp2(-bits_B)[:, None]
+        elif shift is None:
+            bits_B = exponents_Bn.amax(1).clamp_(min=-1) * bits - _HEADROOM  # -inf where there is nothing but the target
+            pulls_Bn = torch.add(-bits_B[:, None], exponents_Bn, alpha=bits).exp2_()  # rounded once: 200 bits would leave 1e-5 of error
+            sum_B.addcmul_(pulls_Bn.sum(1).double(), bits_B.double().exp2_())
         else:
-            sum_B += scores_Bn.exp2_().sum(1)
-            kept.append(Kept(inverse_n))
-    return Negatives(sum_B if shift is None else sum_B * math.exp(shift), kept)
+            bits_B, pulls_Bn = None, exponents_Bn.exp2_()
+            sum_B += pulls_Bn.sum(1)
+        if store:
+            if slopes_Bn is not None:
+                pulls_Bn *= slopes_Bn
+            kept.append(Kept(inverse_Kn, bits_B, pulls_Bn.half(), nearest_Bn))
+        else:
+            kept.append(Kept(inverse_Kn))
+    if shift is not None and not scoring.binary:
+        sum_B *= math.exp(shift)
+    return Negatives(sum_B, pull_B if scoring.binary else None, kept)
 
 
-def target_cosines(rows: Rows, unit_BD: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosines of the targets that are rows here and whether they are, float64 [B] both; 0 elsewhere. `labels_B` are local row numbers.
+def targets(planes: Sequence[Rows], unit_BD: Tensor, labels_B: Tensor) -> Targets:
+    """Cosines of the targets that are rows here, with the nearest sub-centre. `labels_B` are local row numbers.
 
     In float64 and normalised anew: the loss of a well-learnt sample is exp(L - t), so an error of t is a relative error of the loss.
     """
-    here_B = (labels_B >= 0) & (labels_B < rows.num_rows)
-    own_BD = rows.take(torch.where(here_B, labels_B, rows.num_rows)).double()
+    here_B = (labels_B >= 0) & (labels_B < planes[0].num_rows)
     unit_BD = unit_BD.double()
-    lengths_B = torch.linalg.vector_norm(own_BD, dim=1) * torch.linalg.vector_norm(unit_BD, dim=1)
-    return torch.where(here_B, (own_BD * unit_BD).sum(1) / lengths_B.clamp(min=SHORTEST), 0), here_B.double()
+    norms_B = torch.linalg.vector_norm(unit_BD, dim=1)
+    cosines = []
+    for plane in planes:
+        own_BD = plane.take(torch.where(here_B, labels_B, plane.num_rows)).double()
+        lengths_B = torch.linalg.vector_norm(own_BD, dim=1) * norms_B
+        cosines.append((own_BD * unit_BD).sum(1) / lengths_B.clamp(min=SHORTEST))
+    cosine_B, nearest_B = torch.stack(cosines).max(0)
+    return Targets(torch.where(here_B, cosine_B, 0), here_B.double(), nearest_B)
 
 
-def join(negatives: Negatives, cosine_B: Tensor, owners_B: Tensor, valid_B: Tensor, margin: Margin, scale: float, ranks: Ranks) -> Outcome:
-    """One sum over ranks; the rest is B numbers, the same on each rank."""
-    sum_B, cosine_B, owners_B = ranks.sum_(torch.stack([negatives.sum_B, cosine_B, owners_B]))
-    value_B, slope_B = margin(cosine_B.clamp(-1, 1))
-    t_B, L_B = scale * value_B, sum_B.log()
-    num_valid = valid_B.double().sum().clamp(min=1)
-    loss = torch.where(valid_B, torch.logaddexp(L_B - t_B, torch.zeros_like(t_B)), 0).sum() / num_valid
+def join(
+    margin: Margin, negatives: Negatives, cosine_B: Tensor, owners_B: Tensor, norm_B: Tensor, valid_B: Tensor, scale: float, ranks: Ranks
+) -> Outcome:
+    """One sum over ranks; the rest is B numbers, the same on each. Where a margin looks first, cosines and owners are sums already."""
+    parts = [negatives.sum_B]
+    if negatives.pull_B is not None:
+        parts.append(negatives.pull_B)
+    if not margin.looks_first:
+        parts += [cosine_B, owners_B]
+    summed = ranks.sum_(torch.stack(parts))
+    sum_B, pull_B = summed[0], summed[int(negatives.pull_B is not None)]
+    if not margin.looks_first:
+        cosine_B, owners_B = summed[-2:]
+    target = margin.target(cosine_B.clamp(-1, 1), norm_B)
+    t_B, num_valid = scale * target.value_B, valid_B.double().sum().clamp(min=1)
+    zero_B, d_bias = torch.zeros_like(t_B), torch.zeros_like(num_valid)
+    if margin.binary is None:
+        L_B = sum_B.log()
+        loss_B = torch.logaddexp(L_B - t_B, zero_B)
+        d_t_B = -torch.sigmoid(L_B - t_B) / num_valid
+        log_factor_B = torch.log(scale / num_valid) - torch.logaddexp(L_B, t_B)
+    else:
+        own, others = margin.binary
+        loss_B = own * torch.logaddexp(-t_B, zero_B) + others * sum_B
+        d_t_B = -own * torch.sigmoid(-t_B) / num_valid
+        log_factor_B = (scale * others / num_valid).log().expand_as(t_B)
+        d_bias = torch.where(valid_B, others * pull_B / num_valid + d_t_B, 0).sum()
+    d_norm_B = None if target.by_norm_B is None else scale * d_t_B * target.by_norm_B
+    if target.extra_B is not None:
+        loss_B = loss_B + target.extra_B
+    if target.d_extra_B is not None:
+        d_norm_B = target.d_extra_B / num_valid + (0 if d_norm_B is None else d_norm_B)
+    loss = torch.where(valid_B, loss_B, 0).sum() / num_valid
     finite, one_owner = loss.isfinite(), ((owners_B == 1) | ~valid_B).all()
-    log_factor_B = torch.log(scale / num_valid) - torch.logaddexp(L_B, t_B)
-    d_target_B = -scale / num_valid * torch.sigmoid(L_B - t_B) * slope_B
-    return Outcome(loss, finite, one_owner, valid_B & finite & one_owner, L_B, log_factor_B, d_target_B)
+    return Outcome(
+        loss=loss, finite=finite, one_owner=one_owner, live_B=valid_B & finite & one_owner, log_pull_B=pull_B.log(),
+        log_factor_B=log_factor_B, d_target_B=scale * d_t_B * target.slope_B, d_norm_B=d_norm_B, d_bias=d_bias,
+    )  # fmt: skip
 
 
-def descend(rows: Rows, unit_BD: Tensor, columns: Columns, scale: float, outcome: Outcome, kept: list[Kept], gate: Gate) -> Tensor:
+def descend(
+    planes: Sequence[Rows], unit_BD: Tensor, columns: Columns, scoring: Scoring, outcome: Outcome, kept: list[Kept],
+    nearest_B: Tensor, gate: Gate,
+) -> Tensor:  # fmt: skip
     """Walk 2: updates the rows in place and returns this rank's part of d loss / d unit vectors, float32 [B, D], from the rows before."""
     if looking_is_free(unit_BD.device) and not outcome.live_B.any():
         return torch.zeros_like(unit_BD)
     # Samples that send no gradient are zeroed rather than multiplied by zero: they may be NaN.
     unit_BD = torch.where(outcome.live_B[:, None], unit_BD, 0)
-    exponent_B, factor_B = exponents(outcome)
+    exponent_B, factor_B = exponents(outcome, scoring)
     weighted_BD = unit_BD * factor_B[:, None].float()
     d_unit_BD = torch.zeros_like(unit_BD)
     for chunk, parts in zip(columns.chunks, kept, strict=True):
-        rows_nD = rows.take(chunk.ids)
+        rows = [plane.take(chunk.ids) for plane in planes]
         # Each sample's gradients are in a unit of its own, which multiplies what is B x D.
-        if parts.exps_Bn is None:
-            d_scores_Bn = times_transposed(unit_BD, rows_nD)
-            torch.addcmul(exponent_B[:, None], d_scores_Bn, parts.inverse_n * (scale * _LOG2_E), out=d_scores_Bn).exp2_()
+        if parts.slopes_Bn is None:
+            d_scores_Bn, nearest_Bn = _slopes(unit_BD, rows, parts.inverse_Kn, scoring, exponent_B)
         else:
-            d_scores_Bn, factor_B = _restore(rows_nD, unit_BD, parts, scale, outcome)
+            (d_scores_Bn, factor_B), nearest_Bn = _restore(rows, unit_BD, parts, scoring, outcome), parts.nearest_Bn
             weighted_BD = unit_BD * factor_B[:, None].float()
-        if chunk.absent_n is not None:
-            d_scores_Bn.masked_fill_(chunk.absent_n, 0)
-        d_target_B1 = torch.where(outcome.live_B, outcome.d_target_B / factor_B, 0).float()[:, None]
-        _Targets(chunk, columns.targets_B).set_(d_scores_Bn, d_target_B1)
-        d_scores_Bn *= parts.inverse_n
-        d_unit_BD.addcmul_(times_transposed(d_scores_Bn, rows_nD.T), factor_B[:, None].float())
-        rows.update_(chunk.ids, rows_nD, parts.inverse_n, times_transposed(d_scores_Bn.T, weighted_BD.T), gate)
+        _void_(d_scores_Bn, chunk, columns, 0)
+        own = _Own(chunk, columns.targets_B)
+        own.set_(d_scores_Bn, torch.where(outcome.live_B, outcome.d_target_B / factor_B, 0).float()[:, None])
+        if nearest_Bn is not None:
+            own.set_(nearest_Bn, nearest_B[:, None].to(torch.uint8))
+        for k, (plane, rows_nD, inverse_n) in enumerate(zip(planes, rows, parts.inverse_Kn, strict=True)):
+            d_plane_Bn = d_scores_Bn if nearest_Bn is None else d_scores_Bn.masked_fill(nearest_Bn != k, 0)
+            d_plane_Bn = d_plane_Bn.mul_(inverse_n)
+            d_unit_BD.addcmul_(times_transposed(d_plane_Bn, rows_nD.T), factor_B[:, None].float())
+            plane.update_(chunk.ids, rows_nD, inverse_n, times_transposed(d_plane_Bn.T, weighted_BD.T), gate)
     return d_unit_BD
 
 
-def exponents(outcome: Outcome) -> tuple[Tensor, Tensor]:
-    """Of d loss / d z = factor x 2^(s z in bits + exponent) off the target: exponent, float32 [B], -inf for samples without a gradient, and
-    factor, float64 [B]."""
-    # float32 holds an exponent of 90 to 4e-6 only, so its whole part goes in, exactly, and the rest multiplies what is B x D.
-    whole_B = (outcome.log_factor_B * _LOG2_E).round()
+def exponents(outcome: Outcome, scoring: Scoring) -> tuple[Tensor, Tensor]:
+    """Of d loss / d f = factor x 2^(s f in bits + exponent) off the target: exponent, float32 [B], -inf for samples without a gradient, and
+    factor, float64 [B]. A binary loss has no exponent."""
+    whole_B = torch.zeros_like(outcome.log_factor_B)
+    if not scoring.binary:
+        # float32 holds an exponent of 90 to 4e-6 only, so its whole part goes in, exactly, and the rest multiplies what is B x D.
+        whole_B = (outcome.log_factor_B * _LOG2_E).round()
     factor_B = torch.where(outcome.live_B, torch.exp(outcome.log_factor_B - whole_B / _LOG2_E), 0)
     return torch.where(outcome.live_B, whole_B, -math.inf).float(), factor_B
 
 
-def _restore(rows_nD: Tensor, unit_BD: Tensor, parts: Kept, scale: float, outcome: Outcome) -> tuple[Tensor, Tensor]:
+def _slopes(
+    unit_BD: Tensor, rows: Sequence[Tensor], inverse_Kn: Tensor, scoring: Scoring, exponent_B: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """d loss / d z off the targets [B, n], in the samples' units, and which sub-centres count."""
+    bits = scoring.scale * _LOG2_E
+    if scoring.bend is None and len(rows) == 1:  # one pass
+        scores_Bn = times_transposed(unit_BD, rows[0])
+        return torch.addcmul(exponent_B[:, None], scores_Bn, inverse_Kn[0] * bits, out=scores_Bn).exp2_(), None
+    scores_Bn, nearest_Bn = _cosines(unit_BD, rows, inverse_Kn)
+    slopes_Bn = None if scoring.bend is None else scoring.bend.slope(scores_Bn)
+    if scoring.bend is not None:
+        scores_Bn = scoring.bend.logit(scores_Bn)
+    if scoring.binary:
+        scores_Bn = scores_Bn.mul_(scoring.scale).sigmoid_()
+    else:
+        scores_Bn = torch.add(exponent_B[:, None], scores_Bn, alpha=bits).exp2_()
+    return scores_Bn if slopes_Bn is None else scores_Bn.mul_(slopes_Bn), nearest_Bn
+
+
+def _restore(rows: Sequence[Tensor], unit_BD: Tensor, parts: Kept, scoring: Scoring, outcome: Outcome) -> tuple[Tensor, Tensor]:
     """d loss / d z off the targets [B, n] from what walk 1 stored, and each sample's unit of them, float64 [B]."""
-    assert parts.exps_Bn is not None
+    assert parts.slopes_Bn is not None
     assert parts.bits_B is not None
-    d_scores_Bn = parts.exps_Bn.float()
-    log_share_B = parts.bits_B.double() / _LOG2_E - outcome.L_B
+    d_scores_Bn = parts.slopes_Bn.float()
+    log_share_B = parts.bits_B.double() / _LOG2_E - outcome.log_pull_B
     if looking_is_free(d_scores_Bn.device):  # elsewhere float16 has to do
-        samples_k = (log_share_B + _HEADROOM / _LOG2_E > math.log(BIG_SHARE)).nonzero()[:, 0]
-        big_kn = d_scores_Bn[samples_k] > (BIG_SHARE * torch.exp(-log_share_B[samples_k]))[:, None]
+        samples_k = (log_share_B + (_HEADROOM + 2) / _LOG2_E > math.log(BIG_SHARE)).nonzero()[:, 0]
+        big_kn = d_scores_Bn[samples_k].abs() > (BIG_SHARE * torch.exp(-log_share_B[samples_k]))[:, None]
         turns_m, columns_m = big_kn.nonzero(as_tuple=True)
         samples_m = samples_k[turns_m]
-        dots_m = torch.linalg.vecdot(unit_BD[samples_m], rows_nD[columns_m])
-        exponents_m = dots_m * parts.inverse_n[columns_m] * (scale * _LOG2_E) - parts.bits_B[samples_m]
-        d_scores_Bn[samples_m, columns_m] = exponents_m.exp2_()
+        d_scores_Bn[samples_m, columns_m] = _slopes_at(rows, unit_BD, parts, scoring, samples_m, columns_m)
     else:
         d_scores_Bn.masked_fill_(~outcome.live_B[:, None], 0)
     # NaN where there are no negatives at all, and nothing to scale.
-    log_unit_B = (log_share_B.clamp(min=_LOG_SMALLEST_SHARE) + outcome.L_B + outcome.log_factor_B).nan_to_num(nan=0.0)
+    log_unit_B = (log_share_B.clamp(min=_LOG_SMALLEST_SHARE) + outcome.log_pull_B + outcome.log_factor_B).nan_to_num(nan=0.0)
     return d_scores_Bn, torch.where(outcome.live_B, log_unit_B.exp(), 0)
+
+
+def _slopes_at(rows: Sequence[Tensor], unit_BD: Tensor, parts: Kept, scoring: Scoring, samples_m: Tensor, columns_m: Tensor) -> Tensor:
+    """What walk 1 stored, in float32, of single places."""
+    assert parts.bits_B is not None
+    if parts.nearest_Bn is None:
+        own_mD, inverse_m = rows[0][columns_m], parts.inverse_Kn[0, columns_m]
+    else:
+        nearest_m = parts.nearest_Bn[samples_m, columns_m].long()
+        own_mD, inverse_m = torch.stack(list(rows))[nearest_m, columns_m], parts.inverse_Kn[nearest_m, columns_m]
+    cosines_m = (torch.linalg.vecdot(unit_BD[samples_m], own_mD) * inverse_m).double()
+    bend = None if scoring.bend is None else scoring.bend.of(samples_m)
+    slopes_m = cosines_m.new_ones(()) if bend is None else bend.slope(cosines_m)
+    logits_m = scoring.scale * (cosines_m if bend is None else bend.logit(cosines_m))
+    bits_m = parts.bits_B[samples_m]
+    if scoring.binary:
+        return logits_m.sigmoid_().mul_(slopes_m).mul_(torch.exp2(-bits_m)).float()
+    return logits_m.mul_(_LOG2_E).sub_(bits_m).exp2_().mul_(slopes_m).float()

@@ -47,6 +47,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--address", help="join this Ray cluster (`auto` or HOST:PORT), as cluster.address does")
     one = verb(verbs, "check", check, "show the resolved configuration and the plan, without running anything")
     config_words(one)
+    one.add_argument("--explain", metavar="KEY", help="only say what may stand at and below this key, and when to use what: `head`")
     one.add_argument(
         "--memory-gb", type=float, help="memory of a worker, 10^9 bytes; default 80 of a GPU, else its share of this computer's"
     )
@@ -141,6 +142,12 @@ def train(arguments: argparse.Namespace) -> None:
 
 
 def check(arguments: argparse.Namespace) -> None:
+    if arguments.explain is not None:
+        from manyfaces.configs.explain import describe
+
+        for line in describe(arguments.explain):
+            print(line)  # noqa: T201 - for pipes, as it is
+        return
     config = _load(arguments)
     from manyfaces.configs import load, plan
     from manyfaces.data.size import dataset_size

@@ -148,6 +148,7 @@ def snapshot(parts: Parts, progress: Progress) -> Snapshot:
         "step": progress.step,
         "position": progress.position,
         "seconds": progress.seconds,
+        "head": parts.head.numbers(),
         "mlflow": json.loads(mlflow.read_text()) if mlflow.exists() else None,
     }
     return Snapshot(

@@ -19,7 +19,7 @@ from manyfaces.cluster import jobs, launch
 from manyfaces.cluster.world import World, agree
 from manyfaces.configs import counter, plan
 from manyfaces.configs.load import dump
-from manyfaces.configs.schema import Config, UserError, flatten, identity
+from manyfaces.configs.schema import Config, CustomMargin, UserError, flatten, identity
 from manyfaces.data.forget import read_forgotten
 from manyfaces.data.index import verify, write_atomic
 from manyfaces.data.loader import Loader, Quarantine
@@ -180,10 +180,13 @@ def _build(
         weight_decay=config.train.optimizer.weight_decay,
         device=world.device,
         group=dist.group.WORLD,
+        spaces=[part.first_class for part in dataset.parts] if config.head.label_spaces == "each" else (0,),
         kernels=config.engine.head_kernels == "auto",
     )
     if found is not None:
         checkpointer.load_head(found.path, head.tensors(), head.num_classes)
+        if found.state["config"]["head"]["margin"]["kind"] == config.head.margin.kind:  # else a new margin's numbers start afresh
+            head.load_numbers(found.state.get("head", {}))
     head.forget(torch.from_numpy(read_forgotten(dataset).identities))
     if found is None:
         return engine, head, Progress()
@@ -217,6 +220,8 @@ def absolute(config: Config) -> Config:
         value = section[key]
         if value and "://" not in value and not value.startswith("~"):  # each node has a home of its own
             section[key] = str(Path(value).absolute())
+    if isinstance(config.head.margin, CustomMargin):
+        tree["head"]["margin"]["file"] = str(Path(config.head.margin.file).absolute())
     tree["evaluation"]["pairs"] = [str(Path(p).absolute()) for p in tree["evaluation"]["pairs"]]
     return Config.model_validate(tree)
 
@@ -274,6 +279,8 @@ def _check_source(config: Config, dataset: AnyDataset, source: Path) -> None:
         ("identities", dataset.manifest.num_identities, state["num_classes"]),
         ("model", config.model.model_dump(mode="json"), state["config"]["model"]),
         ("train.optimizer.kind", config.train.optimizer.kind, state["config"]["train"]["optimizer"]["kind"]),
+        ("head.rows.optimizer", config.head.rows.optimizer, state["config"]["head"]["rows"]["optimizer"]),
+        ("head.sub_centers", config.head.sub_centers, state["config"]["head"].get("sub_centers", 1)),
     ):
         if here != there:
             raise UserError(f"run.resume_from {source}: its {key} {there} cannot continue as {here}")

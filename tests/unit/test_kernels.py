@@ -121,14 +121,14 @@ def test_columns_that_are_no_class_send_nothing() -> None:
     _, head = heads(schema.Head(), 50, 16, torch.arange(40, 50))
     columns = partial_fc.sampling.choose(50, 0, 50, 1.0, 0, 0, torch.tensor([3]), 64)
     unit_BD = torch.nn.functional.normalize(torch.randn(1, 16))
-    every = kernels.sum_negatives(head.rows, unit_BD, columns, 64.0, store=False).sum_B
+    every = kernels.sum_negatives(head.planes, unit_BD, columns, softmax.Scoring(64.0), store=False).sum_B
     assert head.gone_C is not None
     absent = columns._replace(chunks=[replace(c, absent_n=head.gone_C[c.ids]) for c in columns.chunks])
-    cosines = torch.nn.functional.normalize(head.rows.rows_CD[:50]) @ unit_BD[0]
+    cosines = torch.nn.functional.normalize(head.planes[0].rows_CD[:50]) @ unit_BD[0]
     keep = torch.arange(50) != 3
     torch.testing.assert_close(every, (64 * cosines[keep].double()).exp().sum()[None], rtol=1e-3, atol=0)
     keep[40:] = False
-    some = kernels.sum_negatives(head.rows, unit_BD, absent, 64.0, store=False).sum_B
+    some = kernels.sum_negatives(head.planes, unit_BD, absent, softmax.Scoring(64.0), store=False).sum_B
     torch.testing.assert_close(some, (64 * cosines[keep].double()).exp().sum()[None], rtol=1e-3, atol=0)
 
 

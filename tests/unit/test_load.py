@@ -1,5 +1,6 @@
 """Recipes and override words to the typed tree: what loads, how it merges, and that every mistake is one plain line with its place."""
 
+import re
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from manyfaces.configs import schema
-from manyfaces.configs.explain import keys
+from manyfaces.configs.explain import describe, keys
 from manyfaces.configs.load import dump, load
 from manyfaces.configs.schema import Config, UserError
 
@@ -109,7 +110,7 @@ def test_all_errors_at_once_with_file_line_path_and_what_is_allowed(recipe: Any)
         "r.yaml:14 cluster.workers": "min 3 is above max 2",
         "r.yaml:15 engine": "must be a mapping with the keys zero_stage",
         "r.yaml:16 lr": "did you mean train.optimizer.lr?",
-        "override 'head.margin.m=.3' head.margin": "kind is missing; must be a mapping with kind: arcface, cosface or combined",
+        "override 'head.margin.m=.3' head.margin": "kind is missing; must be a mapping with kind: softmax, arcface, cosface,",
         "override 'head.scale=0' head.scale": "must be a number above 0 and at most 512, not 0",
     }.items():
         assert words in starts[start]
@@ -267,3 +268,29 @@ def test_the_plan_needs_no_heavy_module_and_well_under_a_second() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "[]"
     assert time.perf_counter() - start < 5  # 0.5 s; the rest is for a busy machine
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        ("margin: {kind: sphereface2}, sample_rate: 0.1", "head.sample_rate 0.1 does not go with sphereface2, .*; set head.sample_rate=1"),
+        ("margin: {kind: uniface}, sample_rate: 0.5", "head.sample_rate 0.5 does not go with uniface"),
+        ("margin: {kind: curricularface}, scale: 300", "head.scale 300: curricularface doubles logits"),
+        ("label_spaces: each", "head.label_spaces each needs several datasets, data.order is shuffle; set data.order=mixture"),
+        ("margin: {kind: magface, low: 20, high: 10}", "low 20 is not below high 10"),
+        ("margin: {kind: custom}", "head.margin.file: is missing"),
+    ],
+)
+def test_losses_that_do_not_go_together_are_refused(recipe: Any, head: str, message: str) -> None:
+    path = recipe(f"{MODEL}head: {{{head}}}\n")
+    assert any(re.search(message, line) for line in errors(path))
+
+
+def test_every_loss_says_when_to_use_it() -> None:
+    lines = describe("head")
+    kinds = [line.strip() for line in lines if line.strip().startswith("kind: ")]
+    assert len(kinds) == 11
+    assert all(re.match(r"kind: \w+ - .+\.$", line) for line in kinds)
+    assert describe("head.rows")[0].startswith("optimizer [sgd]: ")
+    with pytest.raises(UserError, match="heat: no mapping of the configuration; did you mean head"):
+        describe("heat")

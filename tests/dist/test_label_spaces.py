@@ -1,0 +1,73 @@
+"""A head for each dataset of a mixture, against dense heads that know nothing of each other."""
+
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from dense_head import DenseHead
+from launcher import run_ranks
+from torch import Tensor
+
+from manyfaces.configs import schema
+from manyfaces.models import collectives, sampling
+from manyfaces.models.partial_fc import PartialFC
+
+CPU = torch.device("cpu")
+C, D, B, FIRST = 700, 16, 21, (0, 300, 310)
+"""The middle dataset has ten classes, of which a batch may show none."""
+SETTINGS = list(product(["recompute", "store16"], [1.0, 0.3], [1, 2]))
+
+
+def config(logits: str, rate: float, sub_centers: int) -> schema.Head:
+    margin = schema.ArcFaceMargin(kind="arcface")
+    return schema.Head(margin=margin, logits=logits, sample_rate=rate, sub_centers=sub_centers, chunk_classes=128)  # type: ignore[arg-type]
+
+
+def batch() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    labels_B = torch.randint(-1, C, (B,), generator=generator)
+    labels_B[:4] = torch.tensor([2, 299, 300, 310])
+    return torch.randn(B, D, generator=generator), labels_B
+
+
+def step_of_a_rank() -> list[dict[str, Any]]:
+    facts, (embeddings_BD, labels_B) = [], batch()
+    for each in SETTINGS:
+        head = PartialFC(config(*each), C, D, seed=2, weight_decay=0, device=CPU, group=dist.group.WORLD, spaces=FIRST)
+        lo, hi = collectives.share(B, head.rank, head.world_size)
+        before = {name: tensor.clone() for name, tensor in head.tensors().items()}
+        step = head.step(embeddings_BD[lo:hi], labels_B[lo:hi], lr=0.1, position=0, batch_size=B)
+        state = {f"before.{name}": tensor for name, tensor in before.items()} | head.tensors()
+        facts.append({"loss": step.loss.item(), "d_embeddings": step.d_embeddings_ND / head.world_size, **state})
+    return facts
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_a_sample_meets_the_classes_of_its_own_dataset_only(world_size: int) -> None:
+    ranks = run_ranks(world_size, step_of_a_rank)
+    embeddings_BD, labels_B = batch()
+    num_valid = int((labels_B != -1).sum())
+    for number, each in enumerate(SETTINGS):
+        mine = {key: torch.cat([facts[number][key] for facts in ranks]) for key in ranks[0][number] if key != "loss"}
+        planes = [mine[f"before.{name}"] for name in ("rows", "rows.1")[: each[2]]]
+        chosen = set(range(C))
+        if each[1] < 1:
+            blocks = sampling.blocks(C, each[1], 2, 0)
+            chosen = {i for b in blocks for i in range(b * 128, min((b + 1) * 128, C))} | set(labels_B[labels_B >= 0].tolist())
+        loss, d_embeddings_BD = torch.zeros((), dtype=torch.float64), torch.zeros(B, D, dtype=torch.float64)
+        d_rows = [torch.zeros(C, D, dtype=torch.float64) for _ in planes]
+        for first, after in zip(FIRST, (*FIRST[1:], C), strict=True):
+            ids = sorted(i - first for i in chosen if first <= i < after)
+            own_B = (labels_B >= first) & (labels_B < after)
+            dense = DenseHead(config(*each), [rows_CD[first:after] for rows_CD in planes], 0)
+            part, d_part_BD, d_part_CD = dense.step(embeddings_BD, torch.where(own_B, labels_B - first, -1), ids, 0.1)
+            weight = int(own_B.sum()) / num_valid  # the mean is over the whole batch
+            loss, d_embeddings_BD = loss + weight * part, d_embeddings_BD + weight * d_part_BD
+            for k, d_plane_CD in enumerate(d_part_CD.view(len(planes), after - first, D)):
+                d_rows[k][first:after] = weight * d_plane_CD
+        assert all(abs(facts[number]["loss"] - loss.item()) <= 5e-6 * loss.item() for facts in ranks)
+        momenta = [mine[name] for name in ("momentum", "momentum.1")[: each[2]]]
+        for found, expected in [(mine["d_embeddings"], d_embeddings_BD), *zip(momenta, d_rows, strict=True)]:
+            assert torch.linalg.norm(found - expected) <= 2e-5 * torch.linalg.norm(expected)
