@@ -335,6 +335,20 @@ Margin = Annotated[
 ]
 
 
+class Triplet(Node):
+    """Triplet loss over the whole batch; it needs several images of an identity in a batch (`data.order=pk`)."""
+
+    weight: PositiveFloat = 1.0
+    """Factor of this loss."""
+    mining: Literal["batch_hard", "semi_hard"] = "batch_hard"
+    """Of each anchor the farthest positive and the nearest negative (arXiv 1703.07737), or of each anchor and positive the nearest negative
+    that is farther away (FaceNet, arXiv 1503.03832)."""
+    margin: Annotated[float, Field(ge=0, le=4)] | Literal["soft"] = 0.3
+    """By how much a negative has to be farther away than a positive, in the unit of `distance`; `soft` is softplus, without a margin."""
+    distance: Literal["euclidean", "squared"] = "euclidean"
+    """Between unit embeddings, 0 to 2, or its square, FaceNet's, 0 to 4."""
+
+
 class Rows(Node):
     """How class rows (centres) are stored and updated."""
 
