@@ -9,6 +9,7 @@ from manyfaces.data import augment
 from manyfaces.data.decode import Decoder
 from manyfaces.data.store import Store
 from manyfaces.models.partial_fc import PartialFC
+from manyfaces.models.triplet import triplet
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -67,3 +68,21 @@ def test_the_host_waits_for_nothing_in_the_heads_step(config: schema.Head, kerne
             head.step(embeddings, labels, lr=0.1, position=32 * position, batch_size=32)
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("mining", ["batch_hard", "semi_hard"])
+def test_the_triplet_loss_is_the_same_on_both_devices_and_waits_for_nothing(mining: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    unit_BD = torch.nn.functional.normalize(torch.randn(64, 128, generator=generator))
+    labels_B = torch.randint(-1, 12, (64,), generator=generator)
+    unit_BD[labels_B == -1] = 0
+    config = schema.Triplet.model_validate({"mining": mining})
+    loss, d_unit_BD = triplet(unit_BD, labels_B, 5, 50, config)
+    there_BD, labels_there_B = unit_BD.to("cuda:0"), labels_B.to("cuda:0")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        loss_there, d_there_BD = triplet(there_BD, labels_there_B, 5, 50, config)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert abs(loss_there.cpu() - loss) <= 1e-9 * loss
+    assert (d_there_BD.cpu() - d_unit_BD).norm() <= 1e-6 * d_unit_BD.norm()
