@@ -1,4 +1,4 @@
-"""Triton kernels of the head's two walks, for CUDA. `softmax.py` and `rows.py` are their oracle, and what runs where they do not.
+"""Triton kernels of the head's two walks, for CUDA. `softmax.py` and `row_optimizers.py` are their oracle, and what runs where they do not.
 
 Walk 1 makes a tile of products, its exponentials and their sums in one go: logits never reach memory. Walk 2 makes the tile again and
 writes d loss / d z of one chunk in bfloat16, for two products by cuBLAS; one pass then updates rows, state and norms. Scores are products
@@ -18,7 +18,8 @@ import triton.language as tl
 from torch import Tensor
 
 from manyfaces.models import softmax
-from manyfaces.models.rows import Gate, Rows, RowwiseRows, SGDRows
+from manyfaces.models.row_optimizers import RowwiseRows, SGDRows
+from manyfaces.models.rows import Gate, Rows
 from manyfaces.models.sampling import Chunk, Columns
 from manyfaces.models.softmax import Kept, Negatives, Outcome, Scoring
 

@@ -14,7 +14,8 @@ from torch.distributed import ProcessGroup
 from manyfaces.configs import counter, schema
 from manyfaces.models import margins, sampling, softmax
 from manyfaces.models.collectives import Ranks, share
-from manyfaces.models.rows import Gate, Rows, build, take
+from manyfaces.models.row_optimizers import build
+from manyfaces.models.rows import Gate, Rows, take
 from manyfaces.models.sampling import Columns
 from manyfaces.models.softmax import Kept, Negatives, Outcome, Scoring
 

@@ -1,10 +1,10 @@
-"""Class rows (centres), their state, and their update.
+"""Class rows (centres): where they start, how they are taken and put back in 16 or 32 bits. `row_optimizers.py` steps them.
 
 Shapes: C this rank's classes, n a chunk of them, D the embedding.
 """
 
 from abc import ABC, abstractmethod
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,8 +19,6 @@ INIT_BLOCK = 1024
 _INIT_STD = 0.01
 SHORTEST = 1e-12
 """Vectors are divided by no less than this."""
-_SMALLEST = 1e-15
-"""Numbers are divided by no less than this: its square is still a float32."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _DROPPED_BITS = {torch.bfloat16: 16, torch.float16: 13}
 _DICE_ROWS = 128
@@ -40,7 +38,7 @@ def initial(
         # some pair of the 100,000 blocks of 100 million classes would, and their classes would start as twins.
         generator = torch.Generator().manual_seed((counter.key(seed, INIT_BLOCK) + block) % 2**32)
         drawn_nD = torch.randn(INIT_BLOCK, dim, generator=generator)
-        drawn_nD.mul_(_inverse_norms(drawn_nD)[:, None] if unit else _INIT_STD)
+        drawn_nD.mul_(reciprocal_norms(drawn_nD)[:, None] if unit else _INIT_STD)
         first = block * INIT_BLOCK
         start, stop = max(lo, first), min(hi, first + INIT_BLOCK)
         rows_CD[start - lo : stop - lo] = drawn_nD[start - first : stop - first]
@@ -71,7 +69,7 @@ def put(tensor_C: Tensor, ids: slice | Tensor, values_n: Tensor) -> None:
         tensor_C[ids] = values_n
 
 
-def _inverse_norms(rows_nD: Tensor) -> Tensor:
+def reciprocal_norms(rows_nD: Tensor) -> Tensor:
     """1 / |row|; 0 for rows of zeros, which stand for no class or a forgotten one."""
     norms_n: Tensor = torch.linalg.vector_norm(rows_nD, dim=1)
     return torch.where(norms_n > SHORTEST, norms_n.reciprocal(), 0)
@@ -107,9 +105,9 @@ class Rows(ABC):
         """float32 [n, D]; a view where rows are float32 and `ids` a slice."""
         return take(self.rows_CD, ids).float()
 
-    @abstractmethod
     def inverse_norms(self, ids: slice | Tensor, rows_nD: Tensor | None = None) -> Tensor:
         """1 / |row|, float32 [n]; `rows_nD` is `take(ids)` where that is at hand."""
+        return reciprocal_norms(self.take(ids) if rows_nD is None else rows_nD)
 
     @abstractmethod
     def update_(self, ids: slice | Tensor, rows_nD: Tensor, inverse_n: Tensor, d_rows_nD: Tensor, gate: Gate) -> None:
@@ -140,6 +138,11 @@ class Rows(ABC):
             self._dice = position, sent(noise, self.rows_CD.device).view(-1, dim)
         return dropped, self._dice[1]
 
+    def _put(self, ids: slice | Tensor, rows_nD: Tensor, position: int) -> None:
+        """Write back rows, which are rounded in place."""
+        self._round_(rows_nD, ids, position)
+        put(self.rows_CD, ids, rows_nD)
+
     def _round_(self, rows_nD: Tensor, ids: slice | Tensor, position: int) -> None:
         """To numbers that the rows' dtype holds, in place: random bits are added below its last bit, and those bits cut off."""
         if self.dtype == torch.float32:
@@ -148,86 +151,3 @@ class Rows(ABC):
         numbers_n = ids if isinstance(ids, Tensor) else torch.arange(ids.start, ids.stop, device=rows_nD.device)
         bits_nD = rows_nD.view(torch.int32)  # sign and magnitude: both signs are rounded alike
         bits_nD.add_(noise.index_select(0, (numbers_n + self.lo) % _DICE_ROWS)).bitwise_and_(-(1 << dropped))
-
-
-class SGDRows(Rows):
-    """SGD with momentum that moves and decays a row only in steps that touch it: m <- mu m + (g + wd w); w <- w - lr m."""
-
-    def __init__(self, config: schema.Rows, seed: int, lo: int, hi: int, dim: int, device: torch.device) -> None:
-        super().__init__(config, seed, lo, hi, dim, device)
-        self.rows_CD = initial(seed, lo, hi, dim, device, dtype=self.dtype)
-        self.momentum_CD = torch.zeros(hi - lo + 1, dim, device=device) if config.momentum else None
-
-    def inverse_norms(self, ids: slice | Tensor, rows_nD: Tensor | None = None) -> Tensor:
-        return _inverse_norms(self.take(ids) if rows_nD is None else rows_nD)
-
-    def update_(self, ids: slice | Tensor, rows_nD: Tensor, inverse_n: Tensor, d_rows_nD: Tensor, gate: Gate) -> None:
-        momenta = [] if self.momentum_CD is None else [take(self.momentum_CD, ids)]
-        d_rows_nD.addcmul_(rows_nD, (-_dots(d_rows_nD, rows_nD) * inverse_n.square())[:, None])
-        # torch.optim.SGD(fused=True)'s own step: one pass over all three, and none where the gate is closed.
-        torch._fused_sgd_(
-            [rows_nD], [d_rows_nD], momenta, weight_decay=gate.weight_decay, momentum=self.config.momentum, lr=gate.lr,
-            dampening=0.0, nesterov=False, maximize=False, is_first_step=False, found_inf=gate.closed,
-        )  # fmt: skip
-        if self.momentum_CD is not None:
-            put(self.momentum_CD, ids, momenta[0])
-        self._round_(rows_nD, ids, gate.position)
-        put(self.rows_CD, ids, rows_nD)
-
-    def _state(self) -> dict[str, Tensor]:
-        return {"rows": self.rows_CD} | ({} if self.momentum_CD is None else {"momentum": self.momentum_CD})
-
-
-class RowwiseRows(Rows):
-    """Unit rows and two float32 numbers a row: at D = 512 in float16, 1,032 bytes a class.
-
-    `lengths_C` is the length that a row under plain SGD would have: w = length x unit row takes that step, with weight decay and without a
-    momentum vector, but at lr / (1 - momentum), the distance over which momentum carries each gradient in the end. The gradient is
-    tangential, so the new length is known from the step's: sqrt((length (1 - lr wd))^2 + (lr |g| / length)^2).
-    `inverse_norms_C` is 1 / |row as stored|: rounding leaves it near 1, and the walks need it exact.
-    """
-
-    def __init__(self, config: schema.Rows, seed: int, lo: int, hi: int, dim: int, device: torch.device) -> None:
-        super().__init__(config, seed, lo, hi, dim, device)
-        self.rows_CD = initial(seed, lo, hi, dim, device, unit=True, dtype=self.dtype)
-        self.lengths_C = torch.ones(hi - lo + 1, device=device)
-        self.inverse_norms_C = torch.cat([_inverse_norms(part_nD.float()) for part_nD in torch.split(self.rows_CD, 8 * INIT_BLOCK)])
-
-    def inverse_norms(self, ids: slice | Tensor, rows_nD: Tensor | None = None) -> Tensor:
-        return take(self.inverse_norms_C, ids)
-
-    def update_(self, ids: slice | Tensor, rows_nD: Tensor, inverse_n: Tensor, d_rows_nD: Tensor, gate: Gate) -> None:
-        lr = gate.lr / (1 - self.config.momentum)
-        length_n = take(self.lengths_C, ids)
-        dots_n = _dots(d_rows_nD, rows_nD)
-        # Of the gradient at w without its part along the row; 0 where there is no row.
-        scaled_n = (inverse_n * length_n).clamp_(min=_SMALLEST)
-        slope_n = (_dots(d_rows_nD, d_rows_nD) - (dots_n * inverse_n).square()).clamp_(min=0).sqrt_() / scaled_n
-        decayed_n = length_n * (1 - lr * gate.weight_decay)
-        longer_n = torch.hypot(decayed_n, lr * slope_n)
-        per_length_n = 1 / longer_n.clamp(min=_SMALLEST)
-        step_n, radial_n = lr * per_length_n / scaled_n, dots_n * inverse_n.square()
-        keep_n = torch.where(gate.open, decayed_n * per_length_n * inverse_n + step_n * radial_n, 1)
-        rows_nD.mul_(keep_n[:, None]).addcmul_(d_rows_nD, -step_n[:, None])
-        self._round_(rows_nD, ids, gate.position)
-        put(self.rows_CD, ids, rows_nD)
-        put(self.lengths_C, ids, longer_n)
-        put(self.inverse_norms_C, ids, _inverse_norms(rows_nD))
-
-    def _state(self) -> dict[str, Tensor]:
-        return {"rows": self.rows_CD, "lengths": self.lengths_C, "inverse_norms": self.inverse_norms_C}
-
-
-def _dots(left_nD: Tensor, right_nD: Tensor) -> Tensor:
-    dots_n: Tensor = torch.linalg.vecdot(left_nD, right_nD)
-    return dots_n
-
-
-class Build(Protocol):
-    def __call__(self, config: schema.Rows, seed: int, lo: int, hi: int, dim: int, device: torch.device) -> Rows: ...
-
-
-def build(config: schema.Rows, seed: int, lo: int, hi: int, dim: int, device: torch.device) -> Rows:
-    """The rows that a configuration names."""
-    make: Build = {"sgd": SGDRows, "rowwise": RowwiseRows}[config.optimizer]
-    return make(config, seed, lo, hi, dim, device)

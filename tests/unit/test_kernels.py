@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from manyfaces.configs import schema
-from manyfaces.models import kernels, partial_fc, rows, softmax
+from manyfaces.models import kernels, partial_fc, row_optimizers, rows, softmax
 from manyfaces.models.sampling import Chunk
 
 CPU = torch.device("cpu")
@@ -100,7 +100,7 @@ def test_a_step_that_is_called_off_changes_nothing(rows: schema.Rows) -> None:
 def test_rounding_throws_the_same_dice() -> None:
     """Row updates alone, from the same gradient: to the bit but for sums in another order."""
     for config in [*ROWS, schema.Rows(dtype="bfloat16"), schema.Rows(optimizer="rowwise", dtype="bfloat16")]:
-        mine, theirs = (rows.build(config, 7, 64, 114, 32, CPU) for _ in range(2))
+        mine, theirs = (row_optimizers.build(config, 7, 64, 114, 32, CPU) for _ in range(2))
         gate = rows.Gate(torch.tensor(True), 0.1, 5e-4, 17)
         for ids in (slice(10, 40), torch.randperm(50)[:20]):
             gradient = torch.randn(len(theirs.take(ids)), 32) / 100

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from manyfaces.configs import schema
-from manyfaces.models import rows
+from manyfaces.models import row_optimizers
 from manyfaces.models.rows import Gate, Rows
 
 CPU = torch.device("cpu")
@@ -13,7 +13,7 @@ kinds = pytest.mark.parametrize("config", KINDS, ids=lambda config: f"{config.op
 
 
 def make(config: schema.Rows, lo: int = 0, hi: int = 300, dim: int = 16) -> Rows:
-    return rows.build(config, 7, lo, hi, dim, CPU)
+    return row_optimizers.build(config, 7, lo, hi, dim, CPU)
 
 
 def step(made: Rows, ids: slice | torch.Tensor, gradient: torch.Tensor, *, lr: float = 0.1, open_: bool = True, position: int = 0) -> None:
