@@ -92,6 +92,17 @@ def _d_scores(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
+def _take_row(rows, gradient, ids, inverse_norms, start, D: tl.constexpr, HAS_IDS: tl.constexpr, BLOCK_D: tl.constexpr):  # type: ignore[no-untyped-def]
+    """This program's row: its number, its dimensions, itself and its gradient in float32, and 1 / |row|."""
+    turn = tl.program_id(0).to(tl.int64)
+    row = tl.load(ids + turn) if HAS_IDS else turn + start
+    dims = tl.arange(0, BLOCK_D)
+    w = tl.load(rows + row * D + dims, mask=dims < D, other=0).to(tl.float32)
+    g = tl.load(gradient + turn * D + dims, mask=dims < D, other=0)
+    return row, dims, w, g, tl.load(inverse_norms + turn)
+
+
+@triton.jit
 def _put_row(rows, noise, w, row, number, dims, D: tl.constexpr, NOISE_ROWS: tl.constexpr, DROPPED: tl.constexpr):  # type: ignore[no-untyped-def]
     """Store a row, rounded by the same dice as `Rows._round_`; returns it as stored."""
     if DROPPED > 0:
@@ -110,12 +121,7 @@ def _update_sgd(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """`SGDRows.update_` of one row."""
     if tl.load(is_open) != 0:
-        turn = tl.program_id(0).to(tl.int64)
-        row = tl.load(ids + turn) if HAS_IDS else turn + start
-        dims = tl.arange(0, BLOCK_D)
-        w = tl.load(rows + row * D + dims, mask=dims < D, other=0).to(tl.float32)
-        g = tl.load(gradient + turn * D + dims, mask=dims < D, other=0)
-        inverse = tl.load(inverse_norms + turn)
+        row, dims, w, g, inverse = _take_row(rows, gradient, ids, inverse_norms, start, D, HAS_IDS, BLOCK_D)
         g = g + w * (weight_decay - tl.sum(g * w, 0) * inverse * inverse)
         if HAS_MOMENTUM:
             g += momentum * tl.load(momenta + row * D + dims, mask=dims < D, other=0)
@@ -130,12 +136,8 @@ def _update_rowwise(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """`RowwiseRows.update_` of one row."""
     if tl.load(is_open) != 0:
-        turn = tl.program_id(0).to(tl.int64)
-        row = tl.load(ids + turn) if HAS_IDS else turn + start
-        dims = tl.arange(0, BLOCK_D)
-        w = tl.load(rows + row * D + dims, mask=dims < D, other=0).to(tl.float32)
-        g = tl.load(gradient + turn * D + dims, mask=dims < D, other=0)
-        inverse, length, rate = tl.load(inverse_norms + turn), tl.load(lengths + row), tl.load(lr) / (1 - momentum)
+        row, dims, w, g, inverse = _take_row(rows, gradient, ids, inverse_norms, start, D, HAS_IDS, BLOCK_D)
+        length, rate = tl.load(lengths + row), tl.load(lr) / (1 - momentum)
         dot, scaled = tl.sum(g * w, 0), tl.maximum(inverse * length, 1e-15)
         slope = tl.sqrt(tl.maximum(tl.sum(g * g, 0) - dot * inverse * dot * inverse, 0.0)) / scaled
         decayed = length * (1 - rate * weight_decay)
