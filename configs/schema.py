@@ -4,13 +4,14 @@ Sums are told apart by a `kind` literal. `manyfaces.configs.load` makes the tree
 """
 
 from fractions import Fraction
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from manyfaces.configs.architectures import ViTSize
 
 Probability = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 SMALLEST_SHARE = Fraction(1, 1000)
 """Of a part in a mixture."""
 
@@ -352,16 +353,30 @@ class Triplet(Node):
 class Rows(Node):
     """How class rows (centres) are stored and updated."""
 
-    optimizer: Literal["sgd", "rowwise"] = "sgd"
-    """SGD with momentum on touched rows only, or the same without the momentum's vector: unit rows and two numbers a row."""
+    optimizer: Literal["sgd", "rowwise", "adamw"] = "sgd"
+    """SGD with momentum on touched rows only; the same without the momentum's vector: unit rows and two numbers a row; or AdamW on touched
+    rows only: two vectors and a number a row (arXiv 1711.05101)."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of the stored rows; 16 bits are rounded stochastically. With `rowwise`, float16 rows take 1,032 bytes a class at 512 dimensions."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """`rowwise` keeps none and steps by lr / (1 - momentum), as far as momentum carries a gradient in the end."""
+    """`rowwise` keeps none and steps by lr / (1 - momentum), as far as momentum carries a gradient in the end; `adamw` has `betas`."""
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
+    """`adamw`: how much of the gradient's mean and of its square's a step keeps."""
+    eps: Annotated[float, Field(ge=1e-30)] = 1e-8
+    """`adamw`: added to the root of the square's mean."""
     lr_scale: PositiveFloat = 1.0
     """Factor on the backbone's learning rate; for a backbone trained with AdamW."""
     weight_decay: NonNegativeFloat | None = None
     """Of the rows; none is the backbone's. AdamW's 0.1 would pull rows under SGD to zero."""
+    lazy_decay: bool = False
+    """`sgd`: rows that a step leaves out decay and their momentum goes on, as in a dense optimiser, all at once when they are next drawn:
+    a second pass over drawn rows and their momentum, and 4 bytes a class."""
+
+    @model_validator(mode="after")
+    def _lazy(self) -> "Rows":
+        if self.lazy_decay and self.optimizer != "sgd":
+            raise ValueError(f"lazy_decay needs optimizer sgd, not {self.optimizer}; set head.rows.lazy_decay=false")
+        return self
 
 
 class Head(Node):
@@ -530,18 +545,3 @@ class Config(Node):
             raise ValueError(f"head.scale {head.scale:g}: curricularface doubles logits, at most 256 can be held; lower head.scale")
         if head.label_spaces == "each" and self.data.order != "mixture":
             raise ValueError(f"head.label_spaces each needs several datasets, data.order is {self.data.order}; set data.order=mixture")
-
-
-def identity(config: Config) -> dict[str, Any]:
-    """What makes two runs the same experiment, by dotted key: a run name that exists with another value is refused."""
-    data = {"image_px", "order", "images_per_identity", "window_shards", "augment"}
-    weights = {f"data.mixture[{number}].weight": part.weight for number, part in enumerate(config.data.mixture)}
-    return flatten(config.model_dump(include={"model": True, "head": True, "train": True, "run": {"seed"}, "data": data})) | weights
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings to one level of dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat

@@ -161,6 +161,7 @@ class _Call:
 
     def __init__(self, rows: Rows, chunk: Chunk, targets_B: Tensor, scale: float) -> None:
         has_ids = isinstance(chunk.ids, Tensor)
+        self.rows = chunk.ids
         nothing = targets_B  # a pointer to something, where there is nothing to point to
         self.ids = chunk.ids if isinstance(chunk.ids, Tensor) else nothing
         self.start = 0 if isinstance(chunk.ids, Tensor) else chunk.ids.start
@@ -233,5 +234,5 @@ def _update_(rows: Rows, call: _Call, inverse_n: Tensor, gradient_nD: Tensor, ga
         _update_sgd[call.n,](rows.rows_CD, momenta, *last, HAS_MOMENTUM=rows.momentum_CD is not None, **common)
     elif isinstance(rows, RowwiseRows):
         _update_rowwise[call.n,](rows.rows_CD, rows.lengths_C, rows.inverse_norms_C, *last, **common)
-    else:
-        raise NotImplementedError(f"no kernel updates {type(rows).__name__}")
+    else:  # torch's operations
+        rows.update_(call.rows, rows.take(call.rows), inverse_n, gradient_nD, gate)

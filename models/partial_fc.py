@@ -125,6 +125,10 @@ class PartialFC:
         labels_B, norm_B, last_somewhere = self._tell(labels_N.long(), norms_N1[:, 0], padded, last)
         valid_B = labels_B != -1
 
+        columns = self._columns(labels_B, position)
+        for plane in self.planes:
+            for chunk in columns.chunks:
+                plane.catch_up_(chunk.ids)
         margin, scale = self.margin, self.config.scale
         own = softmax.targets(self.planes, unit_BD, labels_B - self.lo)
         cosine_B, owners_B = own.cosine_B, own.owners_B
@@ -137,11 +141,12 @@ class PartialFC:
             bend = margins.Filter(self.config.filter_above, bend)
         scoring = Scoring(scale, bend, margin.binary is not None, margin.largest_logit)
 
-        columns = self._columns(labels_B, position)
         negatives = self.walks.sum_negatives(self.planes, unit_BD, columns, scoring, store=self.config.logits == "store16")
         outcome = softmax.join(margin, negatives, cosine_B, owners_B, norm_B, valid_B, scale, self.ranks)
         gate = Gate(outcome.live_B.any(), lr * self.config.rows.lr_scale, self.weight_decay, position)
         d_unit_BD = self.walks.descend(self.planes, unit_BD, columns, scoring, outcome, negatives.kept, own.nearest_B, gate)
+        for plane in self.planes:
+            plane.finish_(gate)
         learnt = margin.learn(outcome.d_bias, gate.lr, self.config.rows.momentum)
         margin.state = {name: torch.where(gate.open, number, before[name]) for name, number in learnt.items()}
 

@@ -3,6 +3,7 @@
 Shapes: C this rank's classes, n a chunk of them, D the embedding.
 """
 
+import math
 from typing import Protocol
 
 import torch
@@ -11,6 +12,9 @@ from torch import Tensor
 from manyfaces.configs import schema
 from manyfaces.models.rows import INIT_BLOCK, Gate, Rows, initial, put, reciprocal_norms, take
 
+LONGEST_HISTORY = 65_536
+"""Steps after which `LazySGDRows` settles: its history takes 32 bytes a step and is gone through in each."""
+_SETTLED_TOGETHER = 8 * INIT_BLOCK
 _SMALLEST = 1e-15
 """Numbers are divided by no less than this: its square is still a float32."""
 
@@ -37,6 +41,65 @@ class SGDRows(Rows):
 
     def _state(self) -> dict[str, Tensor]:
         return {"rows": self.rows_CD} | ({} if self.momentum_CD is None else {"momentum": self.momentum_CD})
+
+
+class LazySGDRows(SGDRows):
+    """torch.optim.SGD on the dense [C, D] matrix, with a gradient of zero for rows that a step leaves out, at the cost of the others.
+
+    A step without a gradient, m <- mu m + wd w and w <- w - lr m, maps (w, m) by a matrix A_t = [[1 - lr wd, -lr mu], [wd, mu]] that is the
+    same for all rows. So a row that steps a to t - 1 left out is brought up to date at once by S_a = A_{t-1} ... A_a. `maps_2H2` holds
+    S_a for each a, float64: its two columns are what those steps make of (w, m) = (1, 0) and of (0, 1), worked out by the step itself.
+    Steps are counted from when all rows were last settled; a step that was called off is the identity. Rows of zeros without momentum
+    stay zero. Like the other optimisers it takes in a step the gradient's tangential part, which is all that a cosine has.
+    """
+
+    def __init__(self, config: schema.Rows, seed: int, lo: int, hi: int, dim: int, device: torch.device) -> None:
+        super().__init__(config, seed, lo, hi, dim, device)
+        self.next_C = torch.zeros(hi - lo + 1, dtype=torch.int32, device=device)
+        """Of each row the first step that is not in it yet."""
+        self.maps_2H2 = torch.empty(2, LONGEST_HISTORY + 1, 2, dtype=torch.float64, device=device)
+        self.num_steps = 0
+        self.position = 0
+        """Of the step before."""
+        self._forget_history()
+
+    def catch_up_(self, ids: slice | Tensor) -> None:
+        if isinstance(ids, Tensor):
+            self._apply_history(ids)
+            self.next_C.index_fill_(0, ids, self.num_steps + 1)  # this step's update is either made or the identity
+        else:  # a step that walks over slices takes all rows, like all before it
+            self.next_C[ids] = self.num_steps + 1
+
+    def finish_(self, gate: Gate) -> None:
+        w_H2, m_H2 = self.maps_2H2[:, : self.num_steps + 1]
+        m_H2.copy_(torch.where(gate.open, self.config.momentum * m_H2 + gate.weight_decay * w_H2, m_H2))
+        w_H2.sub_(gate.lr * m_H2)
+        self.num_steps, self.position = self.num_steps + 1, gate.position
+        if self.num_steps == LONGEST_HISTORY:
+            self.settle_()
+
+    def settle_(self) -> None:
+        if self.num_steps:
+            for start in range(0, self.num_rows, _SETTLED_TOGETHER):
+                self._apply_history(slice(start, min(start + _SETTLED_TOGETHER, self.num_rows)))
+            self._forget_history()
+
+    def _forget_history(self) -> None:
+        self.num_steps = 0
+        self.next_C.zero_()
+        self.maps_2H2.zero_()
+        self.maps_2H2[0, :, 0] = self.maps_2H2[1, :, 1] = 1
+
+    def _apply_history(self, ids: slice | Tensor) -> None:
+        w_n2, m_n2 = (part_H2.index_select(0, take(self.next_C, ids)).float() for part_H2 in self.maps_2H2)
+        before_nD = self.take(ids)
+        rows_nD = before_nD * w_n2[:, :1]
+        if self.momentum_CD is not None:
+            momenta_nD = take(self.momentum_CD, ids)
+            rows_nD.addcmul_(momenta_nD, w_n2[:, 1:])
+            put(self.momentum_CD, ids, momenta_nD.mul_(m_n2[:, 1:]).addcmul_(before_nD, m_n2[:, :1]))
+        # Rounded by the dice of the step before: the rows that have met them are the ones that it updated, which stay as they are.
+        self._put(ids, rows_nD, self.position)
 
 
 class RowwiseRows(Rows):
@@ -78,6 +141,40 @@ class RowwiseRows(Rows):
         return {"rows": self.rows_CD, "lengths": self.lengths_C, "inverse_norms": self.inverse_norms_C}
 
 
+class AdamWRows(Rows):
+    """AdamW (arXiv 1711.05101) that moves and decays a row only in steps that touch it. Biases are corrected by the row's own steps.
+
+    w <- w (1 - lr wd); m <- b1 m + (1 - b1) g; v <- b2 v + (1 - b2) g^2; w <- w - lr (m / (1 - b1^k)) / (sqrt(v / (1 - b2^k)) + eps) in the
+    k-th step of a row. All state is float32.
+    """
+
+    def __init__(self, config: schema.Rows, seed: int, lo: int, hi: int, dim: int, device: torch.device) -> None:
+        super().__init__(config, seed, lo, hi, dim, device)
+        self.rows_CD = initial(seed, lo, hi, dim, device, dtype=self.dtype)
+        self.exp_avg_CD, self.exp_avg_sq_CD = (torch.zeros(hi - lo + 1, dim, device=device) for _ in range(2))
+        self.steps_C = torch.zeros(hi - lo + 1, device=device)
+
+    def update_(self, ids: slice | Tensor, rows_nD: Tensor, inverse_n: Tensor, d_rows_nD: Tensor, gate: Gate) -> None:
+        exp_avg_nD, exp_avg_sq_nD = take(self.exp_avg_CD, ids), take(self.exp_avg_sq_CD, ids)
+        steps_n = take(self.steps_C, ids) + 1
+        # 1 - b^k; by expm1, as 1 - 0.999 has four digits in float32. b = 0 gives 1.
+        unbias1_n, unbias2_n = (-torch.expm1(steps_n * (math.log(beta) if beta else -math.inf)) for beta in self.config.betas)
+        open_ = gate.open.float()
+        _make_tangential_(d_rows_nD, rows_nD, inverse_n)
+        exp_avg_nD.lerp_(d_rows_nD, open_ * (1 - self.config.betas[0]))
+        exp_avg_sq_nD.lerp_(d_rows_nD.square_(), open_ * (1 - self.config.betas[1]))
+        step_nD = torch.sqrt(exp_avg_sq_nD, out=d_rows_nD).mul_(unbias2_n.rsqrt()[:, None]).add_(self.config.eps)
+        torch.div(exp_avg_nD, step_nD, out=step_nD)
+        rows_nD.mul_(1 - gate.lr * gate.weight_decay).addcmul_(step_nD, (-gate.lr / unbias1_n)[:, None])
+        put(self.exp_avg_CD, ids, exp_avg_nD)
+        put(self.exp_avg_sq_CD, ids, exp_avg_sq_nD)
+        put(self.steps_C, ids, torch.where(gate.open & (inverse_n > 0), steps_n, steps_n - 1))  # what is no class takes no steps
+        self._put(ids, rows_nD, gate.position)
+
+    def _state(self) -> dict[str, Tensor]:
+        return {"rows": self.rows_CD, "exp_avg": self.exp_avg_CD, "exp_avg_sq": self.exp_avg_sq_CD, "steps": self.steps_C}
+
+
 def _make_tangential_(d_rows_nD: Tensor, rows_nD: Tensor, inverse_n: Tensor) -> None:
     """Take off each gradient's part along its row."""
     d_rows_nD.addcmul_(rows_nD, (-_dots(d_rows_nD, rows_nD) * inverse_n.square())[:, None])
@@ -94,5 +191,6 @@ class Build(Protocol):
 
 def build(config: schema.Rows, seed: int, lo: int, hi: int, dim: int, device: torch.device) -> Rows:
     """The rows that a configuration names."""
-    make: Build = {"sgd": SGDRows, "rowwise": RowwiseRows}[config.optimizer]
+    sgd: Build = LazySGDRows if config.lazy_decay else SGDRows
+    make: Build = {"sgd": sgd, "rowwise": RowwiseRows, "adamw": AdamWRows}[config.optimizer]
     return make(config, seed, lo, hi, dim, device)

@@ -109,16 +109,29 @@ class Rows(ABC):
         """1 / |row|, float32 [n]; `rows_nD` is `take(ids)` where that is at hand."""
         return reciprocal_norms(self.take(ids) if rows_nD is None else rows_nD)
 
+    def catch_up_(self, ids: slice | Tensor) -> None:
+        """Called before a step scores these rows, by number at sampling rates below 1: what it has to find there is brought about."""
+        return
+
     @abstractmethod
     def update_(self, ids: slice | Tensor, rows_nD: Tensor, inverse_n: Tensor, d_rows_nD: Tensor, gate: Gate) -> None:
         """Step the rows `rows_nD = take(ids)`. `d_rows_nD` is their gradient but for its part along the row, which a cosine cannot feel
         and which is still in it; both tensors are used up."""
 
+    def finish_(self, gate: Gate) -> None:
+        """Called once at the end of each step."""
+        return
+
+    def settle_(self) -> None:
+        """Bring all rows up to date, so that rows and state alone say how to go on."""
+        return
+
     @abstractmethod
     def _state(self) -> dict[str, Tensor]: ...
 
     def tensors(self) -> dict[str, Tensor]:
-        """The state itself, not a copy, without the last row."""
+        """The state itself, settled, not a copy, without the last row."""
+        self.settle_()
         return {name: tensor[:-1] for name, tensor in self._state().items()}
 
     def load(self, tensors: dict[str, Tensor]) -> None:

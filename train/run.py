@@ -18,8 +18,9 @@ from rich.console import Console
 from manyfaces.cluster import jobs, launch
 from manyfaces.cluster.world import World, agree
 from manyfaces.configs import counter, plan
+from manyfaces.configs.identity import flatten, identity
 from manyfaces.configs.load import dump
-from manyfaces.configs.schema import Config, CustomMargin, UserError, flatten, identity
+from manyfaces.configs.schema import Config, CustomMargin, UserError
 from manyfaces.data.forget import read_forgotten
 from manyfaces.data.index import verify, write_atomic
 from manyfaces.data.loader import Loader, Quarantine

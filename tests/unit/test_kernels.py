@@ -54,6 +54,8 @@ ROWS = [
     schema.Rows(optimizer="rowwise"),
     schema.Rows(optimizer="rowwise", dtype="float16"),
 ]
+WITHOUT_KERNEL = [schema.Rows(optimizer="adamw"), schema.Rows(optimizer="adamw", dtype="float16")]
+"""Updated by torch's operations between the kernels."""
 
 
 @interpreted
@@ -83,7 +85,7 @@ def test_a_step_is_the_same(C: int, D: int, B: int, rate: float, scale: float, r
 
 @interpreted
 @pytest.mark.filterwarnings("ignore:All-NaN slice")  # of numpy, in which the interpreter looks for the largest
-@pytest.mark.parametrize("rows", ROWS, ids=lambda rows: f"{rows.optimizer}-{rows.dtype}-{rows.momentum}")
+@pytest.mark.parametrize("rows", ROWS + WITHOUT_KERNEL, ids=lambda rows: f"{rows.optimizer}-{rows.dtype}-{rows.momentum}")
 def test_a_step_that_is_called_off_changes_nothing(rows: schema.Rows) -> None:
     _, head = heads(schema.Head(rows=rows, chunk_classes=64), 100, 32, torch.empty(0, dtype=torch.int64))
     embeddings_BD, labels_B = torch.randn(8, 32), torch.arange(8)
@@ -99,7 +101,7 @@ def test_a_step_that_is_called_off_changes_nothing(rows: schema.Rows) -> None:
 @interpreted
 def test_rounding_throws_the_same_dice() -> None:
     """Row updates alone, from the same gradient: to the bit but for sums in another order."""
-    for config in [*ROWS, schema.Rows(dtype="bfloat16"), schema.Rows(optimizer="rowwise", dtype="bfloat16")]:
+    for config in [*ROWS, *WITHOUT_KERNEL, schema.Rows(dtype="bfloat16"), schema.Rows(optimizer="rowwise", dtype="bfloat16")]:
         mine, theirs = (row_optimizers.build(config, 7, 64, 114, 32, CPU) for _ in range(2))
         gate = rows.Gate(torch.tensor(True), 0.1, 5e-4, 17)
         for ids in (slice(10, 40), torch.randperm(50)[:20]):

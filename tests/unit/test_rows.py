@@ -2,14 +2,18 @@ from itertools import product
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from manyfaces.configs import schema
 from manyfaces.models import row_optimizers
 from manyfaces.models.rows import Gate, Rows
 
 CPU = torch.device("cpu")
-KINDS = [schema.Rows(optimizer=o, dtype=d) for o, d in product(["sgd", "rowwise"], ["float32", "bfloat16", "float16"])]
-kinds = pytest.mark.parametrize("config", KINDS, ids=lambda config: f"{config.optimizer}-{config.dtype}")
+KINDS = [schema.Rows(optimizer=o, dtype=d) for o, d in product(["sgd", "rowwise", "adamw"], ["float32", "bfloat16", "float16"])]
+LAZY = [schema.Rows(lazy_decay=True, dtype=d) for d in ("float32", "bfloat16", "float16")]
+kinds = pytest.mark.parametrize(
+    "config", KINDS + LAZY, ids=lambda config: f"{config.optimizer}{'-lazy' * config.lazy_decay}-{config.dtype}"
+)
 
 
 def make(config: schema.Rows, lo: int = 0, hi: int = 300, dim: int = 16) -> Rows:
@@ -17,8 +21,13 @@ def make(config: schema.Rows, lo: int = 0, hi: int = 300, dim: int = 16) -> Rows
 
 
 def step(made: Rows, ids: slice | torch.Tensor, gradient: torch.Tensor, *, lr: float = 0.1, open_: bool = True, position: int = 0) -> None:
-    rows_nD = made.take(ids)
-    made.update_(ids, rows_nD, made.inverse_norms(ids, rows_nD), gradient.clone(), Gate(torch.tensor(open_), lr, 5e-4, position))
+    """Of the rows `ids`, in parts of 70 if by number; the gradient is of all rows."""
+    gate = Gate(torch.tensor(open_), lr, 5e-4, position)
+    for part in ids.split(70) if isinstance(ids, torch.Tensor) else [ids]:
+        made.catch_up_(part)
+        rows_nD = made.take(part)
+        made.update_(part, rows_nD, made.inverse_norms(part, rows_nD), gradient[part].clone(), gate)
+    made.finish_(gate)
 
 
 @kinds
@@ -37,8 +46,7 @@ def test_parts_and_slices_and_ranks_do_the_same(config: schema.Rows) -> None:
     whole = make(config)
     step(whole, slice(0, 300), gradient)
     by_number, ranks = make(config), [make(config, 0, 130), make(config, 130, 300)]
-    for ids in torch.randperm(300).split(70):
-        step(by_number, ids, gradient[ids])
+    step(by_number, torch.randperm(300), gradient)
     step(ranks[0], slice(0, 130), gradient[:130])
     step(ranks[1], slice(0, 170), gradient[130:])
     for name, tensor in whole.tensors().items():
@@ -108,3 +116,35 @@ def test_first_rows_of_the_small_state_are_unit_and_by_class() -> None:
     config = schema.Rows(optimizer="rowwise")
     torch.testing.assert_close(torch.linalg.vector_norm(make(config).tensors()["rows"], dim=1), torch.ones(300))
     assert torch.equal(make(config, 100, 200).tensors()["rows"], make(config).tensors()["rows"][100:200])
+
+
+@kinds
+def test_a_state_says_how_to_go_on(config: schema.Rows) -> None:
+    """To the bit: what was left to be worked off is worked off when a state is asked for."""
+    draws = [(torch.randperm(300)[:90], torch.randn(300, 16)) for _ in range(12)]
+    first, second = make(config), make(config)
+    for position, (ids, gradient) in enumerate(draws):
+        if position == 7:
+            for name, tensor in first.tensors().items():
+                second.tensors()[name].copy_(tensor)
+        for each in (first, second)[: 1 + (position >= 7)]:
+            step(each, ids, gradient, position=position)
+    for name, tensor in first.tensors().items():
+        assert torch.equal(second.tensors()[name], tensor)
+
+
+def test_rows_that_are_left_alone_wait_until_they_are_drawn() -> None:
+    made = make(LAZY[0])
+    step(made, torch.arange(300), torch.randn(300, 16))
+    before = made.rows_CD.clone()
+    for position in range(1, 4):
+        step(made, torch.arange(100), torch.zeros(300, 16), position=position)
+    assert torch.equal(made.rows_CD[100:], before[100:])
+    made.catch_up_(torch.arange(300))
+    assert (made.rows_CD[100:300] != before[100:300]).any(1).all()
+    assert torch.equal(made.rows_CD[-1], torch.zeros(16))
+
+
+def test_only_sgd_decays_lazily() -> None:
+    with pytest.raises(ValidationError, match=r"lazy_decay needs optimizer sgd, not adamw; set head\.rows\.lazy_decay=false"):
+        schema.Rows(optimizer="adamw", lazy_decay=True)
