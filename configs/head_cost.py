@@ -44,18 +44,30 @@ class HeadCost:
     """Sent."""
 
 
-def head_cost(head: Head, num_identities: int, dim: int, batch: int, world_size: int) -> HeadCost:
+def chunk_classes(head: Head, *, is_gpu: bool) -> int:
+    """Classes scored at a time."""
+    if head.chunk_classes == "auto":
+        return 16384 if is_gpu else 1024
+    return head.chunk_classes
+
+
+def head_cost(head: Head, num_identities: int, dim: int, batch: int, world_size: int, *, is_gpu: bool) -> HeadCost:
     """The cost of a step of this head."""
     rows, item = ceil(num_identities / world_size), _ITEM[head.rows.dtype]
-    kept = 8 if head.rows.optimizer == "rowwise" else 4 * dim * (head.rows.momentum > 0)  # a length and an inverse norm, or momentum
+    momentum = 4 * dim * (head.rows.momentum > 0)
+    # Momentum, and the number of a step; a length and an inverse norm; or two means and a number of steps.
+    kept = {"sgd": momentum + 4 * head.rows.lazy_decay, "rowwise": 8, "adamw": 8 * dim + 4}[head.rows.optimizer]
     # The drawn share, and a column for each of the batch's own classes wherever they live (`models/sampling.py`: nothing waits for a GPU).
     scored = min(rows, ceil(head.sample_rate * rows) + batch * (head.sample_rate < 1))
-    chunk = min(16384 if head.chunk_classes == "auto" else head.chunk_classes, scored)
+    chunk = min(chunk_classes(head, is_gpu=is_gpu), scored)
     store = head.logits == "store16"
     # Scores of a chunk; its rows, their gradient and, of copies, their state; unit embeddings, their gradient and a share of it.
-    workspace = 4 * (batch * chunk + 3 * chunk * dim + 4 * batch * dim) + store * _STORED_LOGIT * batch * scored
+    copies = 4 if head.rows.optimizer == "adamw" else 3
+    workspace = 4 * (batch * chunk + copies * chunk * dim + 4 * batch * dim) + store * _STORED_LOGIT * batch * scored
     # Walk 1 reads rows; walk 2 reads and writes them and their state. Each score that is kept is written once and read once.
     traffic = scored * (3 * item * dim + 2 * kept) + store * 2 * _STORED_LOGIT * batch * scored
+    if head.rows.lazy_decay and head.sample_rate < 1:  # before walk 1 reads rows, they and their momentum are brought up to date
+        traffic += scored * 2 * (item * dim + momentum)
     # Embeddings out and their gradients back, each rank's share padded to ceil(B/W).
     padded = ceil(batch / world_size) * world_size * dim * _ITEM[head.wire_dtype]
     return HeadCost(
@@ -84,7 +96,8 @@ def alternatives(head: Head, *, kernels: bool) -> Iterator[Head]:
     ):
         if kernels and logits == "store16":
             continue
-        other = head.model_copy(update={"logits": logits, "rows": head.rows.model_copy(update={"optimizer": optimizer, "dtype": dtype})})
+        rows = {"optimizer": optimizer, "dtype": dtype, "lazy_decay": head.rows.lazy_decay and optimizer == "sgd"}
+        other = head.model_copy(update={"logits": logits, "rows": head.rows.model_copy(update=rows)})
         if other != head:
             yield other
 

@@ -155,7 +155,8 @@ def plan(config: Config, num_images: int, num_identities: int, world_size: int) 
     held = sharded(weights, 3) + (weights // 2 if bf16 else 0)
     optimizer = sharded(states, 1) + (sharded(weights, 1) if stage >= 1 else 0)
 
-    head, whole_head = (head_cost(config.head, num_identities, dim, batch, workers) for workers in (world_size, 1))
+    is_gpu = has_gpus(config)
+    head, whole_head = (head_cost(config.head, num_identities, dim, batch, workers, is_gpu=is_gpu) for workers in (world_size, 1))
 
     # A checkpointed block runs forward twice.
     passes = 4 if config.engine.activation_checkpointing else 3
@@ -206,7 +207,7 @@ def head_lines(config: Config, found: Plan, machine: Machine) -> list[tuple[str,
     lines: list[tuple[str, str]] = [("head settings", header)]
     fitting: list[tuple[float, float, int, str]] = []  # of equals, the first
     for head in alternatives(config.head, kernels=machine.is_gpu and config.engine.head_kernels == "auto"):
-        cost = head_cost(head, found.num_identities, config.model.embedding_dim, found.batch_size, found.world_size)
+        cost = head_cost(head, found.num_identities, config.model.embedding_dim, found.batch_size, found.world_size, is_gpu=machine.is_gpu)
         total, seconds = others + cost.state_bytes + cost.workspace_bytes, machine.seconds(cost)
         fits = total <= machine.memory_bytes
         if fits:
@@ -218,12 +219,17 @@ def head_lines(config: Config, found: Plan, machine: Machine) -> list[tuple[str,
     return [*lines, (f"cheapest in {_size(machine.memory_bytes)}", best)]
 
 
-def machine(config: Config, memory_gb: float | None) -> Machine:
-    """A worker's, as far as one can tell without asking: its threads of this computer if there is no GPU and they are that many, else a
-    GPU of the H100's class."""
+def has_gpus(config: Config) -> bool:
+    """Whether workers have GPUs, as far as one can tell without asking: where that is `auto`, if this computer has one, or has too few
+    cores for them."""
     few = world_size(config) * config.cluster.threads_per_worker <= (os.cpu_count() or 1)
     gpus = config.cluster.gpus_per_worker
-    if gpus == 1 or (gpus == "auto" and (_num_gpus() or not few)):
+    return gpus == 1 or (gpus == "auto" and (_num_gpus() > 0 or not few))
+
+
+def machine(config: Config, memory_gb: float | None) -> Machine:
+    """A worker's: a GPU of the H100's class, or its threads of this computer."""
+    if has_gpus(config):
         return Machine("an H100-class GPU", True, (memory_gb or 80) * 1e9, 4e14, 3e12)
     threads = config.cluster.threads_per_worker
     whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / world_size(config)

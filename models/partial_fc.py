@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from manyfaces.configs import counter, schema
+from manyfaces.configs.head_cost import chunk_classes
 from manyfaces.models import margins, sampling, softmax
 from manyfaces.models.collectives import Ranks, share
 from manyfaces.models.row_optimizers import build
@@ -90,7 +91,7 @@ class PartialFC:
         self.lo, self.hi = (min(r * part, num_classes) for r in (self.rank, self.rank + 1))
         seeds = [seed, *(counter.key(seed, _PLANES, k) for k in range(1, config.sub_centers))]
         self.planes: list[Rows] = [build(config.rows, own, self.lo, self.hi, embedding_dim, device) for own in seeds]
-        self.chunk_classes = {"cpu": 1024}.get(device.type, 16384) if config.chunk_classes == "auto" else config.chunk_classes
+        self.chunk_classes = chunk_classes(config, is_gpu=device.type != "cpu")
         self.spaces = torch.tensor(list(spaces), device=device)
         self.space_C: Tensor | None = None
         if len(spaces) > 1:

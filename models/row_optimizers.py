@@ -49,8 +49,8 @@ class LazySGDRows(SGDRows):
     A step without a gradient, m <- mu m + wd w and w <- w - lr m, maps (w, m) by a matrix A_t = [[1 - lr wd, -lr mu], [wd, mu]] that is the
     same for all rows. So a row that steps a to t - 1 left out is brought up to date at once by S_a = A_{t-1} ... A_a. `maps_2H2` holds
     S_a for each a, float64: its two columns are what those steps make of (w, m) = (1, 0) and of (0, 1), worked out by the step itself.
-    Steps are counted from when all rows were last settled; a step that was called off is the identity. Rows of zeros without momentum
-    stay zero. Like the other optimisers it takes in a step the gradient's tangential part, which is all that a cosine has.
+    Steps are counted from when all rows were last settled, which rounds: runs that settle at other steps differ in the last bits. A step
+    that was called off is the identity. Rows of zeros without momentum stay zero.
     """
 
     def __init__(self, config: schema.Rows, seed: int, lo: int, hi: int, dim: int, device: torch.device) -> None:

@@ -10,6 +10,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from dense_head import DenseHead
 from launcher import run_ranks
+from test_partial_fc import Watch
 from torch import Tensor
 
 from manyfaces.configs import schema
@@ -169,3 +170,43 @@ def test_rows_and_state_are_those_of_torchs_optimiser(worlds: dict[int, list[lis
             assert error(whole([each[name] for each in facts]), tensor) <= setting.limit
         if setting.rows.lazy_decay and setting.rate < 0.5:
             assert error(before, expected.after[-1]) > 10 * setting.limit  # rows had been left behind
+
+
+@pytest.mark.parametrize("rate", [1.0, 0.2, 0.0])
+@pytest.mark.parametrize("rows", [schema.Rows(optimizer="adamw"), lazy(), lazy(dtype="float16")], ids=["adamw", "lazy", "lazy-float16"])
+def test_nothing_waits_and_nothing_is_large(monkeypatch: pytest.MonkeyPatch, rows: schema.Rows, rate: float) -> None:
+    for module in (softmax, rows_module):
+        monkeypatch.setattr(module, "looking_is_free", lambda device: False)
+    num_classes, chunk = 3000, 128
+    config = schema.Head(chunk_classes=chunk, rows=rows, sample_rate=rate)
+    head = PartialFC(config, num_classes, 32, seed=1, weight_decay=0.1, device=CPU)
+    with Watch([state for state in vars(head.rows).values() if isinstance(state, Tensor)]) as watch:
+        for position in (0, 16):
+            head.step(torch.randn(16, 32), torch.arange(16) // 2, lr=0.1, position=position, batch_size=16)
+    assert watch.waits == []
+    assert watch.largest <= chunk * 32
+
+
+@pytest.mark.parametrize("rows", [schema.Rows(optimizer="adamw"), lazy()], ids=["adamw", "lazy"])
+def test_forgotten_classes_stay_zero(rows: schema.Rows) -> None:
+    gone = torch.arange(0, C, 3)
+    head = PartialFC(head_of(Setting(0.5, rows)), C, D, seed=SEED, weight_decay=WEIGHT_DECAY, device=CPU)
+    for step in range(8):
+        if step == 3:
+            head.forget(gone)
+        embeddings_BD, labels_B = batch(step)
+        labels_B[torch.isin(labels_B, gone)] = -1
+        head.step(embeddings_BD, labels_B, lr=0.05, position=step * B, batch_size=B)
+    for tensor in head.tensors().values():
+        assert not tensor[gone].any()
+        assert tensor[1].any()
+
+
+def test_a_step_that_is_called_off_changes_nothing() -> None:
+    for rows in (schema.Rows(optimizer="adamw"), lazy()):
+        head = PartialFC(head_of(Setting(0.1, rows)), C, D, seed=SEED, weight_decay=WEIGHT_DECAY, device=CPU)
+        head.step(*batch(0), lr=0.05, position=0, batch_size=B)
+        before = {name: tensor.clone() for name, tensor in head.tensors().items()}
+        embeddings_BD, labels_B = batch(1)
+        head.step(embeddings_BD * float("nan"), labels_B, lr=0.05, position=B, batch_size=B)
+        assert all(torch.equal(tensor, before[name]) for name, tensor in head.tensors().items())

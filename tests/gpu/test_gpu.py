@@ -37,7 +37,9 @@ HEADS = [
     schema.Head(sample_rate=0.5, chunk_classes=128, logits="store16"),
     schema.Head(sample_rate=0.5, chunk_classes=128, rows=schema.Rows(optimizer="rowwise", dtype="float16")),
     schema.Head(sample_rate=0, rows=schema.Rows(dtype="bfloat16")),
+    schema.Head(sample_rate=0.5, chunk_classes=128, rows=schema.Rows(lazy_decay=True)),
 ]
+ADAMW = schema.Head(sample_rate=0.5, chunk_classes=128, rows=schema.Rows(optimizer="adamw"))  # its first steps are signs: no limit holds
 
 
 @pytest.mark.parametrize("config", HEADS, ids=range(len(HEADS)))
@@ -57,7 +59,7 @@ def test_the_head_is_the_same_on_both_devices(config: schema.Head, kernels: bool
         assert (ours - theirs).norm() <= limit * theirs.norm()
 
 
-@pytest.mark.parametrize("config", HEADS, ids=range(len(HEADS)))
+@pytest.mark.parametrize("config", [*HEADS, ADAMW], ids=range(len(HEADS) + 1))
 @pytest.mark.parametrize("kernels", [False, True])
 def test_the_host_waits_for_nothing_in_the_heads_step(config: schema.Head, kernels: bool) -> None:
     head = PartialFC(config, 1000, 64, seed=0, weight_decay=5e-4, device=torch.device("cuda:0"), kernels=kernels)

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from itertools import pairwise
 from math import ceil
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -18,7 +19,7 @@ def make(**tree: object) -> Config:
 
 
 def test_ms1mv3_on_eight_workers_by_hand() -> None:
-    config = make(train={"batch_size": 1024, "precision": "bfloat16"}, head={"wire_dtype": "bfloat16"})
+    config = make(train={"batch_size": 1024, "precision": "bfloat16"}, head={"wire_dtype": "bfloat16"}, cluster={"gpus_per_worker": 1})
     found = plan(config, 5_179_510, 93_431, 8)
     weights = 43_590_848 * 4
     rows = 11_679 * 512 * 4
@@ -145,8 +146,36 @@ def test_head_settings_are_compared_and_the_quickest_that_fits_is_named() -> Non
     assert lines["cheapest in 93.1 GiB"] == "rowwise float16, store16"
 
 
-@pytest.mark.parametrize(("optimizer", "dtype", "each"), [("sgd", "float32", 4096), ("sgd", "float16", 3072), ("rowwise", "float16", 1032)])
-def test_bytes_of_a_class(optimizer: str, dtype: str, each: int) -> None:
-    head = Head(rows=Rows(optimizer=optimizer, dtype=dtype))
-    assert head_cost(head, 1000, 512, 8, 1).state_bytes == each * 1000
-    assert head_cost(head, 1000, 512, 8, 3).state_bytes == each * 334
+@pytest.mark.parametrize(
+    ("rows", "each"),
+    [
+        ({}, 4096),
+        ({"dtype": "float16"}, 3072),
+        ({"optimizer": "rowwise", "dtype": "float16"}, 1032),
+        ({"optimizer": "adamw"}, 6148),
+        ({"optimizer": "adamw", "dtype": "float16"}, 5124),
+        ({"lazy_decay": True}, 4100),
+        ({"lazy_decay": True, "momentum": 0}, 2052),
+    ],
+)
+def test_bytes_of_a_class(rows: dict[str, Any], each: int) -> None:
+    head = Head(rows=Rows(**rows))
+    assert head_cost(head, 1000, 512, 8, 1, is_gpu=True).state_bytes == each * 1000
+    assert head_cost(head, 1000, 512, 8, 3, is_gpu=True).state_bytes == each * 334
+
+
+def test_lazy_decay_moves_drawn_rows_and_their_momentum_once_more() -> None:
+    def traffic(**head: Any) -> int:
+        return head_cost(Head(**head), 100_000, 512, 0, 1, is_gpu=False).traffic_bytes
+
+    eager, lazy = (traffic(sample_rate=0.1, rows=Rows(lazy_decay=on)) for on in (False, True))
+    assert eager == 10_000 * (3 + 2) * 2048
+    assert lazy == eager + 10_000 * (4 * 2048 + 2 * 4)
+    assert traffic(rows=Rows(lazy_decay=True)) == traffic(rows=Rows()) + 100_000 * 2 * 4
+
+
+@pytest.mark.parametrize(("gpus", "chunk"), [(0, 1024), (1, 16384)])
+def test_chunks_are_counted_as_the_device_has_them(gpus: int, chunk: int) -> None:
+    config = make(train={"batch_size": 256}, cluster={"gpus_per_worker": gpus, "workers": 1})
+    scores_rows_and_gradients = 4 * (256 * chunk + 3 * chunk * 512 + 4 * 256 * 512)
+    assert plan(config, 1_000_000, 100_000, 1).head_workspace_bytes == scores_rows_and_gradients
