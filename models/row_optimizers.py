@@ -67,7 +67,7 @@ class LazySGDRows(SGDRows):
         if isinstance(ids, Tensor):
             self._apply_history(ids)
             self.next_C.index_fill_(0, ids, self.num_steps + 1)  # this step's update is either made or the identity
-        else:  # a step that walks over slices takes all rows, like all before it
+        else:  # like all steps before, this one takes all rows
             self.next_C[ids] = self.num_steps + 1
 
     def finish_(self, gate: Gate) -> None:

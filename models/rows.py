@@ -110,7 +110,7 @@ class Rows(ABC):
         return reciprocal_norms(self.take(ids) if rows_nD is None else rows_nD)
 
     def catch_up_(self, ids: slice | Tensor) -> None:
-        """Called before a step scores these rows, by number at sampling rates below 1: what it has to find there is brought about."""
+        """Called before a step scores these rows: does to them what earlier steps put off. A slice only where every step takes all rows."""
         return
 
     @abstractmethod
@@ -123,7 +123,7 @@ class Rows(ABC):
         return
 
     def settle_(self) -> None:
-        """Bring all rows up to date, so that rows and state alone say how to go on."""
+        """Do what steps put off, so that the tensors of the state alone say how to go on."""
         return
 
     @abstractmethod
