@@ -122,7 +122,8 @@ def locate(loc: tuple[str | int, ...], root: Value) -> Place:
         owner, info = node, node.model_fields.get(part)
         nodes = _nodes(info.annotation) if info else []
         if nodes:
-            tag = parts.pop(0) if parts and isinstance(parts[0], str) and info and info.annotation is not nodes[0] else None
+            alone = info is not None and info.annotation in (nodes[0], nodes[0] | None)
+            tag = parts.pop(0) if parts and isinstance(parts[0], str) and not alone else None
             node = next((each for each in nodes if tag in _kinds(each)), nodes[0])
     return Place(path, value, owner, info)
 

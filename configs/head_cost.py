@@ -53,27 +53,30 @@ def chunk_classes(head: Head, *, is_gpu: bool) -> int:
 
 def head_cost(head: Head, num_identities: int, dim: int, batch: int, world_size: int, *, is_gpu: bool) -> HeadCost:
     """The cost of a step of this head."""
-    rows, item = ceil(num_identities / world_size), _ITEM[head.rows.dtype]
+    rows, item, wide = ceil(num_identities / world_size), _ITEM[head.rows.dtype], dim
+    planes, walked = head.sub_centers, head.margin.kind != "none"
+    dim = dim if walked else 1
     momentum = 4 * dim * (head.rows.momentum > 0)
     # Momentum, and the number of a step; a length and an inverse norm; or two means and a number of steps.
     kept = {"sgd": momentum + 4 * head.rows.lazy_decay, "rowwise": 8, "adamw": 8 * dim + 4}[head.rows.optimizer]
     # The drawn share, and a column for each of the batch's own classes wherever they live (`models/sampling.py`: nothing waits for a GPU).
-    scored = min(rows, ceil(head.sample_rate * rows) + batch * (head.sample_rate < 1))
+    scored = min(rows, ceil(head.sample_rate * rows) + batch * (head.sample_rate < 1)) * walked
     chunk = min(chunk_classes(head, is_gpu=is_gpu), scored)
-    store = head.logits == "store16"
+    stored = (_STORED_LOGIT + (planes > 1)) * (head.logits == "store16")  # and a byte for the nearest of several sub-centres
     # Scores of a chunk; its rows, their gradient and, of copies, their state; unit embeddings, their gradient and a share of it.
     copies = 4 if head.rows.optimizer == "adamw" else 3
-    workspace = 4 * (batch * chunk + copies * chunk * dim + 4 * batch * dim) + store * _STORED_LOGIT * batch * scored
+    scores = batch * chunk * (1 if planes == 1 else 3)
+    workspace = 4 * (scores + copies * planes * chunk * dim + 4 * batch * wide) + stored * batch * scored
     # Walk 1 reads rows; walk 2 reads and writes them and their state. Each score that is kept is written once and read once.
-    traffic = scored * (3 * item * dim + 2 * kept) + store * 2 * _STORED_LOGIT * batch * scored
+    traffic = planes * scored * (3 * item * dim + 2 * kept) + 2 * stored * batch * scored
     if head.rows.lazy_decay and head.sample_rate < 1:  # before walk 1 reads rows, they and their momentum are brought up to date
-        traffic += scored * 2 * (item * dim + momentum)
+        traffic += planes * scored * 2 * (item * dim + momentum)
     # Embeddings out and their gradients back, each rank's share padded to ceil(B/W).
-    padded = ceil(batch / world_size) * world_size * dim * _ITEM[head.wire_dtype]
+    padded = ceil(batch / world_size) * world_size * wide * _ITEM[head.wire_dtype]
     return HeadCost(
-        state_bytes=rows * (item * dim + kept),
+        state_bytes=planes * rows * (item * dim + kept),
         workspace_bytes=workspace,
-        flops=(3 if store else 4) * 2 * batch * scored * dim,  # scores, in walk 2 again unless stored, and two gradients
+        flops=planes * (3 if stored else 4) * 2 * batch * scored * dim,  # scores, in walk 2 again unless stored, and two gradients
         traffic_bytes=traffic,
         wire_bytes=2 * (padded * (world_size - 1) // world_size),
     )

@@ -169,7 +169,7 @@ def plan(config: Config, num_images: int, num_identities: int, world_size: int) 
         return size * (world_size - 1) // world_size
 
     wire = 2 * ring(weights) if stage == 0 else ring(weights // 2 if bf16 else weights) + (2 if stage == 3 else 1) * ring(weights)
-    head_parameters = num_identities * dim
+    head_parameters = num_identities * (dim if config.head.margin.kind != "none" else 1) * config.head.sub_centers
     return Plan(
         num_images=num_images,
         num_identities=num_identities,

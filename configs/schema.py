@@ -308,6 +308,12 @@ class UniFaceMargin(Node):
     """Weight of the other classes (lambda)."""
 
 
+class NoMargin(Node):
+    """No classes at all: `head.triplet` alone."""
+
+    kind: Literal["none"]
+
+
 class CustomMargin(Node):
     """A margin of your own: a class in a file."""
 
@@ -331,7 +337,8 @@ Margin = Annotated[
     | CurricularFaceMargin
     | SphereFace2Margin
     | UniFaceMargin
-    | CustomMargin,
+    | CustomMargin
+    | NoMargin,
     Field(discriminator="kind"),
 ]
 
@@ -389,6 +396,8 @@ class Head(Node):
     label_spaces: Literal["joint", "each"] = "joint"
     """Of the order `mixture`: one softmax over all datasets' classes, or a head for each dataset, whose samples see its classes only:
     for datasets that share people."""
+    triplet: Triplet | None = None
+    """A triplet loss beside the margin, as person re-identification has it, or alone by `margin: {kind: none}`; needs `data.order: pk`."""
     scale: Annotated[float, Field(gt=0, le=512)] = 64.0
     """Factor s of the cosines."""
     sample_rate: Probability = 1.0
@@ -541,6 +550,11 @@ class Config(Node):
             raise ValueError(f"head.sample_rate {head.sample_rate:g} does not go with {kind}, {why}; set head.sample_rate=1")
         if kind in ("sphereface2", "uniface") and self.data.order == "mixture" and head.label_spaces == "each":
             raise ValueError(f"head.label_spaces each does not go with {kind}, whose bias is one for all; set head.label_spaces=joint")
+        if head.triplet is not None and self.data.order != "pk":
+            why = f"data.order {self.data.order} seldom shows an identity twice in a batch"
+            raise ValueError(f"head.triplet needs several images of each identity, {why}; set data.order=pk, or remove head.triplet")
+        if kind == "none" and head.triplet is None:
+            raise ValueError("head.margin none leaves nothing to train on; set head.triplet, or another margin")
         if kind == "curricularface" and head.scale > 256:
             raise ValueError(f"head.scale {head.scale:g}: curricularface doubles logits, at most 256 can be held; lower head.scale")
         if head.label_spaces == "each" and self.data.order != "mixture":

@@ -329,6 +329,15 @@ class _Power(NamedTuple):
         return self
 
 
+class Nothing(Margin):
+    """No loss by classes: another stands alone."""
+
+    binary = (0.0, 0.0)
+
+    def target(self, cosine_B: Tensor, norm_B: Tensor) -> Target:
+        return Target(cosine_B, torch.ones_like(cosine_B))
+
+
 class UniFace(_Biased):
     """Unified cross entropy: log(1 + exp(b - s (z_y - m))) + balance sum_j log(1 + exp(s z_j - b)) (ICCV 2023, Zhou et al., equation 9).
 
@@ -406,6 +415,8 @@ def build(config: schema.Margin, scale: float, num_classes: int) -> Margin:
             return SphereFace2(config.m, config.balance, config.t, config.weight, scale, num_classes)
         case schema.UniFaceMargin():
             return UniFace(config.m, config.balance, scale, num_classes)
+        case schema.NoMargin():
+            return Nothing()
         case schema.CustomMargin():
             return _custom(config)
 

@@ -19,6 +19,7 @@ from manyfaces.models.row_optimizers import build
 from manyfaces.models.rows import Gate, Rows, take
 from manyfaces.models.sampling import Columns
 from manyfaces.models.softmax import Kept, Negatives, Outcome, Scoring
+from manyfaces.models.triplet import triplet
 
 _PLANES = 0x504C414E  # keeps the seeds of further sub-centres apart from other draws
 
@@ -90,7 +91,9 @@ class PartialFC:
         part = -(-num_classes // self.world_size)
         self.lo, self.hi = (min(r * part, num_classes) for r in (self.rank, self.rank + 1))
         seeds = [seed, *(counter.key(seed, _PLANES, k) for k in range(1, config.sub_centers))]
-        self.planes: list[Rows] = [build(config.rows, own, self.lo, self.hi, embedding_dim, device) for own in seeds]
+        # Without a loss by classes rows are nothing but their number.
+        dim = 1 if isinstance(self.margin, margins.Nothing) else embedding_dim
+        self.planes: list[Rows] = [build(config.rows, own, self.lo, self.hi, dim, device) for own in seeds]
         self.chunk_classes = chunk_classes(config, is_gpu=device.type != "cpu")
         self.spaces = torch.tensor(list(spaces), device=device)
         self.space_C: Tensor | None = None
@@ -143,7 +146,11 @@ class PartialFC:
         scoring = Scoring(scale, bend, margin.binary is not None, margin.largest_logit)
 
         negatives = self.walks.sum_negatives(self.planes, unit_BD, columns, scoring, store=self.config.logits == "store16")
-        outcome = softmax.join(margin, negatives, cosine_B, owners_B, norm_B, valid_B, scale, self.ranks)
+        beside, d_beside_BD = torch.zeros_like(norm_B[:1].sum()), None
+        if self.config.triplet is not None:
+            place = self.rank * padded * (self.world_size > 1)
+            beside, d_beside_BD = triplet(unit_BD, labels_B, place, place + len(local_ND), self.config.triplet)
+        outcome = softmax.join(margin, negatives, cosine_B, owners_B, norm_B, valid_B, scale, self.ranks, beside)
         gate = Gate(outcome.live_B.any(), lr * self.config.rows.lr_scale, self.weight_decay, position)
         d_unit_BD = self.walks.descend(self.planes, unit_BD, columns, scoring, outcome, negatives.kept, own.nearest_B, gate)
         for plane in self.planes:
@@ -151,6 +158,8 @@ class PartialFC:
         learnt = margin.learn(outcome.d_bias, gate.lr, self.config.rows.momentum)
         margin.state = {name: torch.where(gate.open, number, before[name]) for name, number in learnt.items()}
 
+        if d_beside_BD is not None:
+            d_unit_BD += d_beside_BD
         d_unit_ND = self.ranks.scatter_sum(d_unit_BD.to(self.wire_dtype), len(local_ND)).float()
         # Through the normalisation: what lies along the embedding is taken off.
         d_local_ND = (d_unit_ND - (d_unit_ND * local_ND).sum(1, keepdim=True) * local_ND) / norms_N1
@@ -175,7 +184,7 @@ class PartialFC:
         columns = sampling.choose(
             self.num_classes, self.lo, self.hi, self.config.sample_rate, self.seed, position, labels_B, self.chunk_classes
         )
-        chunks = columns.chunks
+        chunks = [] if isinstance(self.margin, margins.Nothing) else columns.chunks
         if (gone_C := self.gone_C) is not None:
             chunks = [replace(chunk, absent_n=take(gone_C, chunk.ids)) for chunk in chunks]
         if (space_C := self.space_C) is None:

@@ -210,16 +210,18 @@ def targets(planes: Sequence[Rows], unit_BD: Tensor, labels_B: Tensor) -> Target
 
 
 def join(
-    margin: Margin, negatives: Negatives, cosine_B: Tensor, owners_B: Tensor, norm_B: Tensor, valid_B: Tensor, scale: float, ranks: Ranks
-) -> Outcome:
-    """One sum over ranks; the rest is B numbers, the same on each. Where a margin looks first, cosines and owners are sums already."""
-    parts = [negatives.sum_B]
+    margin: Margin, negatives: Negatives, cosine_B: Tensor, owners_B: Tensor, norm_B: Tensor, valid_B: Tensor, scale: float, ranks: Ranks,
+    more: Tensor,
+) -> Outcome:  # fmt: skip
+    """One sum over ranks; the rest is B numbers, the same on each. Where a margin looks first, cosines and owners are sums already.
+    `more` is this rank's part of another loss, float64 []."""
+    parts = [more.repeat(len(valid_B)), negatives.sum_B]
     if negatives.pull_B is not None:
         parts.append(negatives.pull_B)
     if not margin.looks_first:
         parts += [cosine_B, owners_B]
     summed = ranks.sum_(torch.stack(parts))
-    sum_B, pull_B = summed[0], summed[int(negatives.pull_B is not None)]
+    sum_B, pull_B = summed[1], summed[1 + (negatives.pull_B is not None)]
     if not margin.looks_first:
         cosine_B, owners_B = summed[-2:]
     target = margin.target(cosine_B.clamp(-1, 1), norm_B)
@@ -241,7 +243,7 @@ def join(
         loss_B = loss_B + target.extra_B
     if target.d_extra_B is not None:
         d_norm_B = target.d_extra_B / num_valid + (0 if d_norm_B is None else d_norm_B)
-    loss = torch.where(valid_B, loss_B, 0).sum() / num_valid
+    loss = torch.where(valid_B, loss_B, 0).sum() / num_valid + summed[0, 0]
     finite, one_owner = loss.isfinite(), ((owners_B == 1) | ~valid_B).all()
     return Outcome(
         loss=loss, finite=finite, one_owner=one_owner, live_B=valid_B & finite & one_owner, log_pull_B=pull_B.log(),

@@ -149,3 +149,27 @@ class DenseHead:
     def matrix(self) -> Tensor:
         """All rows [K C, D], sub-centre by sub-centre."""
         return torch.stack([row.detach() for row in self.rows])
+
+
+def triplets_one_by_one(unit_BD: Tensor, labels_B: Tensor, config: schema.Triplet) -> tuple[Tensor, Tensor]:
+    """The triplet loss over a batch, and its gradient at the unit embeddings."""
+    unit_BD = unit_BD.double().requires_grad_()
+    places = [i for i in range(len(labels_B)) if labels_B[i] != -1]
+
+    def distance(i: int, j: int) -> Tensor:
+        found = torch.linalg.vector_norm(unit_BD[i] - unit_BD[j])
+        return found.square() if config.distance == "squared" else found
+
+    costs = []
+    for a in places:
+        positives = [distance(a, p) for p in places if p != a and labels_B[p] == labels_B[a]]
+        negatives = [distance(a, n) for n in places if labels_B[n] != labels_B[a]]
+        if not positives or not negatives:
+            continue
+        if config.mining == "batch_hard":
+            pairs = [(max(positives), min(negatives))]
+        else:
+            pairs = [(p, min((n for n in negatives if n > p), default=max(negatives))) for p in positives]
+        costs += [F.softplus(p - n) if config.margin == "soft" else (config.margin + p - n).clamp(min=0) for p, n in pairs]
+    loss = config.weight * torch.stack(costs).mean() if costs else 0 * unit_BD.sum()
+    return loss.detach(), torch.autograd.grad(loss, unit_BD)[0]

@@ -100,7 +100,7 @@ def run_steps(settings: list[Setting]) -> list[dict[str, Any]]:
                 if step in NOT_FINITE:
                     embeddings_BD[labels_B >= 0] = float("nan")
                 head.step(embeddings_BD[lo:hi], labels_B[lo:hi], lr=learning_rate(step), position=step * B, batch_size=B)
-                after.append(head.rows.rows_CD[:-1].float().numpy().copy())
+                after.append(head.planes[0].rows_CD[:-1].float().numpy().copy())
             facts.append({"after": after} | {name: tensor.float().numpy() for name, tensor in head.tensors().items()})
     return facts
 
@@ -180,7 +180,7 @@ def test_nothing_waits_and_nothing_is_large(monkeypatch: pytest.MonkeyPatch, row
     num_classes, chunk = 3000, 128
     config = schema.Head(chunk_classes=chunk, rows=rows, sample_rate=rate)
     head = PartialFC(config, num_classes, 32, seed=1, weight_decay=0.1, device=CPU)
-    with Watch([state for state in vars(head.rows).values() if isinstance(state, Tensor)]) as watch:
+    with Watch([state for state in vars(head.planes[0]).values() if isinstance(state, Tensor)]) as watch:
         for position in (0, 16):
             head.step(torch.randn(16, 32), torch.arange(16) // 2, lr=0.1, position=position, batch_size=16)
     assert watch.waits == []

@@ -276,6 +276,8 @@ def test_the_plan_needs_no_heavy_module_and_well_under_a_second() -> None:
         ("margin: {kind: sphereface2}, sample_rate: 0.1", "head.sample_rate 0.1 does not go with sphereface2, .*; set head.sample_rate=1"),
         ("margin: {kind: uniface}, sample_rate: 0.5", "head.sample_rate 0.5 does not go with uniface"),
         ("margin: {kind: curricularface}, scale: 300", "head.scale 300: curricularface doubles logits"),
+        ("triplet: {}", "head.triplet needs several images of each identity, .*; set data.order=pk"),
+        ("margin: {kind: none}", "head.margin none leaves nothing to train on; set head.triplet"),
         ("label_spaces: each", "head.label_spaces each needs several datasets, data.order is shuffle; set data.order=mixture"),
         ("margin: {kind: magface, low: 20, high: 10}", "low 20 is not below high 10"),
         ("margin: {kind: custom}", "head.margin.file: is missing"),
@@ -289,7 +291,7 @@ def test_losses_that_do_not_go_together_are_refused(recipe: Any, head: str, mess
 def test_every_loss_says_when_to_use_it() -> None:
     lines = describe("head")
     kinds = [line.strip() for line in lines if line.strip().startswith("kind: ")]
-    assert len(kinds) == 11
+    assert len(kinds) == 12
     assert all(re.match(r"kind: \w+ - .+\.$", line) for line in kinds)
     assert describe("head.rows")[0].startswith("optimizer [sgd]: ")
     with pytest.raises(UserError, match="heat: no mapping of the configuration; did you mean head"):

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from dense_head import triplets_one_by_one
 from hypothesis import given
 from hypothesis import strategies as st
 from pytorch_metric_learning import distances, losses, miners, reducers
@@ -32,29 +33,6 @@ def batch(B: int, D: int, people: int, spread: float, seed: int) -> tuple[Tensor
     return torch.where(labels_B[:, None] == -1, 0, unit_BD), labels_B
 
 
-def one_by_one(unit_BD: Tensor, labels_B: Tensor, config: schema.Triplet) -> tuple[Tensor, Tensor]:
-    unit_BD = unit_BD.double().requires_grad_()
-    places = [i for i in range(len(labels_B)) if labels_B[i] != -1]
-
-    def distance(i: int, j: int) -> Tensor:
-        found = torch.linalg.vector_norm(unit_BD[i] - unit_BD[j])
-        return found.square() if config.distance == "squared" else found
-
-    costs = []
-    for a in places:
-        positives = [distance(a, p) for p in places if p != a and labels_B[p] == labels_B[a]]
-        negatives = [distance(a, n) for n in places if labels_B[n] != labels_B[a]]
-        if not positives or not negatives:
-            continue
-        if config.mining == "batch_hard":
-            pairs = [(max(positives), min(negatives))]
-        else:
-            pairs = [(p, min((n for n in negatives if n > p), default=max(negatives))) for p in positives]
-        costs += [F.softplus(p - n) if config.margin == "soft" else (config.margin + p - n).clamp(min=0) for p, n in pairs]
-    loss = config.weight * torch.stack(costs).mean() if costs else 0 * unit_BD.sum()
-    return loss.detach(), torch.autograd.grad(loss, unit_BD)[0]
-
-
 @given(
     B=st.integers(1, 20), D=st.sampled_from([2, 5, 64, 512]), people=st.integers(1, 6), spread=st.sampled_from([0, 1e-6, 1e-3, 0.3, 3]),
     seed=st.integers(0, 10**6), config=st.sampled_from(CONFIGS), cuts=st.lists(st.integers(0, 20), max_size=3),
@@ -69,7 +47,7 @@ def test_any_split_is_the_whole(
         patch.setattr(module, "_BLOCK", block)
         parts = [triplet(unit_BD, labels_B, first, after, config) for first, after in itertools.pairwise(edges)]
     loss, d_unit_BD = sum(part[0] for part in parts), sum(part[1].double() for part in parts)
-    expected_loss, expected_BD = one_by_one(unit_BD, labels_B, config)
+    expected_loss, expected_BD = triplets_one_by_one(unit_BD, labels_B, config)
     assert abs(loss - expected_loss) <= 5e-6 * expected_loss
     # Of places with the very same embedding, either may be the one that is mined: their gradients are looked at in sum.
     point_B = torch.unique(unit_BD, dim=0, return_inverse=True)[1]
