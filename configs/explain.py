@@ -213,7 +213,7 @@ def _described(node: type[Node], indent: str) -> Iterator[str]:
         inner = _nodes(info.annotation) if get_origin(info.annotation) is not tuple else []
         about = " ".join((info.description or "").split())
         if not inner:
-            default = "" if info.is_required() else f" [{info.default}]"
+            default = "" if info.is_required() else f" [{info.get_default(call_default_factory=True)}]"
             yield f"{indent}{name}{default}: {allowed(info.annotation, info.metadata)}{f'. {about}' if about else ''}"
             continue
         yield f"{indent}{name}:{f' {about}' if about else ''}"

@@ -13,7 +13,7 @@ from torch.distributed import ProcessGroup
 
 from manyfaces.configs import counter, schema
 from manyfaces.configs.head_cost import chunk_classes
-from manyfaces.models import margins, sampling, softmax
+from manyfaces.models import losses, margins, sampling, softmax
 from manyfaces.models.collectives import Ranks, share
 from manyfaces.models.row_optimizers import build
 from manyfaces.models.rows import Gate, Rows, take
@@ -83,7 +83,7 @@ class PartialFC:
             raise schema.UserError(f"the head has {num_classes} classes; it needs at least 1")
         self.config, self.num_classes, self.seed = config, num_classes, seed
         self.weight_decay = weight_decay if config.rows.weight_decay is None else config.rows.weight_decay
-        self.margin = margins.build(config.margin, config.scale, num_classes)
+        self.margin = losses.build(config.margin, config.scale, num_classes)
         self.margin.state = {name: number.to(device) for name, number in self.margin.state.items()}
         self.wire_dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.wire_dtype]
         self.ranks = Ranks(group)

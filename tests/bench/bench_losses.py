@@ -21,7 +21,7 @@ from rich.table import Table
 
 from manyfaces.cluster.launch import KEEP_MEMORY
 from manyfaces.configs import schema
-from manyfaces.models import margins
+from manyfaces.models import losses
 from manyfaces.models.partial_fc import PartialFC
 
 B, D = 512, 512
@@ -66,7 +66,7 @@ def measure(num_classes: int, logits: str, rounds: int) -> dict[str, list[float]
             shared = head
         elif name != THREE:  # the same rows under another margin
             head.num_classes, head.lo, head.hi, head.planes = shared.num_classes, shared.lo, shared.hi, shared.planes
-            head.margin = margins.build(TypeAdapter(schema.Margin).validate_python({"kind": kind}), config.scale, num_classes)
+            head.margin = losses.build(TypeAdapter(schema.Margin).validate_python({"kind": kind}), config.scale, num_classes)
         heads[name] = head
     generator = torch.Generator().manual_seed(1)
     embeddings_BD, labels_B = torch.randn(B, D, generator=generator), torch.randint(num_classes, (B,), generator=generator)

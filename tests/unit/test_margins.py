@@ -13,6 +13,7 @@ from torch import Tensor
 from manyfaces.configs import schema
 from manyfaces.configs.schema import UserError
 from manyfaces.models import margins
+from manyfaces.models.losses import build
 from manyfaces.models.partial_fc import PartialFC
 
 arcface = st.builds(schema.ArcFaceMargin, kind=st.just("arcface"), m=st.floats(0, 1.5))
@@ -24,7 +25,7 @@ CPU = torch.device("cpu")
 
 
 def of(margin: schema.Margin, cosine_B: Tensor, norm_B: Tensor | None = None) -> margins.Target:
-    return margins.build(margin, 64.0, 10).target(cosine_B, torch.ones_like(cosine_B) if norm_B is None else norm_B)
+    return build(margin, 64.0, 10).target(cosine_B, torch.ones_like(cosine_B) if norm_B is None else norm_B)
 
 
 @given(by_cosine, st.lists(st.floats(-1 + 1e-9, 1 - 1e-9), min_size=1))
@@ -65,7 +66,7 @@ ADAFACE = schema.AdaFaceMargin(kind="adaface")
 
 def test_adaface_of_even_norms_is_cosface_and_of_good_ones_harder() -> None:
     """2204.00964, section 3.3: at the mean norm g_angle is 0 and g_add is m; at quality -1 it is ArcFace, at 1 the negative angle."""
-    margin = margins.build(ADAFACE, 64.0, 10)
+    margin = build(ADAFACE, 64.0, 10)
     margin.state = {"norm_mean": torch.tensor(20.0).double(), "norm_std": torch.tensor(2.0 - 1e-3).double()}
     cosine_B = torch.linspace(-0.9, 0.9, 50, dtype=torch.float64)
     even, poor, good = (margin.target(cosine_B, torch.full_like(cosine_B, norm)).value_B for norm in (20.0, 0.0, 60.0))
@@ -75,7 +76,7 @@ def test_adaface_of_even_norms_is_cosface_and_of_good_ones_harder() -> None:
 
 
 def test_adaface_statistics_ignore_what_is_ignored() -> None:
-    margin = margins.build(ADAFACE, 64.0, 10)
+    margin = build(ADAFACE, 64.0, 10)
     norms = torch.tensor([10.0, 30.0, 1e9, 20.0], dtype=torch.float64)
     state = margin.observe(None, norms, torch.tensor([True, True, False, True]))
     assert state["norm_mean"].item() == pytest.approx(0.01 * 20 + 0.99 * 20)
@@ -98,7 +99,7 @@ def test_magface_is_arcface_at_each_end_and_pulls_norms_between() -> None:
 
 
 def test_curricularface_bends_hard_classes_only() -> None:
-    margin = margins.build(schema.CurricularFaceMargin(kind="curricularface", m=0.5), 64.0, 10)
+    margin = build(schema.CurricularFaceMargin(kind="curricularface", m=0.5), 64.0, 10)
     margin.state = {"t": torch.tensor(0.3).double()}
     own = torch.tensor([0.8, 0.1], dtype=torch.float64)
     bend = margin.bend(own)
@@ -115,7 +116,7 @@ def test_curricularface_bends_hard_classes_only() -> None:
 @pytest.mark.parametrize("num_classes", [2, 100, 1_000_000])
 def test_biases_start_where_own_and_other_classes_pull_alike(num_classes: int) -> None:
     """2108.01513: with all cosines 0, the gradient of the bias is 0."""
-    margin = margins.build(schema.SphereFace2Margin(kind="sphereface2"), 40.0, num_classes)
+    margin = build(schema.SphereFace2Margin(kind="sphereface2"), 40.0, num_classes)
     zero = torch.zeros(1, dtype=torch.float64)
     bend = margin.bend(None)
     assert bend is not None
@@ -189,6 +190,6 @@ def test_a_margin_of_ones_own(tmp_path: Path) -> None:
         ("Target", {"value_B": 1.0, "slope_B": 1.0}, "Target is a Target; derive it from"),
     ):
         with pytest.raises(UserError, match=message):
-            margins.build(margin.model_copy(update={"name": name, "parameters": parameters}), 32.0, 20)
+            build(margin.model_copy(update={"name": name, "parameters": parameters}), 32.0, 20)
     with pytest.raises(UserError, match="no such file"):
-        margins.build(margin.model_copy(update={"file": str(tmp_path / "other.py")}), 32.0, 20)
+        build(margin.model_copy(update={"file": str(tmp_path / "other.py")}), 32.0, 20)
