@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manyfaces.data.remote import Remote
-from manyfaces.data.shelf import Shelf, locked, patience, shard_path
+from manyfaces.data.shelf import Patience, Shelf, locked, shard_path
 
 FETCHERS = 4  # one stream of an object store gives some 50 to 100 MB/s
 
@@ -62,9 +62,10 @@ def fetch_once(far: Far, remote: Remote, name: str, to: Path, sha256: str) -> No
     """A file that all processes of the node use, fetched by the first: at `to` stand verified bytes or nothing. Raises `UserError`."""
     to.parent.mkdir(parents=True, exist_ok=True)
     part = to.with_name(f".{to.name}.part")
-    with locked(to.with_name(f".{to.name}.lock"), patience(far.folder, far.patience_s, part)):
+    wait = Patience(far.folder, far.patience_s, part)
+    with locked(to.with_name(f".{to.name}.lock"), wait):
         if not to.exists():
-            remote.fetch(name, part, None, sha256)
+            remote.fetch(name, part, None, sha256, wait.waited_s)
             part.replace(to)
 
 
@@ -111,7 +112,8 @@ class Cache:
     def map(self, shard: int) -> NDArray[np.uint8]:
         """The shard's bytes, memory-mapped: they stay readable when the file is evicted. Waits for what is not here yet.
 
-        Raises `UserError` where it cannot be had: `data.store_patience_s` is counted from now, or from a fetch that is under way.
+        Raises `UserError` where it cannot be had: `data.store_patience_s` is counted from now, or from a fetch that is under way in any
+        process of the node.
         """
         while True:
             with contextlib.suppress(FileNotFoundError):
@@ -147,4 +149,8 @@ class Cache:
 
     def _fetch(self, shard: int, nearer_than: float | None) -> None:
         spec = self.shards[shard]
-        self._shelf.put(spec.sha256, spec.bytes, lambda to: self._remote.fetch(spec.name, to, spec.bytes, spec.sha256), nearer_than)
+
+        def fetch(to: Path, waited_s: float) -> None:
+            self._remote.fetch(spec.name, to, spec.bytes, spec.sha256, waited_s)
+
+        self._shelf.put(spec.sha256, spec.bytes, fetch, nearer_than)

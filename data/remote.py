@@ -87,8 +87,9 @@ class Remote:
             name: row["size"] for row in sorted(rows, key=lambda r: r["name"]) if (name := row["name"].rpartition("/")[2]).endswith(suffix)
         }
 
-    def fetch(self, name: str, to: Path, size: int | None, sha256: str | None) -> None:
-        """The whole file to the path `to`, overwriting it, until it has this size and SHA-256, as far as they are known."""
+    def fetch(self, name: str, to: Path, size: int | None, sha256: str | None, waited_s: float = 0.0) -> None:
+        """The whole file to the path `to`, overwriting it, until it has this size and SHA-256, as far as they are known. Of the patience
+        `waited_s` is spent; it is tried once at least."""
         seen: Counter[str] = Counter()
 
         def once() -> None:
@@ -100,7 +101,7 @@ class Remote:
                 what = "other bytes" if got == size or size is None else f"{got:,} bytes, not the {size:,}"
                 raise WrongBytesError(f"{what} that the manifest says", seen[digest] >= LASTING)
 
-        self._patiently(name, once, local=to)
+        self._patiently(name, once, local=to, waited_s=waited_s)
 
     def upload(self, name: str, file: Path) -> None:
         self._patiently(name, lambda: self._fs.put_file(str(file), self._at(name)))
@@ -122,8 +123,8 @@ class Remote:
             return -1
         return size
 
-    def _patiently(self, name: str, call: Callable[[], T], local: Path | None = None) -> T:
-        where, began = f"{self.url}/{name}".rstrip("/"), time.monotonic()
+    def _patiently(self, name: str, call: Callable[[], T], local: Path | None = None, waited_s: float = 0.0) -> T:
+        where, began = f"{self.url}/{name}".rstrip("/"), time.monotonic() - waited_s
 
         def told(state: tenacity.RetryCallState) -> None:
             tries = state.attempt_number
@@ -133,7 +134,7 @@ class Remote:
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(lambda error: remedy(error, local) is None),
             wait=tenacity.wait_exponential_jitter(multiplier=0.2, max=5, jitter=0.2),
-            stop=tenacity.stop_after_delay(self.patience_s) | tenacity.stop_when_event_set(self.stopping),
+            stop=lambda _: self.stopping.is_set() or time.monotonic() - began >= self.patience_s,
             sleep=tenacity.sleep_using_event(self.stopping),
             before_sleep=told,
         )

@@ -45,23 +45,25 @@ class Shelf:
     def path(self, sha256: str) -> Path:
         return shard_path(self.folder, sha256)
 
-    def put(self, sha256: str, size: int, fetch: Callable[[Path], None], nearer_than: float | None) -> None:
-        """Have the shard here: `fetch` writes it to the path it is given, whole and verified, or raises.
+    def put(self, sha256: str, size: int, fetch: Callable[[Path, float], None], nearer_than: float | None) -> None:
+        """Have the shard here: `fetch` writes it to the path it is given, whole and verified, or raises. It is told for
+        how many seconds another process has tried in vain: all who wait for a shard have one patience, not one after the other.
 
         Shards needed further away than `nearer_than` windows may go for it; it is left out where those do not suffice, or where another
         process fetches it. None waits for either, and any shard may go.
         """
         part = self.folder / f".{sha256}.{size}.part"
-        with locked(self.folder / f".{sha256}.lock", self._patience(part) if nearer_than is None else None) as mine:
+        wait = self._patience(part)
+        with locked(self.folder / f".{sha256}.lock", wait if nearer_than is None else None) as mine:
             if not mine or self.path(sha256).exists():
                 return
-            full = self._patience()
+            waited_s, full = wait.waited_s, self._patience()
             while not self._reserve(part, size, -1 if nearer_than is None else nearer_than):
                 if nearer_than is not None:
                     return
                 full()
             try:
-                fetch(part)
+                fetch(part, waited_s)
                 with part.open("rb") as file:
                     os.fsync(file.fileno())
                 with self._alone():
@@ -131,8 +133,9 @@ class Shelf:
                     if left_behind:
                         path.unlink()
                     else:
-                        for sha256, distance in json.loads(path.read_text()).items():
-                            needs[sha256] = min(distance, needs.get(sha256, math.inf))
+                        with contextlib.suppress(FileNotFoundError):  # its process ended just now
+                            for sha256, distance in json.loads(path.read_text()).items():
+                                needs[sha256] = min(distance, needs.get(sha256, math.inf))
         return whole, taken, needs
 
     @contextlib.contextmanager
@@ -140,8 +143,8 @@ class Shelf:
         with locked(self.folder / ".lock", self._patience()):
             yield
 
-    def _patience(self, growing: Path | None = None) -> Callable[[], None]:
-        return patience(self.folder, self.patience_s, growing, self.stopping)
+    def _patience(self, growing: Path | None = None) -> "Patience":
+        return Patience(self.folder, self.patience_s, growing, self.stopping)
 
 
 def shard_path(folder: Path, sha256: str) -> Path:
@@ -165,23 +168,32 @@ def locked(path: Path, wait: Callable[[], None] | None = None) -> Iterator[bool]
                 return
 
 
-def patience(folder: Path, patience_s: float, growing: Path | None = None, stopping: threading.Event | None = None) -> Callable[[], None]:
-    """Waits a moment at each call; gives up after the patience, counted from when the file `growing` last changed in size."""
-    stopping = stopping or threading.Event()
-    seen, since = -1, time.monotonic()
+class Patience:
+    """Waits a moment at each call; gives up with `UserError` after the patience, counted from when bytes last came to `growing`."""
 
-    def moment() -> None:
-        nonlocal seen, since
-        if stopping.wait(POLL_S):
+    def __init__(self, folder: Path, patience_s: float, growing: Path | None = None, stopping: threading.Event | None = None) -> None:
+        self.folder, self.patience_s, self.growing = folder, patience_s, growing
+        self.stopping = stopping or threading.Event()
+        self._size, self._since = 0, time.monotonic()
+
+    @property
+    def waited_s(self) -> float:
+        """Since it was made, or since bytes came."""
+        return time.monotonic() - self._since
+
+    def __call__(self) -> None:
+        if self.stopping.wait(POLL_S):
             raise Stopped
-        size = growing.stat().st_size if growing is not None and growing.exists() else -1
-        if size != seen:
-            seen, since = size, time.monotonic()
-        elif time.monotonic() - since > patience_s + min(5, patience_s):  # who fetches gives up first, and says why
-            free = shutil.disk_usage(folder).free / 1e9
+        size = 0
+        if self.growing is not None:
+            with contextlib.suppress(FileNotFoundError):
+                size = self.growing.stat().st_size
+        if size not in (0, self._size):  # a file that is begun anew, or given up, is not yet progress
+            self._since = time.monotonic()
+        self._size = size
+        if self.waited_s > self.patience_s + min(30, self.patience_s):  # who fetches gives up first, and says why
+            free = shutil.disk_usage(self.folder).free / 1e9
             raise UserError(
-                f"{folder}: full, or held by another process, for {patience_s:.0f} s ({free:.1f} GB free on its disk); make room, end that "
-                "process, raise data.cache_gb or set another data.cache_dir; the same command then resumes"
+                f"{self.folder}: full, or held by another process, for {self.patience_s:.0f} s ({free:.1f} GB free on its disk); make "
+                "room, end that process, raise data.cache_gb or set another data.cache_dir; the same command then resumes"
             )
-
-    return moment

@@ -4,12 +4,14 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -203,6 +205,26 @@ def test_a_shard_that_vanishes_is_told_when_it_is_needed(proxy: Proxy, shards, t
     cache.close()
 
 
+def test_all_processes_of_a_node_have_one_patience(proxy: Proxy, shards, tmp_path: Path) -> None:
+    """Each waits for the shard that another tries to fetch in vain: they may not try one after the other."""
+    proxy.faults["00.tar"] = [503] * 1000
+    caches = [Cache(far(tmp_path, WINDOW, patience_s=3), shards) for _ in range(4)]
+
+    def told(cache: Cache) -> tuple[str, float]:
+        began = time.monotonic()
+        with pytest.raises(UserError) as error:
+            cache.map(0)
+        return str(error.value), time.monotonic() - began
+
+    with ThreadPoolExecutor(4) as ranks:
+        outcomes = list(ranks.map(told, caches))
+    for message, took in outcomes:
+        assert re.search(r"00\.tar: tried \d+ times in \d s .*Service Unavailable", message)
+        assert 3 <= took < 5.5, "no attempt of the first is later than 4 s; the others make one each"
+    for cache in caches:
+        cache.close()
+
+
 def test_closing_does_not_wait_for_a_store_that_is_away(proxy: Proxy, shards, tmp_path: Path) -> None:
     with proxy.away(60):
         cache = Cache(far(tmp_path, 2 * WINDOW, patience_s=300), shards)
@@ -219,13 +241,13 @@ def test_a_cache_that_others_fill_is_one_line(tmp_path: Path) -> None:
     shelf = Shelf(tmp_path, 10, 0.1, threading.Event())
     other = threading.Event()
     holder = threading.Thread(
-        target=lambda: Shelf(tmp_path, 10, 0.1, threading.Event()).put("aa", 10, lambda to: other.wait() and None, None)
+        target=lambda: Shelf(tmp_path, 10, 0.1, threading.Event()).put("aa", 10, lambda to, waited_s: other.wait() and None, None)
     )
     holder.start()
     until(lambda: bool(list(tmp_path.glob("*.part"))))
-    shelf.put("bb", 10, lambda to: None, 0)  # ahead of need: left out
+    shelf.put("bb", 10, lambda to, waited_s: None, 0)  # ahead of need: left out
     with pytest.raises(UserError, match=r"full, or held by another process, for 0 s .*raise data\.cache_gb"):
-        shelf.put("bb", 10, lambda to: None, None)
+        shelf.put("bb", 10, lambda to, waited_s: None, None)
     other.set()
     holder.join()
 
