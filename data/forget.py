@@ -88,7 +88,7 @@ def compact(dataset: Dataset, out: Path, processes: int | None = None) -> Manife
     """
     if dataset.far is not None:
         raise UserError(f"{dataset.where}: a remote dataset cannot be compacted; do it in a local copy")
-    with _identity_names(dataset) as lines:
+    with identity_names(dataset) as lines:
         names = [line.rstrip("\n") for line in lines] or [str(i) for i in range(dataset.manifest.num_identities)]
     everyone = np.arange(dataset.manifest.num_images)
     ids = everyone[~read_forgotten(dataset).among(dataset, everyone)]
@@ -132,7 +132,7 @@ def _read_part(source: object) -> bytes:
 def _class_ids(dataset: Dataset, identities: Iterable[str]) -> NDArray[np.int64]:
     """A name is looked for before a number is taken for a class id."""
     wanted = list(dict.fromkeys(identities))
-    with _identity_names(dataset) as lines:
+    with identity_names(dataset) as lines:
         wanted_set = set(wanted)
         found = {name: number for number, line in enumerate(lines) if (name := line.rstrip("\n")) in wanted_set}
     limit = dataset.manifest.num_identities
@@ -142,7 +142,7 @@ def _class_ids(dataset: Dataset, identities: Iterable[str]) -> NDArray[np.int64]
     return np.array([found[w] for w in wanted], np.int64)
 
 
-def _identity_names(dataset: Dataset) -> IO[str]:
+def identity_names(dataset: Dataset) -> IO[str]:
     """The lines of `identities.txt`, none where there is no such file."""
     if dataset.far is not None and dataset.far.with_index:
         return io.StringIO((Remote(dataset.far.url, dataset.far.patience_s).read_if_there(IDENTITIES) or b"").decode())

@@ -21,7 +21,7 @@ from manyfaces.configs import schema
 from manyfaces.configs.schema import UserError
 from manyfaces.data.cache import Far, fetch_once
 from manyfaces.data.remote import Remote, url_of
-from manyfaces.data.sample import member_at
+from manyfaces.data.sample import TAR_NAME, member_at, scan
 
 MANIFEST, INDEX = "manyfaces.json", "index.arrow"
 COLUMNS = {"shard": pa.uint32(), "offset": pa.uint64(), "size": pa.uint32(), "identity": pa.uint32()}
@@ -103,6 +103,24 @@ class Dataset:
         except OSError:
             key = ""
         return f"{self.manifest.shards[shard].name}:{key or f'sample {sample}'}"
+
+    def keys(self, ids_N: NDArray[np.int64]) -> list[str]:
+        """`SHARD:KEY` of each sample, as `manyfaces data forget --keys` takes it. Raises `OSError` for a remote shard that is not here."""
+        return [self._key(sample, int(self.shard_N[sample])) for sample in ids_N.tolist()]
+
+    def _key(self, sample: int, shard: int) -> str:
+        path = self.shard_path(shard)
+        folder, slash, file = member_at(path, int(self.offset_N[sample]))[0].rpartition("/")
+        key = folder + slash + file.partition(".")[0]
+        # A long name is cut off in the member's own header, and what is not ASCII may be replaced: then the whole shard is asked.
+        if not file or "?" in folder + file or len(folder + slash + file) >= TAR_NAME:
+            key = _scanned_keys(path)[sample - int(self.samples_per_shard[:shard].sum())]
+        return f"{self.manifest.shards[shard].name}:{key.encode(errors='replace').decode()}"  # bytes that are no UTF-8 are no text
+
+
+@functools.lru_cache(maxsize=2)
+def _scanned_keys(shard: Path) -> list[str]:
+    return [sample.key for sample in scan(shard)]
 
 
 class Part(NamedTuple):

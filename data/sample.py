@@ -15,6 +15,8 @@ IMAGE_SUFFIXES = ("jpg", "jpeg")
 LABEL_SUFFIXES = ("cls", "json")
 JSON_LABELS = ("identity", "label", "cls")
 TAR_BLOCK = 512
+TAR_NAME = 100
+"""Bytes of a name in a member's own header."""
 
 
 class Sample(NamedTuple):

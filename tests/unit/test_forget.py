@@ -1,7 +1,9 @@
 """Forgotten samples keep their place and nothing else moves."""
 
+import io
 import json
 import shutil
+import tarfile
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from manyfaces.data import inspect, store
 from manyfaces.data.forget import compact, forget, read_forgotten
 from manyfaces.data.index import FORGOTTEN, open_dataset, verify
 from manyfaces.data.loader import IGNORED, Loader, Quarantine
+from manyfaces.data.write import index_folder
 
 CONFIG = Data(augment=Augment(flip=0.5), window_shards=2)
 
@@ -109,3 +112,24 @@ def test_a_list_for_another_index_is_never_passed_over(mine) -> None:
     (mine.path / FORGOTTEN).write_text("{")
     with pytest.raises(UserError, match="cannot be read"):
         read_forgotten(mine)
+
+
+@pytest.mark.parametrize("tar_format", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])
+def test_every_key_that_a_dataset_tells_can_be_forgotten(dataset, tmp_path, tar_format: int) -> None:
+    """Shards of others: names that do not fit a tar header, that are not ASCII, whose suffix is in capitals."""
+    names = ["plain/0.jpg", "capitals/1.JPG", "why?/2.jpeg", f"{'long/' * 19}{'n' * 30}3.jpg"]
+    names += [] if tar_format == tarfile.USTAR_FORMAT else ["Łukasz/4.jpg", f"{'n' * 130}5.jpg"]
+    (blob,) = store.Store(dataset).read([0])
+    with tarfile.open(tmp_path / "a.tar", "w", format=tar_format) as tar:
+        for number, name in enumerate(names):
+            for member, body in ((name, blob.tobytes()), (f"{name.rpartition('.')[0]}.cls", str(number // 2).encode())):
+                info = tarfile.TarInfo(member)
+                info.size = len(body)
+                tar.addfile(info, io.BytesIO(body))
+    index_folder(tmp_path, processes=1)
+    foreign = open_dataset(tmp_path)
+    keys = foreign.keys(np.arange(len(names)))
+    assert keys == [f"a.tar:{name.rpartition('.')[0]}" for name in names]
+    for sample, key in enumerate(keys):
+        assert sample in forget(foreign, [], [key], processes=1).samples
+        assert len(read_forgotten(foreign).samples) == sample + 1
