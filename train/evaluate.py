@@ -74,24 +74,30 @@ def evaluate(
     return Evaluated(pairs.name, report(scores, pairs.same), scores, pairs.same)
 
 
-def evaluate_run(run: Path, sets: list[Path], batch_size: int, progress: Callable[[int, int], None]) -> tuple[Path, list[Evaluated]]:
-    """Evaluate a run's newest committed checkpoint, or the checkpoint folder given, on this machine; writes into its `evaluation/`.
-
-    `progress(done, total)` counts images. Returns the checkpoint and the outcomes. Raises `UserError`.
-    """
+def open_trained(run: Path) -> tuple[Path, Config, nn.Module, torch.device]:
+    """A run's newest committed checkpoint, or the checkpoint folder given: its path, its configuration, and its backbone on this machine's
+    device, all of whose cores torch may use. Raises `UserError`."""
     is_checkpoint = run.parent.name == "checkpoints"
     if is_checkpoint and (fault := check_commit(run)):
         raise UserError(f"{run}: {fault}")
     if not is_checkpoint and not (run / "checkpoints").is_dir():
         raise UserError(f"{run}: no run there; expected a folder RUN with RUN/checkpoints in it, or one of its checkpoints")
     checkpoint = run if is_checkpoint else newest(run / "checkpoints")
-    loaded = [read_bin(path) for path in sets]
     config = Config.model_validate(read_state(checkpoint)["config"])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(os.cpu_count() or 1)
     backbone = build(config.model, config.data.image_px)
     backbone.load_state_dict(read_backbone(checkpoint))
-    backbone.to(device)
+    return checkpoint, config, backbone.to(device), device
+
+
+def evaluate_run(run: Path, sets: list[Path], batch_size: int, progress: Callable[[int, int], None]) -> tuple[Path, list[Evaluated]]:
+    """Evaluate a run's newest committed checkpoint, or the checkpoint folder given, on this machine; writes into its `evaluation/`.
+
+    `progress(done, total)` counts images. Returns the checkpoint and the outcomes. Raises `UserError`.
+    """
+    loaded = [read_bin(path) for path in sets]
+    checkpoint, config, backbone, device = open_trained(run)
     done, total = 0, sum(len(pairs.blobs) for pairs in loaded)
 
     def count(images: int) -> None:

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -11,7 +12,8 @@ from launcher import run_ranks
 
 from manyfaces.configs.schema import UserError
 from manyfaces.train import checkpoint
-from manyfaces.train.checkpoint import Checkpointer, Snapshot, candidates, newest, read_backbone, retain
+from manyfaces.train.centres import SubCentres
+from manyfaces.train.checkpoint import HEAD, Checkpointer, Snapshot, candidates, newest, read_backbone, retain
 
 CLASSES, DIM = 11, 4
 
@@ -28,7 +30,7 @@ def rows(step: int, classes: int = CLASSES) -> torch.Tensor:
 def head_state(step: int, classes: int) -> dict[str, torch.Tensor]:
     """Of all classes: matrices and vectors, 16 bits and 32."""
     rows_CD = rows(step, classes)
-    return {"rows": rows_CD, "momentum": -rows_CD, "lengths": rows_CD[:, 0], "half": (rows_CD % 1000).half()}
+    return {"rows": rows_CD, "momentum": -rows_CD, "lengths": rows_CD[:, 0], "rows.1": (rows_CD % 1000).half()}
 
 
 def snapshot(step: int, classes: int = CLASSES) -> Snapshot:
@@ -136,6 +138,17 @@ def test_the_newest_are_kept(written) -> None:
 def test_only_safetensors_and_json_are_written(written) -> None:
     suffixes = {p.suffix for folder in written.values() for p in folder.rglob("*") if p.is_file()}
     assert suffixes == {".safetensors", ".json"}
+
+
+@pytest.mark.parametrize(("name", "classes", "step", "some"), [("many", 11, 5, [10, 0, 3, 3]), ("few", 2, 7, [1])])
+def test_some_classes_centres_are_read_without_any_rank(written, name: str, classes: int, step: int, some: list[int]) -> None:
+    state = head_state(step, classes)
+    expected = torch.stack([torch.nn.functional.normalize(state[plane].float())[some] for plane in ("rows", "rows.1")], 1)
+    for folder in written.values():
+        centres = SubCentres(folder / name / f"step-{step:08d}" / HEAD, classes)
+        assert torch.equal(centres.take(np.array(some)), expected)
+        with pytest.raises(UserError, match=f"holds rows of {classes} classes, expected {classes + 1}"):
+            SubCentres(folder / name / f"step-{step:08d}" / HEAD, classes + 1)
 
 
 def damaged(path: Path, how: str) -> None:

@@ -1,0 +1,98 @@
+"""Every sample of a dataset through a backbone, by order of sample id: no augmentation, no mirror image."""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from manyfaces.configs.schema import Config
+from manyfaces.data.decode import Decoder, Decoding
+from manyfaces.data.forget import read_forgotten
+from manyfaces.data.index import Part
+from manyfaces.data.mixture import AnyDataset
+from manyfaces.data.store import Store
+from manyfaces.models.backbone import normalise
+
+_BATCH, _SHARDS_AHEAD, _DECODE_THREADS = 256, 4, 8
+# A batch without a good image would count as the decoder's own fault: this one is good.
+_SOUND = cv2.imencode(".jpg", np.zeros((16, 16, 3), np.uint8))[1].reshape(-1)
+
+
+class Embedded(NamedTuple):
+    """Some samples, of one part of the dataset."""
+
+    ids_N: NDArray[np.int64]
+    labels_N: NDArray[np.int64]
+    keys: list[str]
+    """`SHARD:KEY` of each."""
+    unit_ND: Tensor
+    """Unit embeddings, float32 on the device."""
+
+
+@dataclass
+class LeftOut:
+    """How many samples are not among the embedded, and why."""
+
+    forgotten: int = 0
+    broken: int = 0
+
+
+def embed(
+    dataset: AnyDataset, config: Config, backbone: nn.Module, device: torch.device, left_out: LeftOut, advance: Callable[[int], None]
+) -> Iterator[Embedded]:
+    """All samples but those that are forgotten, whose bytes are not read, or cannot be decoded; they are counted in `left_out`.
+
+    `advance` is told how many samples are done. The next batch is read and decoded while one is in use.
+    """
+    decode = Decoder(config.data.image_px, _BATCH + 1, threads=min(os.cpu_count() or 1, _DECODE_THREADS), device=device)
+    autocast = config.train.precision == "bfloat16"
+    backbone.eval()
+    for part in dataset.parts:
+        for ids_N, keys, decoding in _one_ahead(_begin(part, decode, left_out, advance)):
+            images, good = decode.finish(decoding)
+            rows_N = np.flatnonzero(good[:-1])
+            left_out.broken += len(ids_N) - len(rows_N)
+            if len(rows_N):
+                images_NHWC = images[torch.from_numpy(rows_N).to(device)]
+                with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+                    unit_ND = F.normalize(backbone(normalise(images_NHWC)).float())
+                labels_N = part.first_class + part.dataset.labels(ids_N[rows_N])
+                yield Embedded(part.first_sample + ids_N[rows_N], labels_N, [keys[row] for row in rows_N], unit_ND)
+
+
+_Begun = tuple[NDArray[np.int64], list[str], Decoding]
+
+
+def _begin(part: Part, decode: Decoder, left_out: LeftOut, advance: Callable[[int], None]) -> Iterator[_Begun]:
+    """Sample ids in the part, their keys, and their images being decoded."""
+    dataset, store = part.dataset, Store(part.dataset)
+    forgotten, num_images = read_forgotten(dataset), dataset.manifest.num_images
+    try:
+        for start in range(0, num_images, _BATCH):
+            everyone_N = np.arange(start, min(start + _BATCH, num_images))
+            ids_N = everyone_N[~forgotten.among(dataset, everyone_N)]
+            left_out.forgotten += len(everyone_N) - len(ids_N)
+            if len(ids_N):
+                shards = np.unique(dataset.shard_N[ids_N]).astype(np.int64)
+                store.ahead([shards, np.arange(shards[-1] + 1, min(shards[-1] + 1 + _SHARDS_AHEAD, len(dataset.manifest.shards)))])
+                blobs = store.read(ids_N)
+                yield ids_N, dataset.keys(ids_N), decode.start([*blobs, _SOUND])
+            advance(len(everyone_N))
+    finally:
+        store.close()
+
+
+def _one_ahead(batches: Iterator[_Begun]) -> Iterator[_Begun]:
+    """Each once the one after it was begun."""
+    begun = next(batches, None)
+    while begun is not None:
+        following = next(batches, None)
+        yield begun
+        begun = following
