@@ -15,6 +15,7 @@ from manyfaces.data import synthetic
 from manyfaces.data.align import TEMPLATE_NAME, Landmarks
 from manyfaces.data.edit import Edit, Wanted
 from manyfaces.data.index import Manifest
+from manyfaces.data.names import short_names
 from manyfaces.data.report import write_report
 from manyfaces.data.sources import Source, recognise
 from manyfaces.data.write import Item, Items, refuse_foreign, write_dataset
@@ -135,16 +136,6 @@ def merge(sources: Sequence[Source], identity_map: Path | None) -> tuple[list[st
             f"{identity_map}: no identity {min(unknown)!r} in the sources ({len(unknown)} such lines); known is {next(iter(codes))!r}"
         )
     return list(codes), np.concatenate(columns)
-
-
-def short_names(paths: Sequence[Path]) -> list[str]:
-    """What each path is called among the others: its last parts, as many as tell all apart, without a suffix."""
-    parts = [path.resolve().with_suffix("" if path.is_file() else path.suffix).parts[1:] for path in paths]
-    for depth in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(p[-depth:]) for p in parts]
-        if len(set(names)) == len(names):
-            return names
-    return [str(path) for path in paths]
 
 
 def reading_order(sources: Sequence[Source], rows: Ints, seed: int, window: int) -> Ints:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from manyfaces.configs.schema import UserError
 from manyfaces.data.index import FORGOTTEN, Dataset, Manifest, write_atomic
 from manyfaces.data.mixture import AnyDataset
+from manyfaces.data.names import open_names
 from manyfaces.data.remote import Remote
 from manyfaces.data.sample import member_at, scan
 from manyfaces.data.write import IDENTITIES, Item, run_parallel, write_dataset
@@ -144,10 +145,7 @@ def _class_ids(dataset: Dataset, identities: Iterable[str]) -> NDArray[np.int64]
 
 def identity_names(dataset: Dataset) -> IO[str]:
     """The lines of `identities.txt`, none where there is no such file."""
-    if dataset.far is not None and dataset.far.with_index:
-        return io.StringIO((Remote(dataset.far.url, dataset.far.patience_s).read_if_there(IDENTITIES) or b"").decode())
-    file = dataset.path / IDENTITIES
-    return file.open() if file.exists() else io.StringIO()
+    return io.TextIOWrapper(open_names(dataset) or io.BytesIO(), "utf-8")
 
 
 def _sample_ids(dataset: Dataset, keys: Iterable[str], processes: int | None) -> NDArray[np.int64]:

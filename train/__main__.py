@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from manyfaces.configs.schema import Config, UserError
+from manyfaces.train import head_verbs
 
 console = Console(soft_wrap=True, highlight=False)
 
@@ -122,6 +123,8 @@ def parser() -> argparse.ArgumentParser:
     one = verb(sets, "compact", data_compact, "a new dataset without what is forgotten")
     one.add_argument("dataset", type=Path)
     one.add_argument("out", type=Path)
+
+    head_verbs.add_verbs(verbs.add_parser("head", help="identities come and go").add_subparsers(required=True, metavar="WHAT"), verb)
     return top
 
 

@@ -4,10 +4,11 @@
         backbone.safetensors   weights and buffers, float32
         optimizer.safetensors  its moments by parameter name: independent of world size and ZeRO stage
         head/                  class rows and their state, sharded by rank through torch.distributed.checkpoint, any world size reads them
+        identities.txt         line = name of the class id, where the dataset has names
         state.json             position, seed, configuration, dataset fingerprint, MLflow run, versions
         COMMIT.json            sizes and SHA-256 of all of the above, written last
 
-A folder without a valid COMMIT.json does not exist; nothing but safetensors and JSON is ever read.
+A folder without a valid COMMIT.json does not exist; but for the names, nothing but safetensors and JSON is ever read.
 """
 
 import contextlib
@@ -33,6 +34,7 @@ from torch.distributed.tensor import DTensor, Shard
 from manyfaces.cluster.world import agree
 from manyfaces.configs.schema import UserError
 from manyfaces.data.index import file_sha256, write_atomic
+from manyfaces.data.write import IDENTITIES
 
 FORMAT = 1
 COMMIT, STATE, BACKBONE, OPTIMIZER, HEAD = "COMMIT.json", "state.json", "backbone.safetensors", "optimizer.safetensors", "head"
@@ -50,6 +52,8 @@ class Snapshot:
     head: dict[str, Tensor]
     num_classes: int
     state: dict[str, Any]
+    identities: Path | None = None
+    """The file of the classes' names, copied as it is."""
 
 
 @dataclass(frozen=True)
@@ -132,13 +136,10 @@ class Checkpointer:
     def _commit(self, temporary: Path, final: Path, step: int, files: dict[str, Any]) -> None:
         if self.rank != 0:
             return
-        commit = {"format": FORMAT, "step": step, "world_size": self.world_size, "files": files}
-        write_atomic(temporary / COMMIT, json.dumps(commit, indent=1))
         # A name is never reused: a folder of this step that stands here is not committed, or was found rotten.
         if final.exists():
             final.rename(self.folder / f"{final.name}.bad-{self.attempt}")
-        temporary.rename(final)
-        _fsync(self.folder)
+        commit(temporary, final, step, self.world_size, files)
 
     def _write_local(self, folder: Path, snapshot: Snapshot) -> None:
         (folder / HEAD).mkdir(parents=True, exist_ok=True)
@@ -146,13 +147,11 @@ class Checkpointer:
             save_file(snapshot.backbone, folder / BACKBONE)
             save_file(snapshot.optimizer, folder / OPTIMIZER)
             write_atomic(folder / STATE, json.dumps(snapshot.state, indent=1))
+            if snapshot.identities is not None:
+                shutil.copyfile(snapshot.identities, folder / IDENTITIES)
 
     def _digest(self, folder: Path, names: list[Path]) -> dict[str, dict[str, Any]]:
-        """Flush and digest this rank's part of the files."""
-        mine = names[self.rank :: self.world_size]
-        for name in mine:
-            _fsync(folder / name)
-        return {str(n): {"bytes": (folder / n).stat().st_size, "sha256": file_sha256(folder / n)} for n in mine}
+        return digest(folder, names[self.rank :: self.world_size])
 
     def _sharded(self, head: dict[str, Tensor], num_classes: int) -> dict[str, DTensor]:
         mesh = DeviceMesh.from_group(self.group, "cpu")
@@ -192,12 +191,7 @@ class Checkpointer:
     def _verify(self, path: Path) -> str:
         """What is wrong with a committed checkpoint's bytes, if anything; every rank reads its part, all get one verdict."""
 
-        def look() -> str:
-            files = json.loads((path / COMMIT).read_text())["files"]
-            mine = sorted(files)[self.rank :: self.world_size]
-            return next((f"{name}: digest differs" for name in mine if file_sha256(path / name) != files[name]["sha256"]), "")
-
-        fault = agree(look, self.group)
+        fault = agree(lambda: rot(path, self.rank, self.world_size), self.group)
         faults: list[Any] = [""] * self.world_size
         dist.all_gather_object(faults, fault, group=self.group)
         return next((f for f in faults if f), "")
@@ -239,12 +233,44 @@ def check_commit(path: Path) -> str:
     return ""
 
 
+def rot(path: Path, part: int = 0, parts: int = 1) -> str:
+    """The first of this part of a committed checkpoint's files whose bytes are others than were committed; "" if none."""
+    files = json.loads((path / COMMIT).read_text())["files"]
+    return next((f"{name}: digest differs" for name in sorted(files)[part::parts] if file_sha256(path / name) != files[name]["sha256"]), "")
+
+
+def digest(folder: Path, names: list[Path]) -> dict[str, dict[str, Any]]:
+    """Flush these files to disk; their facts for COMMIT.json."""
+    for name in names:
+        _fsync(folder / name)
+    return {str(n): {"bytes": (folder / n).stat().st_size, "sha256": file_sha256(folder / n)} for n in names}
+
+
+def commit(temporary: Path, final: Path, step: int, world_size: int, files: dict[str, Any]) -> None:
+    """Write COMMIT.json and give the folder its name, on disk when this returns."""
+    facts = {"format": FORMAT, "step": step, "world_size": world_size, "files": files}
+    write_atomic(temporary / COMMIT, json.dumps(facts, indent=1))
+    temporary.rename(final)
+    _fsync(final.parent)
+
+
 def newest(folder: Path) -> Path:
     """The newest checkpoint that is committed and of the right sizes. Raises `UserError` where there is none."""
     for path, _, fault in candidates(folder):
         if not fault:
             return path
     raise UserError(f"{folder}: no committed checkpoint in it")
+
+
+def chosen(run: Path) -> Path:
+    """The checkpoint folder that is given, or the newest one of the run that is. Raises `UserError`."""
+    if run.parent.name == "checkpoints" or (run / COMMIT).is_file():
+        if fault := check_commit(run):
+            raise UserError(f"{run}: {fault}")
+        return run
+    if not (run / "checkpoints").is_dir():
+        raise UserError(f"{run}: no run there; expected a folder RUN with RUN/checkpoints in it, or one of its checkpoints")
+    return newest(run / "checkpoints")
 
 
 def read_state(path: Path) -> dict[str, Any]:

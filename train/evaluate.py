@@ -18,7 +18,7 @@ from manyfaces.data.decode import Decoder
 from manyfaces.data.index import write_atomic
 from manyfaces.data.pairs import Pairs, read_bin
 from manyfaces.models.backbone import build, normalise
-from manyfaces.train.checkpoint import check_commit, newest, read_backbone, read_state
+from manyfaces.train.checkpoint import chosen, read_backbone, read_state
 from manyfaces.train.verification import Report, cosine_scores, report, roc
 
 
@@ -77,12 +77,7 @@ def evaluate(
 def open_trained(run: Path) -> tuple[Path, Config, nn.Module, torch.device]:
     """A run's newest committed checkpoint, or the checkpoint folder given: its path, its configuration, and its backbone on this machine's
     device, all of whose cores torch may use. Raises `UserError`."""
-    is_checkpoint = run.parent.name == "checkpoints"
-    if is_checkpoint and (fault := check_commit(run)):
-        raise UserError(f"{run}: {fault}")
-    if not is_checkpoint and not (run / "checkpoints").is_dir():
-        raise UserError(f"{run}: no run there; expected a folder RUN with RUN/checkpoints in it, or one of its checkpoints")
-    checkpoint = run if is_checkpoint else newest(run / "checkpoints")
+    checkpoint = chosen(run)
     config = Config.model_validate(read_state(checkpoint)["config"])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(os.cpu_count() or 1)

@@ -14,6 +14,7 @@ from manyfaces.configs import plan
 from manyfaces.configs.schema import Config, UserError
 from manyfaces.data.loader import Batch, Loader
 from manyfaces.data.pairs import Pairs
+from manyfaces.data.write import IDENTITIES
 from manyfaces.models.partial_fc import PartialFC
 from manyfaces.train.checkpoint import Checkpointer, Snapshot, candidates
 from manyfaces.train.engine import Engine, NotFiniteError
@@ -158,6 +159,7 @@ def snapshot(parts: Parts, progress: Progress) -> Snapshot:
         head={k: v.detach().cpu().clone() for k, v in parts.head.tensors().items()},
         num_classes=parts.head.num_classes,
         state=state,
+        identities=names if first and (names := parts.checkpointer.folder.parent / IDENTITIES).exists() else None,
     )
 
 

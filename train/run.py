@@ -22,10 +22,12 @@ from manyfaces.configs.identity import flatten, identity
 from manyfaces.configs.load import dump
 from manyfaces.configs.schema import Config, CustomMargin, UserError
 from manyfaces.data.forget import read_forgotten
-from manyfaces.data.index import verify, write_atomic
+from manyfaces.data.index import file_sha256, verify, write_atomic
 from manyfaces.data.loader import Loader, Quarantine
 from manyfaces.data.mixture import AnyDataset, open_data
+from manyfaces.data.names import names_sha256, write_names
 from manyfaces.data.pairs import Pairs, read_bin
+from manyfaces.data.write import IDENTITIES
 from manyfaces.models.backbone import build
 from manyfaces.models.partial_fc import PartialFC
 from manyfaces.train import evaluate
@@ -267,6 +269,7 @@ def _claim(config: Config, dataset: AnyDataset, folder: Path) -> None:
     _lock(folder, wait_s=1).close()  # one that another process holds is told before anything of its run is touched
     for leftover in folder.glob(".ray-*"):
         shutil.rmtree(leftover, ignore_errors=True)
+    write_names(dataset, folder / IDENTITIES)  # each checkpoint holds a copy
     write_atomic(folder / IDENTITY, json.dumps(mine, indent=1))
     write_atomic(folder / CONFIG, dump(config))
     write_atomic(folder / "plan.txt", "".join(f"{label}: {text}\n" for label, text in lines))
@@ -276,8 +279,12 @@ def _check_source(config: Config, dataset: AnyDataset, source: Path) -> None:
     if not (source / "state.json").is_file():
         raise UserError(f"run.resume_from {source}: no checkpoint there; give a folder RUN/checkpoints/step-...")
     state = read_state(source)
+    remedy = "`manyfaces head remap` makes a checkpoint for this dataset of it"
+    if (has := state["num_classes"]) != (wanted := dataset.manifest.num_identities):
+        raise UserError(f"run.resume_from {source}: its {has:,} identities cannot continue as {wanted:,}; {remedy}")
+    if (source / IDENTITIES).is_file() and names_sha256(dataset) not in (None, file_sha256(source / IDENTITIES)):
+        raise UserError(f"run.resume_from {source}: its classes are other people than {dataset.where} has, or in another order; {remedy}")
     for key, here, there in (
-        ("identities", dataset.manifest.num_identities, state["num_classes"]),
         ("model", config.model.model_dump(mode="json"), state["config"]["model"]),
         ("train.optimizer.kind", config.train.optimizer.kind, state["config"]["train"]["optimizer"]["kind"]),
         ("head.rows.optimizer", config.head.rows.optimizer, state["config"]["head"]["rows"]["optimizer"]),

@@ -22,9 +22,10 @@ from manyfaces.configs import counter
 from manyfaces.configs.schema import UserError
 from manyfaces.data import synthetic
 from manyfaces.data.align import TEMPLATE
-from manyfaces.data.convert import convert, reading_order, short_names, synthesise
+from manyfaces.data.convert import convert, reading_order, synthesise
 from manyfaces.data.edit import Edit
 from manyfaces.data.index import open_dataset, verify
+from manyfaces.data.names import short_names
 from manyfaces.data.report import duplicates, histogram_edges, lines
 from manyfaces.data.sources import Listed, recognise
 from manyfaces.data.store import Store

@@ -1,0 +1,225 @@
+"""Identities come and go: the head of a committed checkpoint, edited by name into another committed checkpoint.
+
+Rows move with all that is kept of them; backbone, optimiser and position stay. Tensors go through memory a part of one at a time; what is
+held besides is the names and, where added rows are means of embeddings, those rows in float32.
+Shapes: C classes, n some of them, k the added ones.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import track
+from torch import Tensor
+
+from manyfaces.configs.schema import UserError
+from manyfaces.data.forget import read_forgotten
+from manyfaces.data.index import write_atomic
+from manyfaces.data.mixture import AnyDataset
+from manyfaces.data.names import Names, name_lines
+from manyfaces.data.write import IDENTITIES
+from manyfaces.train.checkpoint import COMMIT, FREE_SPACE_FACTOR, HEAD, STATE, chosen, commit, digest, read_state, rot
+from manyfaces.train.head_files import BARRED, HeadFiles, Ints, write_head
+from manyfaces.train.newcomers import Newcomers, class_means
+
+GONE = np.iinfo(np.int64).min
+"""In place of a row's number: the class is forgotten, all it has is zero."""
+
+Counts = dict[str, int]
+Added = Callable[[str, Ints], Tensor]
+"""Tensor name and consecutive numbers of added classes to what stands there for them."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint all of whose bytes are as committed."""
+
+    path: Path
+    state: dict[str, Any]
+    head: HeadFiles
+    names: Names
+    named: bool
+    """Whether it has an `identities.txt`; else classes go by number."""
+
+
+def open_source(where: Path) -> Source:
+    """RUN or RUN/checkpoints/step-... Raises `UserError` for one that is not whole, and for names that do not tell its classes apart."""
+    path = chosen(where)
+    count = len(json.loads((path / COMMIT).read_text())["files"])
+    for part in track(range(count), f"comparing the bytes of {path.name}", disable=count < BARRED):
+        if fault := rot(path, part, count):
+            raise UserError(f"{path}: {fault}; restore it, or give another checkpoint")
+    state, file = read_state(path), path / IDENTITIES
+    head = HeadFiles(path, state["num_classes"])
+    names = Names.parse(file.read_bytes()) if file.is_file() else Names.numbers(head.num_classes)
+    if len(names) != head.num_classes:
+        raise UserError(f"{file}: {len(names):,} names of {head.num_classes:,} classes; give another checkpoint")
+    if twice := names.twice():
+        raise UserError(f"{file}: {twice!r} is the name of two classes; rename one in the dataset, and save another checkpoint")
+    return Source(path, state, head, names, file.is_file())
+
+
+def names_of(dataset: AnyDataset) -> tuple[Names, bool]:
+    """Names of the dataset's classes, and whether it has any but their numbers. Raises `UserError` for a name of two classes."""
+    names = Names.parse(b"".join(name_lines(dataset)))
+    if not len(names):
+        return Names.numbers(dataset.manifest.num_identities), False
+    if twice := names.twice():
+        raise UserError(f"{dataset.where}/{IDENTITIES}: {twice!r} is the name of two identities; rename one")
+    return names, True
+
+
+def remove(where: Path, out: Path, wanted: Names) -> Counts:
+    """Without these identities; the others keep their order. Raises `UserError`."""
+    source = _begin(where, out)
+    gone = find(source.names, wanted, _told(source.path, source.named))
+    row_C = np.setdiff1d(np.arange(source.head.num_classes), gone)
+    if not len(row_C):
+        raise UserError(f"{source.path}: nothing would be left, all {len(gone):,} identities are to be removed; name fewer")
+    counts = {"kept": len(row_C), "removed": len(gone)}
+    _write(source, out, source.names.take(row_C), row_C, _none, "remove", counts)
+    return counts
+
+
+def add(where: Path, out: Path, wanted: Names, dataset: AnyDataset | None) -> Counts:
+    """With these identities behind the others: means of their images in the dataset, without one fresh rows. Raises `UserError`."""
+    source = _begin(where, out)
+    there = np.flatnonzero(source.names.find(wanted) >= 0)
+    if len(there):
+        more = f" (and {len(there) - 1:,} more of those given)" if len(there) > 1 else ""
+        raise UserError(f"{source.path}: {wanted[int(there[0])]!r} is one of its identities already{more}; give only new names")
+    if twice := wanted.twice():
+        raise UserError(f"{twice!r} is given twice; give each name once")
+    counts, means_kD = {"kept": source.head.num_classes, "added": len(wanted)}, None
+    if dataset is not None:
+        names, named = names_of(dataset)
+        classes_k = find(names, wanted, _told(dataset.where, named))
+        if len(forgotten := np.intersect1d(classes_k, read_forgotten(dataset).identities)):
+            name = wanted[int(np.flatnonzero(classes_k == forgotten[0])[0])]
+            raise UserError(f"{dataset.where}: {name!r} is forgotten ({len(forgotten):,} of those given); leave them out")
+        means_kD = class_means(source.path, source.state, dataset, classes_k, counts)
+    row_C = np.append(np.arange(source.head.num_classes), -1 - np.arange(len(wanted)))
+    _write(source, out, source.names + wanted, row_C, Newcomers.of(source.path, source.state, source.head, means_kD), "add", counts)
+    return counts
+
+
+def remap(where: Path, out: Path, dataset: AnyDataset, fresh: bool) -> Counts:
+    """The head for the dataset: its classes in its order, by name; those that the head lacks start as added ones do. Raises `UserError`."""
+    source = _begin(where, out)
+    names, named = names_of(dataset)
+    if named != source.named:
+        has, lacks = (dataset.where, source.path) if named else (source.path, dataset.where)
+        raise UserError(f"{lacks}: no {IDENTITIES} in it, and {has} has one: nothing says which classes are the same people")
+    row_C = source.names.find(names)
+    forgotten = read_forgotten(dataset).identities
+    if not (row_C >= 0).any():
+        raise UserError(f"{source.path}: no identity of {dataset.where} is in it ({names[0]!r} there, {source.names[0]!r} here)")
+    dropped = source.head.num_classes - int((row_C >= 0).sum())
+    row_C[forgotten] = GONE
+    new_k = np.flatnonzero(row_C == -1)
+    row_C[new_k] = -1 - np.arange(len(new_k))
+    counts = {"kept": int((row_C >= 0).sum()), "added": len(new_k), "dropped": dropped}
+    counts |= {"forgotten": len(forgotten)} if len(forgotten) else {}
+    means_kD = class_means(source.path, source.state, dataset, new_k, counts) if len(new_k) and not fresh else None
+    _write(source, out, names, row_C, Newcomers.of(source.path, source.state, source.head, means_kD), "remap", counts)
+    return counts
+
+
+def merge(where: Path, other_where: Path, out: Path) -> Counts:
+    """With the classes of the other checkpoint behind the others, their rows as they are; of a name that both have, the first's stays.
+
+    Raises `UserError`.
+    """
+    source, other = _begin(where, out), open_source(other_where)
+    if bare := next((s.path for s in (source, other) if not s.named), None):
+        raise UserError(f"{bare}: no {IDENTITIES} in it: nothing says which classes of the two are the same people")
+    mine, theirs = source.head.like, other.head.like
+    if mine["rows"].shape != theirs["rows"].shape:
+        dims = f"{mine['rows'].shape[1]} dimensions, those of {other.path} {theirs['rows'].shape[1]}"
+        raise UserError(f"{source.path}: its rows have {dims}; only heads of one embedding_dim can be merged")
+    kinds, other_kinds = ({name: (none.dtype, none.shape) for name, none in head.items()} for head in (mine, theirs))
+    if kinds != other_kinds:
+        told = " and ".join(", ".join(f"{name} in {dtype}" for name, (dtype, _) in k.items()) for k in (kinds, other_kinds))
+        raise UserError(f"{other.path}: its rows are kept in another way ({told.replace('torch.', '')}); the same head.rows is needed")
+    appended_k = np.flatnonzero(source.names.find(other.names) < 0)
+    if not len(appended_k):
+        raise UserError(f"{other.path}: all its {len(other.names):,} identities are in {source.path} already; there is nothing to append")
+    row_C = np.append(np.arange(source.head.num_classes), -1 - np.arange(len(appended_k)))
+    counts = {"kept": source.head.num_classes, "appended": len(appended_k), "in both": len(other.names) - len(appended_k)}
+    names = source.names + other.names.take(appended_k)
+    _write(source, out, names, row_C, lambda name, numbers_n: other.head.take(name, appended_k[numbers_n]), "merge", counts)
+    return counts
+
+
+def find(names: Names, wanted: Names, where: str) -> Ints:
+    """The number of each wanted name. Raises `UserError` for one that is not there or wanted twice."""
+    if twice := wanted.twice():
+        raise UserError(f"{twice!r} is given twice; give each name once")
+    found = names.find(wanted)
+    if len(missing := np.flatnonzero(found < 0)):
+        name = wanted[int(missing[0])]
+        near = names.nearest(name)
+        more = f" (nor {len(missing) - 1:,} more of those given)" if len(missing) > 1 else ""
+        raise UserError(f"{where}: no identity {name!r}{more}; " + (f"nearest: {', '.join(near)}" if near else "none is spelt like it"))
+    return found
+
+
+def _begin(where: Path, out: Path) -> Source:
+    """What can be known to fail before much is read comes first."""
+    if out.exists():
+        raise UserError(f"{out}: is there already; give a folder that does not exist yet")
+    if (out.parent.parent / "run.json").exists():
+        raise UserError(f"{out}: that run would resume from it; give a folder of no run, such as edited/checkpoints/{chosen(where).name}")
+    return open_source(where)
+
+
+def _told(where: object, named: bool) -> str:
+    return str(where) if named else f"{where} (no {IDENTITIES} in it: classes go by number)"
+
+
+def _none(name: str, numbers_n: Ints) -> Tensor:
+    raise AssertionError("nothing is added")
+
+
+def _write(source: Source, out: Path, names: Names, row_C: Ints, added: Added, verb: str, counts: Counts) -> None:
+    """The checkpoint with these rows of the source's head in this order (`-1 - number` is an added one), whole or not at all."""
+    like = source.head.like
+
+    def rows(name: str, classes_n: Ints) -> Tensor:
+        row_n = row_C[classes_n]
+        taken = like[name].new_zeros(len(row_n), *like[name].shape[1:])
+        if len(old := np.flatnonzero(row_n >= 0)):
+            taken[torch.from_numpy(old)] = source.head.take(name, row_n[old])
+        if len(new := np.flatnonzero((row_n < 0) & (row_n != GONE))):
+            taken[torch.from_numpy(new)] = added(name, -1 - row_n[new])
+        return taken
+
+    files = json.loads((source.path / COMMIT).read_text())["files"]
+    counts |= {} if source.named else {"named by number": source.head.num_classes}
+    as_they_are = [name for name in files if not name.startswith(f"{HEAD}/") and name not in (STATE, IDENTITIES)]
+    row_bytes = sum(none.element_size() * int(np.prod(none.shape[1:])) for none in like.values())
+    needed = (row_bytes * len(row_C) + sum(files[name]["bytes"] for name in as_they_are)) * FREE_SPACE_FACTOR
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if (free := shutil.disk_usage(out.parent).free) < needed:
+        raise UserError(f"{out}: needs {needed / 1e6:,.1f} MB, {free / 1e6:,.1f} MB free; free some space")
+    temporary = out.with_name(f"{out.name}.tmp-{os.urandom(4).hex()}")
+    temporary.mkdir()
+    try:
+        for name in as_they_are:
+            shutil.copyfile(source.path / name, temporary / name)
+        write_head(temporary / HEAD, like, len(row_C), rows)
+        (temporary / IDENTITIES).write_bytes(names.body())
+        edited = {"verb": verb, "source": str(source.path.absolute()), "counts": counts}
+        edited |= {"before": source.state["edited"]} if "edited" in source.state else {}
+        state = {**source.state, "num_classes": len(row_C), "edited": edited}
+        write_atomic(temporary / STATE, json.dumps(state, indent=1))
+        names_written = sorted(path.relative_to(temporary) for path in temporary.rglob("*") if path.is_file())
+        commit(temporary, out, source.state["step"], 1, digest(temporary, names_written))
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
