@@ -41,8 +41,8 @@ def name_lines(dataset: AnyDataset) -> Iterator[bytes]:
     labels = short_names([Path(part.dataset.where) for part in dataset.parts])
     with contextlib.ExitStack() as opened:
         files = [open_names(part.dataset) for part in dataset.parts]
-        for file in filter(None, files):
-            opened.enter_context(file)
+        for there in filter(None, files):
+            opened.enter_context(there)
         for part, label, file in zip(dataset.parts, labels, files, strict=True) if any(files) else ():
             prefix = f"{label}/".encode() if len(labels) > 1 else b""
             count, expected = 0, part.dataset.manifest.num_identities
