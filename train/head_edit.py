@@ -5,6 +5,7 @@ held besides is the names and, where added rows are means of embeddings, those r
 Shapes: C classes, n some of them, k the added ones.
 """
 
+import io
 import json
 import os
 import shutil
@@ -30,6 +31,8 @@ from manyfaces.train.newcomers import Newcomers, class_means
 
 GONE = np.iinfo(np.int64).min
 """In place of a row's number: the class is forgotten, all it has is zero."""
+_RUN_FILE = "run.json"  # as in run.py, which would import DeepSpeed
+_UNNAMED = "nothing says who is who; put one beside the dataset's index: the next checkpoint of a run on it has it too"
 
 Counts = dict[str, int]
 Added = Callable[[str, Ints], Tensor]
@@ -67,7 +70,9 @@ def open_source(where: Path) -> Source:
 
 def names_of(dataset: AnyDataset) -> tuple[Names, bool]:
     """Names of the dataset's classes, and whether it has any but their numbers. Raises `UserError` for a name of two classes."""
-    names = Names.parse(b"".join(name_lines(dataset)))
+    body = io.BytesIO()
+    body.writelines(name_lines(dataset))
+    names = Names.parse(body.getvalue())
     if not len(names):
         return Names.numbers(dataset.manifest.num_identities), False
     if twice := names.twice():
@@ -115,7 +120,7 @@ def remap(where: Path, out: Path, dataset: AnyDataset, fresh: bool) -> Counts:
     names, named = names_of(dataset)
     if named != source.named:
         has, lacks = (dataset.where, source.path) if named else (source.path, dataset.where)
-        raise UserError(f"{lacks}: no {IDENTITIES} in it, and {has} has one: nothing says which classes are the same people")
+        raise UserError(f"{lacks}: no {IDENTITIES} in it, and {has} has one: {_UNNAMED}")
     row_C = source.names.find(names)
     forgotten = read_forgotten(dataset).identities
     if not (row_C >= 0).any():
@@ -138,7 +143,7 @@ def merge(where: Path, other_where: Path, out: Path) -> Counts:
     """
     source, other = _begin(where, out), open_source(other_where)
     if bare := next((s.path for s in (source, other) if not s.named), None):
-        raise UserError(f"{bare}: no {IDENTITIES} in it: nothing says which classes of the two are the same people")
+        raise UserError(f"{bare}: no {IDENTITIES} in it: {_UNNAMED}")
     mine, theirs = source.head.like, other.head.like
     if mine["rows"].shape != theirs["rows"].shape:
         dims = f"{mine['rows'].shape[1]} dimensions, those of {other.path} {theirs['rows'].shape[1]}"
@@ -174,7 +179,7 @@ def _begin(where: Path, out: Path) -> Source:
     """What can be known to fail before much is read comes first."""
     if out.exists():
         raise UserError(f"{out}: is there already; give a folder that does not exist yet")
-    if (out.parent.parent / "run.json").exists():
+    if (out.parent.parent / _RUN_FILE).exists():
         raise UserError(f"{out}: that run would resume from it; give a folder of no run, such as edited/checkpoints/{chosen(where).name}")
     return open_source(where)
 

@@ -134,7 +134,7 @@ def test_a_head_without_names_goes_by_number(tmp_path: Path) -> None:
     assert counts == {"kept": 4, "added": 2, "dropped": 0, "named by number": 4}
     with pytest.raises(UserError, match=r"numbered: no identities.txt in it, and .*people has one"):
         remap(here, tmp_path / "none", named_dataset(tmp_path / "people", ["0", "1"]), fresh=True)
-    with pytest.raises(UserError, match=r"numbered: no identities.txt in it: nothing says which"):
+    with pytest.raises(UserError, match=r"numbered: no identities.txt in it: nothing says who is who; put one"):
         merge(here, write_checkpoint(tmp_path / "named", ["a"], made_head(1, 2), 0), tmp_path / "none")
     with pytest.raises(UserError, match=r"numbered \(no identities.txt in it: classes go by number\): no identity 'anna'"):
         remove(here, tmp_path / "none", names("anna"))
