@@ -58,13 +58,6 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--pairs", type=Path, action="append", required=True, help="an InsightFace .bin; may be repeated")
     one.add_argument("--batch-size", type=positive_int, default=200)
 
-    heads = verbs.add_parser("head", help="look into a trained head").add_subparsers(required=True, metavar="WHAT")
-    one = verb(heads, "report", head_report, "which samples lie far from their class, as a list to clean the dataset by")
-    one.add_argument("run", type=Path, help="runs/NAME, or one of its checkpoint folders")
-    one.add_argument("--out", type=Path, required=True, help="folder for cleaning.parquet, cleaning.png and drop.txt")
-    one.add_argument("--dataset", help="folder or URL; default: what the run was trained on")
-    one.add_argument("--angle", type=float, default=75.0, help="degrees from the class's dominant sub-centre; beyond it a sample is listed")
-
     one = verb(verbs, "submit", submit, "ship code and configuration to a Ray cluster and start the job")
     config_words(one)
     one.add_argument("--address", required=True, help="the cluster's dashboard, http://HOST:8265")
@@ -124,7 +117,10 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("dataset", type=Path)
     one.add_argument("out", type=Path)
 
-    head_verbs.add_verbs(verbs.add_parser("head", help="identities come and go").add_subparsers(required=True, metavar="WHAT"), verb)
+    head_verbs.add_verbs(
+        verbs.add_parser("head", help="look into a trained head; identities come and go").add_subparsers(required=True, metavar="WHAT"),
+        verb,
+    )
     return top
 
 
@@ -193,12 +189,6 @@ def evaluate(arguments: argparse.Namespace) -> None:
         )
     console.print(table)
     console.print(f"checkpoint  {checkpoint}\nreport      {checkpoint.parent.parent / 'evaluation'}")
-
-
-def head_report(arguments: argparse.Namespace) -> None:
-    from manyfaces.train.cleaning import report
-
-    report(arguments.run, arguments.out, arguments.dataset, arguments.angle, console)
 
 
 def submit(arguments: argparse.Namespace) -> None:

@@ -27,10 +27,10 @@ from manyfaces.configs.schema import UserError
 from manyfaces.data.forget import identity_names
 from manyfaces.data.index import open_dataset, verify
 from manyfaces.data.mixture import AnyDataset, open_data
-from manyfaces.train.centres import SubCentres
-from manyfaces.train.checkpoint import HEAD, read_state
+from manyfaces.train.checkpoint import read_state
 from manyfaces.train.embed import Embedded, LeftOut, embed
 from manyfaces.train.evaluate import open_trained
+from manyfaces.train.head_files import HeadFiles, SubCentres
 
 TABLE, PICTURE, DROP = "cleaning.parquet", "cleaning.png", "drop.txt"
 _ROW_GROUP = 1 << 16
@@ -72,7 +72,7 @@ def report(run: Path, out: Path, dataset_path: str | None, angle_deg: float, con
         console.print(f"{dataset.where} is not what {checkpoint} was trained on: its class ids have to mean the same people")
     for part in dataset.parts:
         verify(part.dataset, "sizes")
-    centres = SubCentres(checkpoint / HEAD, num_classes)
+    centres = SubCentres(HeadFiles(checkpoint, num_classes))
     count_CK, left_out = np.zeros((num_classes, len(centres)), np.int32), LeftOut()
     fields = [*(_SCHEMA.field(name) for name in ("sample", "key", "identity")), pa.field("angles", pa.list_(pa.float32(), len(centres)))]
     names = [DROP] if len(dataset.parts) == 1 else [f"drop-{n}.txt" for n in range(len(dataset.parts))]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from rich.progress import track
 from safetensors import safe_open
@@ -65,6 +66,21 @@ class HeadFiles:
             first, tensor = found[number]
             taken[torch.from_numpy(here)] = tensor.index_select(0, torch.from_numpy(classes[here] - first))
         return taken
+
+
+class SubCentres:
+    """The class centres of a checkpoint's head: its planes `rows`, `rows.1` ..., one a sub-centre."""
+
+    def __init__(self, head: HeadFiles) -> None:
+        self.head = head
+        self.planes = sorted((name for name in head.like if name.partition(".")[0] == "rows"), key=lambda name: int(name[5:] or 0))
+
+    def __len__(self) -> int:
+        return len(self.planes)
+
+    def take(self, classes_N: Ints) -> Tensor:
+        """Unit vectors, float32 [N, K, D]."""
+        return F.normalize(torch.stack([self.head.take(plane, classes_N).float() for plane in self.planes], 1), dim=2)
 
 
 def initial_state(name: str, rows_nD: Tensor, like: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""`manyfaces head VERB ...`: identities come and go in a committed checkpoint."""
+"""`manyfaces head VERB ...`: which samples lie far from their class; identities come and go in a committed checkpoint."""
 
 import argparse
 from collections.abc import Callable
@@ -20,6 +20,11 @@ console = Console(soft_wrap=True, highlight=False)
 
 def add_verbs(edits, verb: Callable[..., argparse.ArgumentParser]) -> None:  # type: ignore[no-untyped-def]
     """Add the verbs to `edits`; `verb(edits, name, handler, help)` makes the parser of one."""
+    one = verb(edits, "report", head_report, "which samples lie far from their class, as a list to clean the dataset by")
+    one.add_argument("run", type=Path, help="runs/NAME, or one of its checkpoint folders")
+    one.add_argument("--out", type=Path, required=True, help="folder for cleaning.parquet, cleaning.png and drop.txt")
+    one.add_argument("--dataset", help="folder or URL; default: what the run was trained on")
+    one.add_argument("--angle", type=float, default=75.0, help="degrees from the class's dominant sub-centre; beyond it a sample is listed")
     remove = verb(edits, "remove", head_remove, "a checkpoint without some identities")
     add = verb(edits, "add", head_add, "a checkpoint with new identities behind the others")
     remap = verb(edits, "remap", head_remap, "a checkpoint whose head is for another dataset: class rows by identity name, in its order")
@@ -44,6 +49,12 @@ def add_verbs(edits, verb: Callable[..., argparse.ArgumentParser]) -> None:  # t
     remap.add_argument(
         "--fresh", action="store_true", help="identities that the head lacks start as a fresh head's, not as their images' mean"
     )
+
+
+def head_report(arguments: argparse.Namespace) -> None:
+    from manyfaces.train.cleaning import report
+
+    report(arguments.run, arguments.out, arguments.dataset, arguments.angle, console)
 
 
 def head_remove(arguments: argparse.Namespace) -> None:

@@ -12,7 +12,7 @@ from launcher import run_ranks
 
 from manyfaces.configs.schema import UserError
 from manyfaces.train import checkpoint
-from manyfaces.train.centres import SubCentres
+from manyfaces.train.head_files import HeadFiles, SubCentres
 from manyfaces.train.checkpoint import HEAD, Checkpointer, Snapshot, candidates, newest, read_backbone, retain
 
 CLASSES, DIM = 11, 4
@@ -145,10 +145,10 @@ def test_some_classes_centres_are_read_without_any_rank(written, name: str, clas
     state = head_state(step, classes)
     expected = torch.stack([torch.nn.functional.normalize(state[plane].float())[some] for plane in ("rows", "rows.1")], 1)
     for folder in written.values():
-        centres = SubCentres(folder / name / f"step-{step:08d}" / HEAD, classes)
+        centres = SubCentres(HeadFiles(folder / name / f"step-{step:08d}", classes))
         assert torch.equal(centres.take(np.array(some)), expected)
-        with pytest.raises(UserError, match=f"holds rows of {classes} classes, expected {classes + 1}"):
-            SubCentres(folder / name / f"step-{step:08d}" / HEAD, classes + 1)
+        with pytest.raises(UserError, match=f"is not of {classes + 1} classes"):
+            HeadFiles(folder / name / f"step-{step:08d}", classes + 1)
 
 
 def damaged(path: Path, how: str) -> None:
