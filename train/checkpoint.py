@@ -264,7 +264,7 @@ def newest(folder: Path) -> Path:
 
 def chosen(run: Path) -> Path:
     """The checkpoint folder that is given, or the newest one of the run that is. Raises `UserError`."""
-    if run.parent.name == "checkpoints" or (run / COMMIT).is_file():
+    if run.parent.name == "checkpoints":
         if fault := check_commit(run):
             raise UserError(f"{run}: {fault}")
         return run

@@ -25,7 +25,7 @@ from manyfaces.data.index import write_atomic
 from manyfaces.data.mixture import AnyDataset
 from manyfaces.data.names import Names, name_lines
 from manyfaces.data.write import IDENTITIES
-from manyfaces.train.checkpoint import COMMIT, FREE_SPACE_FACTOR, HEAD, STATE, chosen, commit, digest, read_state, rot
+from manyfaces.train.checkpoint import COMMIT, FREE_SPACE_FACTOR, HEAD, STATE, check_commit, chosen, commit, digest, read_state, rot
 from manyfaces.train.head_files import BARRED, HeadFiles, Ints, write_head
 from manyfaces.train.newcomers import Newcomers, class_means
 
@@ -52,8 +52,10 @@ class Source:
 
 
 def open_source(where: Path) -> Source:
-    """RUN or RUN/checkpoints/step-... Raises `UserError` for one that is not whole, and for names that do not tell its classes apart."""
-    path = chosen(where)
+    """RUN or a checkpoint. Raises `UserError` for one that is not whole, and for names that do not tell its classes apart."""
+    path = where if (where / COMMIT).is_file() else chosen(where)
+    if fault := check_commit(path):
+        raise UserError(f"{path}: {fault}; restore it, or give another checkpoint")
     count = len(json.loads((path / COMMIT).read_text())["files"])
     for part in track(range(count), f"comparing the bytes of {path.name}", disable=count < BARRED):
         if fault := rot(path, part, count):
@@ -180,7 +182,7 @@ def _begin(where: Path, out: Path) -> Source:
     if out.exists():
         raise UserError(f"{out}: is there already; give a folder that does not exist yet")
     if (out.parent.parent / _RUN_FILE).exists():
-        raise UserError(f"{out}: that run would resume from it; give a folder of no run, such as edited/checkpoints/{chosen(where).name}")
+        raise UserError(f"{out}: that run would resume from it; give a folder of no run, such as edited/checkpoints/{out.name}")
     return open_source(where)
 
 

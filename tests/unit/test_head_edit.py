@@ -198,7 +198,7 @@ def test_other_mistakes(here: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="out: is there already"):
         remove(here, out, names("bob"))
     (tmp_path / "run" / "run.json").touch()
-    with pytest.raises(UserError, match="that run would resume from it; give a folder of no run, such as edited/checkpoints/step-00000007"):
+    with pytest.raises(UserError, match="that run would resume from it; give a folder of no run, such as edited/checkpoints/step-00000008"):
         remove(here, here.with_name("step-00000008"), names("bob"))
 
 
@@ -210,8 +210,8 @@ def test_a_damaged_checkpoint_and_a_write_that_fails(here: Path, tmp_path: Path,
         (copy / name).write_bytes(body)
         with pytest.raises(UserError, match=f"{name}: {message}; restore it, or give another checkpoint"):
             remove(copy, tmp_path / "out", names("bob"))
-    (copy / "COMMIT.json").unlink()
-    with pytest.raises(UserError, match=r"identities.txt"):
+    (copy / "identities.txt").unlink()
+    with pytest.raises(UserError, match=r"identities.txt: missing, expected 14; restore it, or give another checkpoint"):
         remove(copy, tmp_path / "out", names("bob"))
 
     monkeypatch.setattr(shutil, "disk_usage", lambda _: type("Usage", (), {"free": 100})())

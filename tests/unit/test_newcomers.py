@@ -1,6 +1,8 @@
 """Added rows start at the mean of their images, under the checkpoint's own backbone."""
 
 import shutil
+from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import cv2
@@ -12,13 +14,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from manyfaces.configs.schema import Config
+from manyfaces.data.convert import synthesise
 from manyfaces.data.forget import forget
 from manyfaces.data.index import Dataset, open_dataset
+from manyfaces.data.mixture import join
 from manyfaces.data.names import Names
 from manyfaces.data.store import Store
 from manyfaces.models.backbone import build, normalise
-from manyfaces.train.checkpoint import BACKBONE
-from manyfaces.train.head_edit import add
+from manyfaces.train.head_edit import add, remap
 
 DIM = 16
 CONFIG = Config.model_validate({"model": {"kind": "mobilefacenet", "scale": 1, "embedding_dim": DIM}, "data": {"image_px": 112}})
@@ -34,12 +37,9 @@ def backbone() -> torch.nn.Module:
     return model.eval()
 
 
-def checkpoint(path: Path, backbone: torch.nn.Module, head: dict[str, Tensor]) -> Path:
-    """Three classes `old 0` to `old 2` under the backbone."""
+def checkpoint(path: Path, backbone: torch.nn.Module, head: dict[str, Tensor], names: Sequence[str] = ("old 0", "old 1", "old 2")) -> Path:
     save_file(backbone.state_dict(), path.with_suffix(".backbone"))
-    write_checkpoint(path, ["old 0", "old 1", "old 2"], head, backbone=path.with_suffix(".backbone"), config=CONFIG.model_dump(mode="json"))
-    assert (path / BACKBONE).stat().st_size > 10**6
-    return path
+    return write_checkpoint(path, [*names], head, backbone=path.with_suffix(".backbone"), config=CONFIG.model_dump(mode="json"))
 
 
 def names_of(dataset: Dataset, classes: list[int]) -> list[str]:
@@ -100,3 +100,18 @@ def test_unit_rows_and_an_identity_without_an_image_left(dataset: Dataset, tmp_p
     expected = oracle(backbone, mine, np.flatnonzero(mine.identity_N == 11))
     assert after["rows"][4].double() @ expected > 0.999
     assert after["rows"][3].double() @ expected < 0.9
+
+
+def test_people_of_a_second_dataset_of_a_mixture(dataset: Dataset, tmp_path: Path, backbone: torch.nn.Module) -> None:
+    synthesise(tmp_path / "other", 3, 2, seed=8, processes=1)
+    other = open_dataset(tmp_path / "other")
+    known = [f"{dataset.path.name}/{name}" for name in names_of(dataset, [*range(20)])] + [f"other/{names_of(other, [1])[0]}"]
+    head = {"rows": torch.eye(21, DIM) + 1, "momentum": torch.ones(21, DIM)}
+    here = checkpoint(tmp_path / "one", backbone, head, known)
+    counts = remap(here, tmp_path / "out", join([dataset, other], [Fraction(1, 2)] * 2), fresh=False)
+    assert counts == {"kept": 21, "added": 2, "dropped": 0, "images": 4, "undecodable": 0, "without an image": 0}
+    rows = read_head(tmp_path / "out", head)["rows"]
+    assert torch.equal(rows[[*range(20), 21]], head["rows"])
+    for number in (0, 2):
+        expected = oracle(backbone, other, np.flatnonzero(other.identity_N == number))
+        assert torch.nn.functional.normalize(rows[20 + number].double(), dim=0) @ expected > 0.9999
