@@ -22,7 +22,7 @@ from manyfaces.models.backbone import normalise
 
 _BATCH, _SHARDS_AHEAD, _DECODE_THREADS = 256, 4, 8
 # A batch without a good image would count as the decoder's own fault: this one is good.
-_SOUND = cv2.imencode(".jpg", np.zeros((16, 16, 3), np.uint8))[1].reshape(-1)
+SOUND = cv2.imencode(".jpg", np.zeros((16, 16, 3), np.uint8))[1].reshape(-1)
 
 
 class Embedded(NamedTuple):
@@ -83,7 +83,7 @@ def _begin(part: Part, decode: Decoder, left_out: LeftOut, advance: Callable[[in
                 shards = np.unique(dataset.shard_N[ids_N]).astype(np.int64)
                 store.ahead([shards, np.arange(shards[-1] + 1, min(shards[-1] + 1 + _SHARDS_AHEAD, len(dataset.manifest.shards)))])
                 blobs = store.read(ids_N)
-                yield ids_N, dataset.keys(ids_N), decode.start([*blobs, _SOUND])
+                yield ids_N, dataset.keys(ids_N), decode.start([*blobs, SOUND])
             advance(len(everyone_N))
     finally:
         store.close()

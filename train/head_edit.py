@@ -110,7 +110,7 @@ def add(where: Path, out: Path, wanted: Names, dataset: AnyDataset | None) -> Co
         if len(forgotten := np.intersect1d(classes_k, read_forgotten(dataset).identities)):
             name = wanted[int(np.flatnonzero(classes_k == forgotten[0])[0])]
             raise UserError(f"{dataset.where}: {name!r} is forgotten ({len(forgotten):,} of those given); leave them out")
-        means_kD = class_means(source.path, source.state, dataset, classes_k, counts)
+        means_kD = _means(source, dataset, classes_k, counts)
     row_C = np.append(np.arange(source.head.num_classes), -1 - np.arange(len(wanted)))
     _write(source, out, source.names + wanted, row_C, Newcomers.of(source.path, source.state, source.head, means_kD), "add", counts)
     return counts
@@ -133,7 +133,7 @@ def remap(where: Path, out: Path, dataset: AnyDataset, fresh: bool) -> Counts:
     row_C[new_k] = -1 - np.arange(len(new_k))
     counts = {"kept": int((row_C >= 0).sum()), "added": len(new_k), "dropped": dropped}
     counts |= {"forgotten": len(forgotten)} if len(forgotten) else {}
-    means_kD = class_means(source.path, source.state, dataset, new_k, counts) if len(new_k) and not fresh else None
+    means_kD = _means(source, dataset, new_k, counts) if len(new_k) and not fresh else None
     _write(source, out, names, row_C, Newcomers.of(source.path, source.state, source.head, means_kD), "remap", counts)
     return counts
 
@@ -184,6 +184,13 @@ def _begin(where: Path, out: Path) -> Source:
     if (out.parent.parent / _RUN_FILE).exists():
         raise UserError(f"{out}: that run would resume from it; give a folder of no run, such as edited/checkpoints/{out.name}")
     return open_source(where)
+
+
+def _means(source: Source, dataset: AnyDataset, classes_k: Ints, counts: Counts) -> Tensor | None:
+    """None for a run without a loss by classes, whose rows are nothing but their number."""
+    if source.head.like["rows"].shape[1] != source.state["config"]["model"]["embedding_dim"]:
+        return None
+    return class_means(source.path, source.state, dataset, classes_k, counts)
 
 
 def _told(where: object, named: bool) -> str:

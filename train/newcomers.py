@@ -64,6 +64,7 @@ def class_means(checkpoint: Path, state: dict[str, Any], dataset: AnyDataset, cl
     What is forgotten is not read. Adds to `counts` the images, those that could not be decoded, and the classes without one.
     """
     from manyfaces.data.decode import Decoder  # DALI takes a second to import, which fresh rows have no use for
+    from manyfaces.train.embed import SOUND
 
     config = Config.model_validate(state["config"])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -72,7 +73,7 @@ def class_means(checkpoint: Path, state: dict[str, Any], dataset: AnyDataset, cl
     backbone = build(config.model, config.data.image_px)
     backbone.load_state_dict(read_backbone(checkpoint))
     backbone.to(device).eval()
-    decode = Decoder(config.data.image_px, BATCH_SIZE, threads=threads, device=device)
+    decode = Decoder(config.data.image_px, BATCH_SIZE + 1, threads=threads, device=device)
     number_C = np.full(dataset.manifest.num_identities, -1)
     number_C[classes_k] = np.arange(len(classes_k))
     wanted_C = number_C >= 0
@@ -84,7 +85,8 @@ def class_means(checkpoint: Path, state: dict[str, Any], dataset: AnyDataset, cl
     store = Stores(dataset)
 
     def embed(ids_N: Ints) -> int:
-        images_NHWC, good_N = decode(store.read(ids_N))
+        decoded_NHWC, whole_N = decode([*store.read(ids_N), SOUND])
+        images_NHWC, good_N = decoded_NHWC[:-1], whole_N[:-1]
         with torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bfloat16"):
             embeddings_ND = backbone(normalise(images_NHWC)).float()
         number_N = torch.from_numpy(number_C[dataset.labels(ids_N)[good_N]])

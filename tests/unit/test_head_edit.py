@@ -4,6 +4,7 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -18,7 +19,6 @@ from manyfaces.configs.schema import UserError
 from manyfaces.data.forget import FORGOTTEN
 from manyfaces.data.names import Names
 from manyfaces.models.partial_fc import PartialFC
-from manyfaces.models.rows import initial
 from manyfaces.train import head_edit, head_files
 from manyfaces.train.checkpoint import check_commit, rot
 from manyfaces.train.head_edit import add, merge, remap, remove
@@ -229,17 +229,20 @@ def test_a_damaged_checkpoint_and_a_write_that_fails(here: Path, tmp_path: Path,
     assert sorted(tmp_path.iterdir()) == before
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "rowwise"])
+@pytest.mark.parametrize("optimizer", get_args(schema.Rows.model_fields["optimizer"].annotation))
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_what_a_row_starts_with_is_what_a_new_head_holds(optimizer: str, dtype: str) -> None:
     rows = schema.Rows.model_validate({"optimizer": optimizer, "dtype": dtype})
-    new = PartialFC(schema.Head(rows=rows), 40, 8, seed=5, weight_decay=0.0, device=torch.device("cpu")).tensors()
-    drawn = initial(5, 0, 40, 8, torch.device("cpu"), unit=optimizer == "rowwise")[:-1].to(new["rows"].dtype)
-    assert {"momentum"} < new.keys() if optimizer == "sgd" else {"lengths", "inverse_norms"} < new.keys()
-    for name, tensor in new.items():
-        ours = initial_state(name, drawn, tensor[:0])
-        assert ours.dtype == tensor.dtype
-        assert torch.equal(ours, tensor), name
+    head = schema.Head(rows=rows, sub_centers=2)
+    new = PartialFC(head, 40, 8, seed=5, weight_decay=0.0, device=torch.device("cpu")).tensors()
+    assert {"sgd": {"momentum"}, "rowwise": {"lengths", "inverse_norms"}}.get(optimizer, set()) < new.keys()
+    for plane in ("", ".1"):
+        drawn = new["rows" + plane].clone()
+        assert torch.equal(drawn.float().norm(dim=1).round(decimals=2) == 1, torch.full((40,), optimizer == "rowwise"))
+        for name in (name for name in new if name.partition(".")[2] == plane[1:]):
+            ours = initial_state(name, drawn, new[name][:0])
+            assert ours.dtype == new[name].dtype
+            assert torch.equal(ours, new[name]), name
 
 
 def test_rows_of_another_number_of_classes_are_refused(here: Path) -> None:

@@ -84,16 +84,18 @@ def test_means_of_whole_images_that_are_not_forgotten(dataset: Dataset, tmp_path
 
 def test_unit_rows_and_an_identity_without_an_image_left(dataset: Dataset, tmp_path: Path, backbone: torch.nn.Module) -> None:
     mine = open_dataset(shutil.copytree(dataset.path, tmp_path / "mine"))
-    for sample in np.flatnonzero(mine.identity_N == 4):
-        shard = mine.shard_path(int(mine.shard_N[sample]))
+    for sample in np.flatnonzero(mine.identity_N == 4):  # whole at both ends, and nothing between them that decodes
+        shard, first, size = mine.shard_path(int(mine.shard_N[sample])), int(mine.offset_N[sample]), int(mine.size_N[sample])
         body = bytearray(shard.read_bytes())
-        body[int(mine.offset_N[sample]) : int(mine.offset_N[sample]) + 2] = b"XX"
+        body[first + 3 : first + size - 2] = bytes(size - 5)
         shard.write_bytes(body)
     unit = torch.eye(3, DIM).half()
     head = {"rows": unit, "lengths": torch.full((3,), 7.0), "inverse_norms": torch.ones(3)}
     here = checkpoint(tmp_path / "rowwise", backbone, head)
     counts = add(here, tmp_path / "out", Names.parse("\n".join(names_of(mine, [4, 11])).encode()), mine)
     assert counts == {"kept": 3, "added": 2, "images": 12, "undecodable": 6, "without an image": 1}
+    alone = add(here, tmp_path / "alone", Names.parse(names_of(mine, [4])[0].encode()), mine)
+    assert alone == {"kept": 3, "added": 1, "images": 6, "undecodable": 6, "without an image": 1}
     after = read_head(tmp_path / "out", head)
     assert torch.equal(after["lengths"], torch.tensor([7.0, 7, 7, 1, 1]))
     assert torch.allclose(after["inverse_norms"] * after["rows"].float().norm(dim=1), torch.ones(5), atol=1e-6)
@@ -115,3 +117,10 @@ def test_people_of_a_second_dataset_of_a_mixture(dataset: Dataset, tmp_path: Pat
     for number in (0, 2):
         expected = oracle(backbone, other, np.flatnonzero(other.identity_N == number))
         assert torch.nn.functional.normalize(rows[20 + number].double(), dim=0) @ expected > 0.9999
+
+
+def test_rows_of_a_run_without_a_loss_by_classes_stay_numbers(dataset: Dataset, tmp_path: Path, backbone: torch.nn.Module) -> None:
+    head = {"rows": torch.ones(3, 1), "momentum": torch.ones(3, 1)}
+    counts = add(checkpoint(tmp_path / "one", backbone, head), tmp_path / "out", Names.parse(names_of(dataset, [4])[0].encode()), dataset)
+    assert counts == {"kept": 3, "added": 1}
+    assert read_head(tmp_path / "out", head)["rows"].shape == (4, 1)
