@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from store_server import Proxy, upload
 
+from manyfaces.configs.identity import identity
 from manyfaces.configs.load import load
-from manyfaces.configs.schema import Augment, Config, Data, UserError, identity
+from manyfaces.configs.schema import Augment, Config, Data, UserError
 from manyfaces.data.convert import synthesise
 from manyfaces.data.forget import forget, read_forgotten
 from manyfaces.data.index import Dataset, open_dataset
