@@ -10,6 +10,7 @@ from store_server import Proxy, upload
 
 from manyfaces.data.convert import synthesise
 
+pytestmark = pytest.mark.slow
 STEPS, PATIENCE_S = 30, 3
 
 

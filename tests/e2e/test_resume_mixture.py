@@ -22,6 +22,7 @@ from manyfaces.data.mixture import open_data
 from manyfaces.train import loop
 from manyfaces.train.run import work
 
+pytestmark = pytest.mark.slow
 STEPS, BATCH = 17, 64
 
 Seen = dict[int, list[tuple[int, int, int]]]
