@@ -35,7 +35,13 @@ class HeadCost:
     """Of one worker, the fullest, and one step."""
 
     state_bytes: int
-    """Rows and what their optimiser keeps."""
+    """Rows and what their optimiser keeps, wherever they live."""
+    device_bytes: int
+    """Of these, or of copies of the chosen ones, in the memory of the device; on CPU that of the host, and all of it."""
+    host_bytes: int
+    """Beside a GPU."""
+    travel_bytes: int
+    """Of chosen rows and their state, to the device and back, beside the backbone."""
     workspace_bytes: int
     flops: int
     traffic_bytes: int
@@ -71,10 +77,17 @@ def head_cost(head: Head, num_identities: int, dim: int, batch: int, world_size:
     traffic = planes * scored * (3 * item * dim + 2 * kept) + 2 * stored * batch * scored
     if head.rows.lazy_decay and head.sample_rate < 1:  # before walk 1 reads rows, they and their momentum are brought up to date
         traffic += planes * scored * 2 * (item * dim + momentum)
+    # Where all rows are on the host the device has copies of those scored, each with its number, and a GPU's host pinned buffers for them.
+    state, copied, beside = planes * rows * (item * dim + kept), 0, 0
+    if head.placement == "host":
+        copied, beside = scored * (planes * (item * dim + kept) + 4), state * is_gpu
     # Embeddings out and their gradients back, each rank's share padded to ceil(B/W).
     padded = ceil(batch / world_size) * world_size * wide * _ITEM[head.wire_dtype]
     return HeadCost(
-        state_bytes=planes * rows * (item * dim + kept),
+        state_bytes=state,
+        device_bytes=state - beside + copied,
+        host_bytes=beside + copied * is_gpu,
+        travel_bytes=2 * planes * scored * (item * dim + kept) * (head.placement == "host"),
         workspace_bytes=workspace,
         flops=planes * (3 if stored else 4) * 2 * batch * scored * dim,  # scores, in walk 2 again unless stored, and two gradients
         traffic_bytes=traffic,

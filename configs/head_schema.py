@@ -225,4 +225,17 @@ class Head(Node):
     CPU; on a GPU it switches Triton's kernels off."""
     wire_dtype: Literal["float32", "bfloat16"] = "float32"
     """Of embeddings and their gradients between ranks."""
+    placement: Literal["device", "host"] = "device"
+    """Where all class rows and their optimiser's state live: with `host` in the worker's host memory, and those that a step chose travel
+    to the device and back beside the backbone; it needs `sample_rate` below 1. May change when a run is resumed."""
     rows: Rows = Rows()
+
+    @model_validator(mode="after")
+    def _placed(self) -> "Head":
+        if self.placement == "host" and self.margin.kind == "none":
+            raise ValueError("placement host: margin none has no class rows to place; set head.placement=device")
+        if self.placement == "host" and self.sample_rate == 1:
+            raise ValueError(
+                "placement host needs sample_rate below 1, or all rows would travel twice in every step; set head.sample_rate=0.1"
+            )
+        return self

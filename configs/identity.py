@@ -6,10 +6,12 @@ from manyfaces.configs.schema import Config
 
 
 def identity(config: Config) -> dict[str, Any]:
-    """What makes two runs the same experiment, by dotted key: a run name that exists with another value is refused."""
+    """What makes two runs the same experiment, by dotted key: a run name that exists with another value is refused. Where class rows live
+    changes no number."""
     data = {"image_px", "order", "images_per_identity", "window_shards", "augment"}
     weights = {f"data.mixture[{number}].weight": part.weight for number, part in enumerate(config.data.mixture)}
-    return flatten(config.model_dump(include={"model": True, "head": True, "train": True, "run": {"seed"}, "data": data})) | weights
+    included: Any = {"model": True, "head": True, "train": True, "run": {"seed"}, "data": data}
+    return flatten(config.model_dump(include=included, exclude={"head": {"placement"}})) | weights
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -84,6 +84,8 @@ class Plan:
     gradient_bytes: int
     optimizer_bytes: int
     head_bytes: int
+    head_host_bytes: int
+    """In host memory beside a GPU; not in `memory_bytes`."""
     head_workspace_bytes: int
     activation_bytes: int
 
@@ -94,6 +96,8 @@ class Plan:
     """Sent in a step."""
     head_wire_bytes: int
     """Sent in a step."""
+    head_travel_bytes: int
+    """Of class rows in a step, to the device and back."""
 
     checkpoint_bytes: int
     kept_checkpoints: int
@@ -109,6 +113,7 @@ class Plan:
         passes = f"{self.epochs:g} epochs, {self.num_samples:,} samples"
         warmup = f", warm-up {self.warmup_samples:,}" if self.warmup_samples else ""
         per_worker = f"{self.images_per_worker:,} images each" if self.world_size > 1 else "all images"
+        travel, host = _size(self.head_travel_bytes), _size(self.head_host_bytes)
         return [
             ("dataset", f"{self.num_images:,} images of {self.num_identities:,} identities"),
             ("backbone", f"{_count(self.backbone_parameters)} parameters, {_count(self.multiply_adds)} multiply-adds an image"),
@@ -122,8 +127,10 @@ class Plan:
             ("  head rows and state", _size(self.head_bytes)),
             ("  head workspace", _size(self.head_workspace_bytes)),
             ("  activations", f"about {_size(self.activation_bytes)}"),
+            *([("host memory a worker", f"head rows and state, {host}")] if self.head_host_bytes else []),
             ("read a step", f"about {_size(self.read_bytes)} over all workers"),
             ("upload a step", f"{_size(self.upload_bytes)} a worker"),
+            *([("chosen rows a step", f"{travel} to the device and back a worker, beside the backbone")] if self.head_travel_bytes else []),
             ("sent a step", f"gradients {_size(self.gradient_wire_bytes)}, head {_size(self.head_wire_bytes)} a worker"),
             ("arithmetic a step", f"backbone {_count(self.backbone_flops)}FLOP, head {_count(self.head_flops)}FLOP"),
             ("checkpoint", f"{_size(self.checkpoint_bytes)}, {_size(self.kept_checkpoints * self.checkpoint_bytes)} in all"),
@@ -188,13 +195,15 @@ def plan(config: Config, num_images: int, num_identities: int, world_size: int) 
         weight_bytes=held,
         gradient_bytes=sharded(weights, 2),
         optimizer_bytes=optimizer,
-        head_bytes=head.state_bytes,
+        head_bytes=head.device_bytes,
+        head_host_bytes=head.host_bytes,
         head_workspace_bytes=head.workspace_bytes,
         activation_bytes=round(kept * cost.activations * share * (2 if bf16 else FP32)),
         read_bytes=batch * JPEG_BYTES * px * px // 112**2,
         upload_bytes=share * 3 * px * px,  # uint8: normalisation belongs to the device
         gradient_wire_bytes=wire,
         head_wire_bytes=head.wire_bytes,
+        head_travel_bytes=head.travel_bytes,
         checkpoint_bytes=weights + states + whole_head.state_bytes,
         kept_checkpoints=config.checkpoint.keep,
     )
@@ -208,14 +217,14 @@ def head_lines(config: Config, found: Plan, machine: Machine) -> list[tuple[str,
     fitting: list[tuple[float, float, int, str]] = []  # of equals, the first
     for head in alternatives(config.head, kernels=machine.is_gpu and config.engine.head_kernels == "auto"):
         cost = head_cost(head, found.num_identities, config.model.embedding_dim, found.batch_size, found.world_size, is_gpu=machine.is_gpu)
-        total, seconds = others + cost.state_bytes + cost.workspace_bytes, machine.seconds(cost)
+        total, seconds = others + cost.device_bytes + cost.workspace_bytes, machine.seconds(cost)
         fits = total <= machine.memory_bytes
         if fits:
             fitting.append((seconds, total, len(fitting), describe(head)))
         figures = f"{_size(total):>9} {_size(cost.traffic_bytes):>9} {_count(cost.flops):>7}FLOP {1e3 * seconds:>8.3g} ms"
         remark = ", ".join(["this recipe"] * (head == config.head) + ["does not fit"] * (not fits))
         lines.append((f"  {describe(head)}", f"{figures}  {remark}".rstrip()))
-    best = min(fitting)[-1] if fitting else "none: more workers, a lower head.sample_rate or a smaller batch"
+    best = min(fitting)[-1] if fitting else "none: more workers, a lower head.sample_rate, a smaller batch or head.placement=host"
     return [*lines, (f"cheapest in {_size(machine.memory_bytes)}", best)]
 
 

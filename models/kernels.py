@@ -103,9 +103,12 @@ def _take_row(rows, gradient, ids, inverse_norms, start, D: tl.constexpr, HAS_ID
 
 
 @triton.jit
-def _put_row(rows, noise, w, row, number, dims, D: tl.constexpr, NOISE_ROWS: tl.constexpr, DROPPED: tl.constexpr):  # type: ignore[no-untyped-def]
+def _put_row(  # type: ignore[no-untyped-def]
+    rows, noise, numbers, w, row, lo, dims, D: tl.constexpr, HAS_NUMBERS: tl.constexpr, NOISE_ROWS: tl.constexpr, DROPPED: tl.constexpr
+):  # fmt: skip
     """Store a row, rounded by the same dice as `Rows._round_`; returns it as stored."""
     if DROPPED > 0:
+        number = (tl.load(numbers + row) if HAS_NUMBERS else row) + lo
         dice = tl.load(noise + (number % NOISE_ROWS) * D + dims, mask=dims < D, other=0)
         bits = (w.to(tl.int32, bitcast=True) + dice) & (-1 << DROPPED)
         w = bits.to(tl.float32, bitcast=True)
@@ -115,9 +118,9 @@ def _put_row(rows, noise, w, row, number, dims, D: tl.constexpr, NOISE_ROWS: tl.
 
 @triton.jit
 def _update_sgd(  # type: ignore[no-untyped-def]
-    rows, momenta, gradient, ids, inverse_norms, noise, is_open, lr, momentum, weight_decay, start, lo,
-    D: tl.constexpr, HAS_IDS: tl.constexpr, HAS_MOMENTUM: tl.constexpr, NOISE_ROWS: tl.constexpr, DROPPED: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    rows, momenta, gradient, ids, inverse_norms, noise, numbers, is_open, lr, momentum, weight_decay, start, lo,
+    D: tl.constexpr, HAS_IDS: tl.constexpr, HAS_NUMBERS: tl.constexpr, HAS_MOMENTUM: tl.constexpr, NOISE_ROWS: tl.constexpr,
+    DROPPED: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """`SGDRows.update_` of one row."""
     if tl.load(is_open) != 0:
@@ -126,13 +129,14 @@ def _update_sgd(  # type: ignore[no-untyped-def]
         if HAS_MOMENTUM:
             g += momentum * tl.load(momenta + row * D + dims, mask=dims < D, other=0)
             tl.store(momenta + row * D + dims, g, mask=dims < D)
-        _put_row(rows, noise, w - tl.load(lr) * g, row, row + lo, dims, D, NOISE_ROWS, DROPPED)
+        _put_row(rows, noise, numbers, w - tl.load(lr) * g, row, lo, dims, D, HAS_NUMBERS, NOISE_ROWS, DROPPED)
 
 
 @triton.jit
 def _update_rowwise(  # type: ignore[no-untyped-def]
-    rows, lengths, stored_inverse, gradient, ids, inverse_norms, noise, is_open, lr, momentum, weight_decay, start, lo,
-    D: tl.constexpr, HAS_IDS: tl.constexpr, NOISE_ROWS: tl.constexpr, DROPPED: tl.constexpr, BLOCK_D: tl.constexpr,
+    rows, lengths, stored_inverse, gradient, ids, inverse_norms, noise, numbers, is_open, lr, momentum, weight_decay, start, lo,
+    D: tl.constexpr, HAS_IDS: tl.constexpr, HAS_NUMBERS: tl.constexpr, NOISE_ROWS: tl.constexpr, DROPPED: tl.constexpr,
+    BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """`RowwiseRows.update_` of one row."""
     if tl.load(is_open) != 0:
@@ -145,7 +149,7 @@ def _update_rowwise(  # type: ignore[no-untyped-def]
         per_length = 1 / tl.maximum(longer, 1e-15)
         step = rate * per_length / scaled
         w = w * (decayed * per_length * inverse + step * dot * inverse * inverse) - step * g
-        w = _put_row(rows, noise, w, row, row + lo, dims, D, NOISE_ROWS, DROPPED)
+        w = _put_row(rows, noise, numbers, w, row, lo, dims, D, HAS_NUMBERS, NOISE_ROWS, DROPPED)
         norm = tl.sqrt(tl.sum(w * w, 0))
         tl.store(lengths + row, longer)
         tl.store(stored_inverse + row, tl.where(norm > 1e-12, 1 / tl.maximum(norm, 1e-12), 0.0))
@@ -225,10 +229,11 @@ def _update_(rows: Rows, call: _Call, inverse_n: Tensor, gradient_nD: Tensor, ga
     dropped, noise = rows.dice(gate.position)
     is_open, momentum = gate.open.view(torch.int8), rows.config.momentum
     common: dict[str, Any] = {
-        "D": call.D, "HAS_IDS": call.tile["HAS_IDS"], "NOISE_ROWS": len(noise), "DROPPED": dropped,
-        "BLOCK_D": triton.next_power_of_2(call.D),
+        "D": call.D, "HAS_IDS": call.tile["HAS_IDS"], "HAS_NUMBERS": rows.numbers_C is not None, "NOISE_ROWS": len(noise),
+        "DROPPED": dropped, "BLOCK_D": triton.next_power_of_2(call.D),
     }  # fmt: skip
-    last = (gradient_nD, call.ids, inverse_n, noise, is_open, gate.lr, momentum, gate.weight_decay, call.start, rows.lo)
+    numbers = noise if rows.numbers_C is None else rows.numbers_C
+    last = (gradient_nD, call.ids, inverse_n, noise, numbers, is_open, gate.lr, momentum, gate.weight_decay, call.start, rows.lo)
     if isinstance(rows, SGDRows):
         momenta = rows.rows_CD if rows.momentum_CD is None else rows.momentum_CD
         _update_sgd[call.n,](rows.rows_CD, momenta, *last, HAS_MOMENTUM=rows.momentum_CD is not None, **common)

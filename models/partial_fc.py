@@ -19,6 +19,7 @@ from manyfaces.models.row_optimizers import build
 from manyfaces.models.rows import Gate, Rows, take
 from manyfaces.models.sampling import Columns
 from manyfaces.models.softmax import Kept, Negatives, Outcome, Scoring
+from manyfaces.models.staging import Staging
 from manyfaces.models.triplet import triplet
 
 _PLANES = 0x504C414E  # keeps the seeds of further sub-centres apart from other draws
@@ -57,7 +58,8 @@ class PartialFC:
     `seed` is of the initial rows and the sampled classes; both are the same at any number of ranks. All ranks of `group` call `step`
     together; without a group this process is alone. `spaces` are the first classes of several label spaces: a sample's softmax is over
     the classes of its own. On CUDA, Triton's `kernels` walk over the rows of margins that leave other classes alone, unless that is false
-    or logits are stored. Raises `schema.UserError` for no classes.
+    or logits are stored. Where `config.placement` is host, `planes` are there whatever the device, and a step works on copies of some
+    rows (`staging.py`). Raises `schema.UserError` for no classes.
     """
 
     num_classes: int
@@ -93,12 +95,14 @@ class PartialFC:
         seeds = [seed, *(counter.key(seed, _PLANES, k) for k in range(1, config.sub_centers))]
         # Without a loss by classes rows are nothing but their number.
         dim = 1 if isinstance(self.margin, margins.Nothing) else embedding_dim
-        self.planes: list[Rows] = [build(config.rows, own, self.lo, self.hi, dim, device) for own in seeds]
+        home = torch.device("cpu") if config.placement == "host" else device
+        self.planes: list[Rows] = [build(config.rows, own, self.lo, self.hi, dim, home) for own in seeds]
+        self.staging = Staging(self.planes, device) if config.placement == "host" else None
         self.chunk_classes = chunk_classes(config, is_gpu=device.type != "cpu")
-        self.spaces = torch.tensor(list(spaces), device=device)
+        self.spaces = torch.tensor(list(spaces), device=home)
         self.space_C: Tensor | None = None
         if len(spaces) > 1:
-            self.space_C = self._space(torch.arange(self.lo, self.hi + 1, device=device))
+            self.space_C = self._space(torch.arange(self.lo, self.hi + 1, device=home))
         self.walks: Walks = softmax
         plain = config.sub_centers == 1 and config.filter_above is None and len(spaces) == 1 and not margins.bends(self.margin)
         if kernels and device.type == "cuda" and config.logits == "recompute" and plain:
@@ -106,6 +110,13 @@ class PartialFC:
 
             self.walks = in_triton
         self.gone_C: Tensor | None = None
+
+    def prefetch(self, position: int, batch_size: int) -> None:
+        """Call it before the backbone runs on the batch at sample `position`, for rows on the host: those drawn start to travel."""
+        if self.staging is not None:
+            drawn = self._choose(torch.empty(0, dtype=torch.int64), position).chunks
+            ids = [chunk.ids for chunk in drawn if isinstance(chunk.ids, Tensor)]
+            self.staging.prefetch(torch.cat([*ids, torch.empty(0, dtype=torch.int64)]), min(batch_size, self.hi - self.lo))
 
     def step(self, embeddings_ND: Tensor, labels_N: Tensor, *, lr: float, position: int, batch_size: int, last: bool = False) -> HeadStep:
         """Loss, gradient, and the rows' update in place, which is left out where `finite` or `one_owner` is false or no label is valid.
@@ -129,12 +140,12 @@ class PartialFC:
         labels_B, norm_B, last_somewhere = self._tell(labels_N.long(), norms_N1[:, 0], padded, last)
         valid_B = labels_B != -1
 
-        columns = self._columns(labels_B, position)
-        for plane in self.planes:
+        planes, columns, own_B = self._columns(labels_B, position)
+        for plane in planes:
             for chunk in columns.chunks:
                 plane.catch_up_(chunk.ids)
         margin, scale = self.margin, self.config.scale
-        own = softmax.targets(self.planes, unit_BD, labels_B - self.lo)
+        own = softmax.targets(planes, unit_BD, own_B)
         cosine_B, owners_B = own.cosine_B, own.owners_B
         if margin.looks_first:
             cosine_B, owners_B = self.ranks.sum_(torch.stack([cosine_B, owners_B]))
@@ -145,14 +156,18 @@ class PartialFC:
             bend = margins.Filter(self.config.filter_above, bend)
         scoring = Scoring(scale, bend, margin.binary is not None, margin.largest_logit)
 
-        negatives = self.walks.sum_negatives(self.planes, unit_BD, columns, scoring, store=self.config.logits == "store16")
+        negatives = self.walks.sum_negatives(planes, unit_BD, columns, scoring, store=self.config.logits == "store16")
         beside, d_beside_BD = torch.zeros_like(norm_B[:1].sum()), None
         if self.config.triplet is not None:
             place = self.rank * padded * (self.world_size > 1)
             beside, d_beside_BD = triplet(unit_BD, labels_B, place, place + len(local_ND), self.config.triplet)
         outcome = softmax.join(margin, negatives, cosine_B, owners_B, norm_B, valid_B, scale, self.ranks, beside)
         gate = Gate(outcome.live_B.any(), lr * self.config.rows.lr_scale, self.weight_decay, position)
-        d_unit_BD = self.walks.descend(self.planes, unit_BD, columns, scoring, outcome, negatives.kept, own.nearest_B, gate)
+        d_unit_BD = self.walks.descend(planes, unit_BD, columns, scoring, outcome, negatives.kept, own.nearest_B, gate)
+        if self.staging is not None:
+            self.staging.put_back()
+            if any(plane.settles_next for plane in self.planes):
+                self.staging.wait()
         for plane in self.planes:
             plane.finish_(gate)
         learnt = margin.learn(outcome.d_bias, gate.lr, self.config.rows.momentum)
@@ -180,17 +195,27 @@ class PartialFC:
         norm_B = bits_B.int().view(torch.float32).double()
         return labels_B, torch.where(labels_B != -1, norm_B, 1.0), told_WN2[:, 0, 0].any()
 
-    def _columns(self, labels_B: Tensor, position: int) -> Columns:
-        columns = sampling.choose(
+    def _choose(self, labels_B: Tensor, position: int) -> Columns:
+        return sampling.choose(
             self.num_classes, self.lo, self.hi, self.config.sample_rate, self.seed, position, labels_B, self.chunk_classes
         )
+
+    def _columns(self, labels_B: Tensor, position: int) -> tuple[Sequence[Rows], Columns, Tensor]:
+        """Planes that hold the rows of this step, its columns, and each sample's own row in those planes, or none of them."""
+        if self.staging is not None:
+            labels_B = self.staging.seen(labels_B)
+        columns = self._choose(labels_B, position)
         chunks = [] if isinstance(self.margin, margins.Nothing) else columns.chunks
         if (gone_C := self.gone_C) is not None:
             chunks = [replace(chunk, absent_n=take(gone_C, chunk.ids)) for chunk in chunks]
-        if (space_C := self.space_C) is None:
-            return columns._replace(chunks=chunks)
-        chunks = [replace(chunk, space_n=take(space_C, chunk.ids)) for chunk in chunks]
-        return columns._replace(chunks=chunks, space_B=self._space(labels_B))
+        columns = columns._replace(chunks=chunks)
+        if (space_C := self.space_C) is not None:
+            chunks = [replace(chunk, space_n=take(space_C, chunk.ids)) for chunk in chunks]
+            columns = columns._replace(chunks=chunks, space_B=self._space(labels_B))
+        if self.staging is None:
+            return self.planes, columns, labels_B - self.lo
+        planes, columns = self.staging.stage(columns)
+        return planes, columns, columns.targets_B
 
     def _space(self, classes: Tensor) -> Tensor:
         return (torch.searchsorted(self.spaces, classes, right=True) - 1).to(torch.uint8)
@@ -211,11 +236,15 @@ class PartialFC:
 
     def tensors(self) -> dict[str, Tensor]:
         """This rank's state, [hi - lo, ...]: the tensors themselves, not copies. `rows` [hi - lo, D] and what their optimiser keeps; those
-        of sub-centre k > 0 as `rows.k` and so on."""
+        of sub-centre k > 0 as `rows.k` and so on. Rows on the host are up to date until the next step or `prefetch`."""
+        if self.staging is not None:
+            self.staging.wait()
         return {name + (f".{k}" if k else ""): tensor for k, plane in enumerate(self.planes) for name, tensor in plane.tensors().items()}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Copy a state in place. Raises `schema.UserError` where names or shapes are others."""
+        if self.staging is not None:
+            self.staging.wait()
         for k, plane in enumerate(self.planes):
             mine = {name: name + (f".{k}" if k else "") for name in plane.tensors()}
             plane.load({name: tensors[whole] for name, whole in mine.items() if whole in tensors})

@@ -4,7 +4,7 @@ Shapes: C this rank's classes, n a chunk of them, D the embedding.
 """
 
 import math
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -21,6 +21,8 @@ _SMALLEST = 1e-15
 
 class SGDRows(Rows):
     """SGD with momentum that moves and decays a row only in steps that touch it: m <- mu m + (g + wd w); w <- w - lr m."""
+
+    by_class: ClassVar[tuple[str, ...]] = ("rows_CD", "momentum_CD")
 
     def __init__(self, config: schema.Rows, seed: int, lo: int, hi: int, dim: int, device: torch.device) -> None:
         super().__init__(config, seed, lo, hi, dim, device)
@@ -53,6 +55,8 @@ class LazySGDRows(SGDRows):
     that was called off is the identity. Rows of zeros without momentum stay zero.
     """
 
+    by_class = (*SGDRows.by_class, "next_C")
+
     def __init__(self, config: schema.Rows, seed: int, lo: int, hi: int, dim: int, device: torch.device) -> None:
         super().__init__(config, seed, lo, hi, dim, device)
         self.next_C = torch.zeros(hi - lo + 1, dtype=torch.int32, device=device)
@@ -64,10 +68,12 @@ class LazySGDRows(SGDRows):
         self._forget_history()
 
     def catch_up_(self, ids: slice | Tensor) -> None:
+        if isinstance(ids, Tensor) or self.numbers_C is not None:  # else this step takes all rows, like all steps before
+            self._apply_history(ids, self.maps_2H2)
+        # This step's update is either made or the identity.
         if isinstance(ids, Tensor):
-            self._apply_history(ids)
-            self.next_C.index_fill_(0, ids, self.num_steps + 1)  # this step's update is either made or the identity
-        else:  # like all steps before, this one takes all rows
+            self.next_C.index_fill_(0, ids, self.num_steps + 1)
+        else:
             self.next_C[ids] = self.num_steps + 1
 
     def finish_(self, gate: Gate) -> None:
@@ -78,10 +84,18 @@ class LazySGDRows(SGDRows):
         if self.num_steps == LONGEST_HISTORY:
             self.settle_()
 
+    @property
+    def settles_next(self) -> bool:
+        return self.num_steps + 1 == LONGEST_HISTORY
+
+    def share_on_(self, device: torch.device) -> None:
+        self.maps_2H2 = self.maps_2H2.to(device)
+
     def settle_(self) -> None:
         if self.num_steps:
+            maps_2H2 = self.maps_2H2.to(self.rows_CD.device)
             for start in range(0, self.num_rows, _SETTLED_TOGETHER):
-                self._apply_history(slice(start, min(start + _SETTLED_TOGETHER, self.num_rows)))
+                self._apply_history(slice(start, min(start + _SETTLED_TOGETHER, self.num_rows)), maps_2H2)
             self._forget_history()
 
     def _forget_history(self) -> None:
@@ -90,8 +104,8 @@ class LazySGDRows(SGDRows):
         self.maps_2H2.zero_()
         self.maps_2H2[0, :, 0] = self.maps_2H2[1, :, 1] = 1
 
-    def _apply_history(self, ids: slice | Tensor) -> None:
-        w_n2, m_n2 = (part_H2.index_select(0, take(self.next_C, ids)).float() for part_H2 in self.maps_2H2)
+    def _apply_history(self, ids: slice | Tensor, maps_2H2: Tensor) -> None:
+        w_n2, m_n2 = (part_H2.index_select(0, take(self.next_C, ids)).float() for part_H2 in maps_2H2)
         before_nD = self.take(ids)
         rows_nD = before_nD * w_n2[:, :1]
         if self.momentum_CD is not None:
@@ -110,6 +124,8 @@ class RowwiseRows(Rows):
     tangential, so the new length is known from the step's: sqrt((length (1 - lr wd))^2 + (lr |g| / length)^2).
     `inverse_norms_C` is 1 / |row as stored|: rounding leaves it near 1, and the walks need it exact.
     """
+
+    by_class = ("rows_CD", "lengths_C", "inverse_norms_C")
 
     def __init__(self, config: schema.Rows, seed: int, lo: int, hi: int, dim: int, device: torch.device) -> None:
         super().__init__(config, seed, lo, hi, dim, device)
@@ -147,6 +163,8 @@ class AdamWRows(Rows):
     w <- w (1 - lr wd); m <- b1 m + (1 - b1) g; v <- b2 v + (1 - b2) g^2; w <- w - lr (m / (1 - b1^k)) / (sqrt(v / (1 - b2^k)) + eps) in the
     k-th step of a row. All state is float32.
     """
+
+    by_class = ("rows_CD", "exp_avg_CD", "exp_avg_sq_CD", "steps_C")
 
     def __init__(self, config: schema.Rows, seed: int, lo: int, hi: int, dim: int, device: torch.device) -> None:
         super().__init__(config, seed, lo, hi, dim, device)

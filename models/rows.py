@@ -3,8 +3,9 @@
 Shapes: C this rank's classes, n a chunk of them, D the embedding.
 """
 
+import copy
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -95,7 +96,11 @@ class Rows(ABC):
     dimension).
     """
 
+    by_class: ClassVar[tuple[str, ...]] = ("rows_CD",)
+    """Attributes that hold something of each class, or None."""
     rows_CD: Tensor
+    numbers_C: Tensor | None = None
+    """Of copies (`staged`): the local numbers of their rows, int32."""
 
     def __init__(self, config: schema.Rows, seed: int, lo: int, hi: int, dim: int, device: torch.device) -> None:
         self.config, self.seed, self.lo, self.num_rows, self.dtype = config, seed, lo, hi - lo, DTYPES[config.dtype]
@@ -110,7 +115,8 @@ class Rows(ABC):
         return reciprocal_norms(self.take(ids) if rows_nD is None else rows_nD)
 
     def catch_up_(self, ids: slice | Tensor) -> None:
-        """Called before a step scores these rows: does to them what earlier steps put off. A slice only where every step takes all rows."""
+        """Called before a step scores these rows: does to them what earlier steps put off. Of rows that are no copies, a slice only where
+        every step takes all."""
         return
 
     @abstractmethod
@@ -125,6 +131,21 @@ class Rows(ABC):
     def settle_(self) -> None:
         """Do what steps put off, so that the tensors of the state alone say how to go on."""
         return
+
+    @property
+    def settles_next(self) -> bool:
+        """The next `finish_` goes through all rows."""
+        return False
+
+    def share_on_(self, device: torch.device) -> None:
+        """Keep what is of no single class on the device that steps copies of the rows."""
+        return
+
+    def staged(self, tensors: dict[str, Tensor], numbers_C: Tensor) -> "Rows":
+        """Rows of this kind with other tensors by class: copies of the rows with these local numbers; the last stands for no class."""
+        other = copy.copy(self)
+        vars(other).update(tensors, numbers_C=numbers_C, num_rows=len(numbers_C) - 1, _dice=None)
+        return other
 
     @abstractmethod
     def _state(self) -> dict[str, Tensor]: ...
@@ -161,6 +182,9 @@ class Rows(ABC):
         if self.dtype == torch.float32:
             return
         dropped, noise = self.dice(position)
-        numbers_n = ids if isinstance(ids, Tensor) else torch.arange(ids.start, ids.stop, device=rows_nD.device)
+        if self.numbers_C is not None:
+            numbers_n = take(self.numbers_C, ids)
+        else:
+            numbers_n = ids if isinstance(ids, Tensor) else torch.arange(ids.start, ids.stop, device=rows_nD.device)
         bits_nD = rows_nD.view(torch.int32)  # sign and magnitude: both signs are rounded alike
         bits_nD.add_(noise.index_select(0, (numbers_n + self.lo) % _DICE_ROWS)).bitwise_and_(-(1 << dropped))

@@ -28,6 +28,7 @@ def train_step(
 ) -> StepResult:
     """`last` is told to all ranks. Raises `NotFiniteError` on every rank alike; then neither weights nor rows of this step may be kept."""
     torch.manual_seed(counter.key(seed, _STREAM, batch.position, rank) >> 1)
+    head.prefetch(batch.position, batch_size)
     embeddings_ND = engine.embed(batch.images_NHWC)
     head_step = head.step(embeddings_ND, batch.labels_N, lr=lr, position=batch.position, batch_size=batch_size, last=last)
     engine.backward(embeddings_ND, head_step.d_embeddings_ND)

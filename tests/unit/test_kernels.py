@@ -119,6 +119,25 @@ def test_rounding_throws_the_same_dice() -> None:
 
 
 @interpreted
+@pytest.mark.parametrize("config", [ROWS[2], ROWS[4], WITHOUT_KERNEL[1]], ids=lambda rows: rows.optimizer)
+def test_rows_on_the_host_are_walked_alike(config: schema.Rows) -> None:
+    """Copies of some rows stand elsewhere than the rows, and meet the same dice."""
+    states = []
+    for placement in ("device", "host"):
+        head = partial_fc.PartialFC(
+            schema.Head(sample_rate=0.3, chunk_classes=60, rows=config, placement=placement), 500, 32, seed=3, weight_decay=5e-3, device=CPU
+        )
+        head.walks = kernels
+        generator = torch.Generator().manual_seed(0)
+        for position in range(2):
+            embeddings_BD, labels_B = torch.randn(20, 32, generator=generator), torch.randint(500, (20,), generator=generator)
+            head.step(embeddings_BD, labels_B, lr=0.1, position=position * 20, batch_size=20)
+        states.append(head.tensors())
+    for name, tensor in states[0].items():
+        torch.testing.assert_close(states[1][name], tensor, rtol=0, atol=0)
+
+
+@interpreted
 def test_columns_that_are_no_class_send_nothing() -> None:
     _, head = heads(schema.Head(), 50, 16, torch.arange(40, 50))
     columns = partial_fc.sampling.choose(50, 0, 50, 1.0, 0, 0, torch.tensor([3]), 64)
@@ -147,11 +166,12 @@ shared = {}
 for dtype in sizes:
     tile = {"D": 512, "HAS_IDS": True, "HAS_ABSENT": True, "BLOCK_B": kernels.BLOCK_B, "BLOCK_N": kernels.BLOCK_N,
             "BLOCK_D": kernels.BLOCK_BYTES // sizes[dtype]}
-    row = {"D": 512, "HAS_IDS": True, "HAS_MOMENTUM": True, "NOISE_ROWS": 128, "DROPPED": dropped[dtype], "BLOCK_D": 512}
+    row = {"D": 512, "HAS_IDS": True, "HAS_NUMBERS": True, "HAS_MOMENTUM": True, "NOISE_ROWS": 128, "DROPPED": dropped[dtype],
+           "BLOCK_D": 512}
     types = dict.fromkeys(["inverse_norms", "top_out", "sum_out", "exponent", "d_target", "gradient", "lr", "momenta", "lengths",
                            "stored_inverse"], "*fp32")
     types |= dict.fromkeys(["unit", "rows"], "*" + dtype) | dict.fromkeys(["ids", "target"], "*i64") | {"out": "*bf16", "noise": "*i32"}
-    types |= dict.fromkeys(["absent", "is_open"], "*i8") | dict.fromkeys(["B", "n", "start", "lo"], "i32")
+    types |= {"numbers": "*i32"} | dict.fromkeys(["absent", "is_open"], "*i8") | dict.fromkeys(["B", "n", "start", "lo"], "i32")
     types |= dict.fromkeys(["bits_per_cosine", "momentum", "weight_decay"], "fp32")
     for kernel, constants, warps in [(kernels._sum_exponentials, tile, 8), (kernels._d_scores, tile, 8), (kernels._update_sgd, row, 4),
                                      (kernels._update_rowwise, row, 4)]:

@@ -164,6 +164,39 @@ def test_bytes_of_a_class(rows: dict[str, Any], each: int) -> None:
     assert head_cost(head, 1000, 512, 8, 3, is_gpu=True).state_bytes == each * 334
 
 
+@pytest.mark.parametrize(("rows", "each"), [({}, 4096), ({"optimizer": "rowwise", "dtype": "float16"}, 1032), ({"lazy_decay": True}, 4100)])
+@pytest.mark.parametrize("sub_centers", [1, 3])
+def test_rows_on_the_host_leave_the_chosen_ones_on_the_device(rows: dict[str, Any], each: int, sub_centers: int) -> None:
+    tree = {"sample_rate": 0.1, "rows": rows, "sub_centers": sub_centers}
+    on_device, on_host, on_cpu = (
+        head_cost(Head.model_validate({**tree, "placement": where}), 80_000, 512, 64, 8, is_gpu=is_gpu)
+        for where, is_gpu in (("device", True), ("host", True), ("host", False))
+    )
+    each, whole, chosen = each * sub_centers, 10_000, 1000 + 64
+    assert (on_device.device_bytes, on_device.host_bytes, on_device.travel_bytes) == (each * whole, 0, 0)
+    copies = chosen * (each + 4)
+    assert (on_host.device_bytes, on_host.host_bytes, on_host.travel_bytes) == (copies, each * whole + copies, 2 * chosen * each)
+    assert (on_cpu.device_bytes, on_cpu.host_bytes) == (each * whole + copies, 0)  # one memory
+    assert on_host.state_bytes == on_cpu.state_bytes == on_device.state_bytes
+
+
+def test_a_plan_with_rows_on_the_host() -> None:
+    plans = []
+    for placement in ("device", "host"):
+        head = {"sample_rate": 0.1, "placement": placement, "rows": {"optimizer": "rowwise", "dtype": "float16"}}
+        config = make(train={"batch_size": 256}, cluster={"gpus_per_worker": 1}, head=head)
+        plans.append(plan(config, 260_000_000, 100_000_000, 1))
+    on_device, on_host = plans
+    assert on_device.memory_bytes - on_host.memory_bytes == 100_000_000 * 1032 - 10_000_256 * 1036
+    assert on_host.checkpoint_bytes == on_device.checkpoint_bytes
+    lines = dict(on_host.lines())
+    assert set(lines) - set(dict(on_device.lines())) == {"host memory a worker", "chosen rows a step"}
+    assert lines["host memory a worker"] == "head rows and state, 106 GiB"
+    assert lines["chosen rows a step"] == "19.2 GiB to the device and back a worker, beside the backbone"
+    assert dict(head_lines(config, on_host, machine(config, 40)))["cheapest in 37.3 GiB"].startswith("rowwise float16")
+    assert dict(head_lines(config, on_host, machine(config, 8)))["cheapest in 7.45 GiB"].startswith("none")
+
+
 def test_lazy_decay_moves_drawn_rows_and_their_momentum_once_more() -> None:
     def traffic(**head: Any) -> int:
         return head_cost(Head(**head), 100_000, 512, 0, 1, is_gpu=False).traffic_bytes
