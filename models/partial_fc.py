@@ -166,8 +166,6 @@ class PartialFC:
         d_unit_BD = self.walks.descend(planes, unit_BD, columns, scoring, outcome, negatives.kept, own.nearest_B, gate)
         if self.staging is not None:
             self.staging.put_back()
-            if any(plane.settles_next for plane in self.planes):
-                self.staging.wait()
         for plane in self.planes:
             plane.finish_(gate)
         learnt = margin.learn(outcome.d_bias, gate.lr, self.config.rows.momentum)

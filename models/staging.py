@@ -10,6 +10,7 @@ of two. On CPU the same copies are made.
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -92,6 +93,8 @@ class Staging:
     def put_back(self) -> None:
         """Start to write the staged rows back; nobody may change them any more."""
         self._begin(self._return, self._chosen_n)
+        if any(plane.settles_next for plane in self.planes):
+            self.wait()
 
     def wait(self) -> None:
         """Until all rows are on the host. What was prefetched is forgotten, as the rows may be changed now."""
@@ -149,17 +152,16 @@ class Staging:
         return [job.result() for job in jobs][-1] if jobs else None
 
     def _bring(self, ids_n: Tensor, first: int) -> None:
-        for table in (table for tables in self._tables for table in tables):
+        for table in chain(*self._tables):
             passing_n, staged_n = (part[first : first + len(ids_n)] for part in (table.passing_n, table.staged_n))
             torch.index_select(table.whole_C, 0, ids_n, out=passing_n)
             if self._stream is not None:
                 staged_n.copy_(passing_n, non_blocking=True)
 
     def _return(self, ids_n: Tensor) -> None:
-        tables = [table for tables in self._tables for table in tables]
         if self._stream is not None:
-            for table in tables:
+            for table in chain(*self._tables):
                 table.passing_n[: len(ids_n)].copy_(table.staged_n[: len(ids_n)], non_blocking=True)
             self._stream.record_event().synchronize()
-        for table in tables:
+        for table in chain(*self._tables):
             table.whole_C.index_copy_(0, ids_n, table.passing_n[: len(ids_n)])

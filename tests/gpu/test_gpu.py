@@ -1,5 +1,7 @@
 """What only a GPU can show. Skipped without one; not run by us yet."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -70,6 +72,64 @@ def test_the_host_waits_for_nothing_in_the_heads_step(config: schema.Head, kerne
             head.step(embeddings, labels, lr=0.1, position=32 * position, batch_size=32)
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+
+SOME = [config for config in HEADS if config.sample_rate < 1]
+
+
+def placed(config: schema.Head, placement: str, kernels: bool) -> PartialFC:
+    config = config.model_copy(update={"placement": placement})
+    return PartialFC(config, 1000, 64, seed=0, weight_decay=5e-4, device=torch.device("cuda:0"), kernels=kernels)
+
+
+@pytest.mark.parametrize("config", SOME, ids=range(len(SOME)))
+@pytest.mark.parametrize("kernels", [False, True])
+def test_rows_on_the_host_give_the_same_and_the_host_waits_for_labels_only(
+    config: schema.Head, kernels: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits = []
+    synchronize = torch.cuda.Event.synchronize
+
+    def counted(event: torch.cuda.Event) -> None:
+        waits.append(threading.current_thread() is threading.main_thread())
+        synchronize(event)
+
+    outcomes = []
+    for placement in ("device", "host"):
+        head, found = placed(config, placement, kernels), []
+        generator = torch.Generator().manual_seed(0)
+        for step in range(4):
+            embeddings = torch.randn(32, 64, generator=generator).to("cuda:0")
+            labels = torch.randint(0, 1000, (32,), generator=generator).to("cuda:0")
+            with monkeypatch.context() as patch:
+                patch.setattr(torch.cuda.Event, "synchronize", counted)
+                torch.cuda.set_sync_debug_mode("error" if step else "default")  # the first step compiles, and pins its buffers
+                try:
+                    head.prefetch(32 * step, 32)
+                    before = sum(waits)
+                    done = head.step(embeddings, labels, lr=0.01, position=32 * step, batch_size=32)
+                    assert sum(waits) - before == (placement == "host")
+                finally:
+                    torch.cuda.set_sync_debug_mode("default")
+            found += [done.loss, done.d_embeddings_ND]
+        outcomes.append([*found, *head.tensors().values()])
+        assert all(tensor.is_cuda == (placement == "device") for tensor in head.tensors().values())
+    for ours, theirs in zip(*outcomes, strict=True):
+        ours, theirs = ours.double().cpu(), theirs.double().cpu()
+        assert (ours - theirs).norm() <= (2e-2 if kernels else 1e-3) * theirs.norm()
+
+
+def test_drawn_rows_come_while_the_device_is_busy() -> None:
+    head = placed(SOME[0], "host", False)
+    head.step(torch.randn(32, 64, device="cuda:0"), torch.arange(32, device="cuda:0"), lr=0.1, position=0, batch_size=32)
+    head.prefetch(32, 32)
+    torch.cuda._sleep(4_000_000_000)  # some two seconds, as a backbone
+    busy = torch.cuda.current_stream().record_event()
+    assert head.staging is not None
+    brought = head.staging._join()
+    assert brought is not None
+    brought.synchronize()
+    assert not busy.query()
 
 
 @pytest.mark.parametrize("mining", ["batch_hard", "semi_hard"])

@@ -281,6 +281,8 @@ def test_the_plan_needs_no_heavy_module_and_well_under_a_second() -> None:
         ("label_spaces: each", "head.label_spaces each needs several datasets, data.order is shuffle; set data.order=mixture"),
         ("margin: {kind: magface, low: 20, high: 10}", "low 20 is not below high 10"),
         ("margin: {kind: custom}", "head.margin.file: is missing"),
+        ("placement: host", "placement host needs sample_rate below 1, .*; set head.sample_rate=0.1"),
+        ("placement: host, sample_rate: 0.1, margin: {kind: none}", "placement host: margin none has no class rows to place"),
     ],
 )
 def test_losses_that_do_not_go_together_are_refused(recipe: Any, head: str, message: str) -> None:
