@@ -214,6 +214,37 @@ def test_a_class_chosen_twice_in_a_row_is_the_new_one_however_slow_its_way_back(
     assert torch.equal(head.tensors()["rows"], plain.tensors()["rows"])
 
 
+def test_drawn_rows_are_on_their_way_before_the_backbone_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    from manyfaces.data.loader import Batch  # here, as ranks need none of it
+    from manyfaces.train.step import train_step
+
+    head, order = build(Setting(0.6, SGD), "host"), []
+    embeddings_BD, labels_B = batch(0)
+    bring = Staging._bring
+
+    class Backbone:
+        def embed(self, images_NHWC: Tensor) -> Tensor:
+            assert head.staging is not None
+            head.staging._join()
+            order.append("forward")
+            return embeddings_BD
+
+        def backward(self, *of: Tensor) -> None: ...
+
+        def step(self, lr: float) -> float:
+            return 0.0
+
+    def noted(self: Staging, ids_n: Tensor, first: int) -> None:
+        order.append(f"{len(ids_n)} rows")
+        bring(self, ids_n, first)
+
+    monkeypatch.setattr(Staging, "_bring", noted)
+    images_NHWC = torch.zeros(B, 1, 1, 3, dtype=torch.uint8)
+    train_step(Backbone(), head, Batch(0, np.arange(B), images_NHWC, labels_B), lr=0.1, batch_size=B, seed=0, rank=0)  # type: ignore[arg-type]
+    drawn = sum(min(C - b * 128, 128) for b in sampling.blocks(C, 0.6, SEED, 0).tolist())
+    assert order == [f"{drawn} rows", "forward", f"{len(chosen(0.6, 0)) - drawn + 1} rows"]  # and the one for no class
+
+
 def test_what_fails_beside_the_step_is_told_by_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(self: Staging, ids_n: Tensor) -> None:
         raise RuntimeError("lost rows")

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from manyfaces.configs import schema
 from manyfaces.configs.explain import describe, keys
+from manyfaces.configs.identity import identity
 from manyfaces.configs.load import dump, load
 from manyfaces.configs.schema import Config, UserError
 
@@ -288,6 +289,12 @@ def test_the_plan_needs_no_heavy_module_and_well_under_a_second() -> None:
 def test_losses_that_do_not_go_together_are_refused(recipe: Any, head: str, message: str) -> None:
     path = recipe(f"{MODEL}head: {{{head}}}\n")
     assert any(re.search(message, line) for line in errors(path))
+
+
+def test_where_rows_live_may_change_in_a_run(recipe: Any) -> None:
+    configs = [load(recipe(f"{MODEL}head: {{sample_rate: 0.5, placement: {where}}}\n")) for where in ("device", "host")]
+    assert configs[0] != configs[1]
+    assert identity(configs[0]) == identity(configs[1]) != identity(load(recipe(f"{MODEL}head: {{sample_rate: 0.6}}\n")))
 
 
 def test_every_loss_says_when_to_use_it() -> None:
