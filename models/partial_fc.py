@@ -157,9 +157,9 @@ class PartialFC:
         scoring = Scoring(scale, bend, margin.binary is not None, margin.largest_logit)
 
         negatives = self.walks.sum_negatives(planes, unit_BD, columns, scoring, store=self.config.logits == "store16")
-        beside, d_beside_BD = torch.zeros_like(norm_B[:1].sum()), None
+        beside, d_beside_BD = norm_B.new_zeros(()), None
         if self.config.triplet is not None:
-            place = self.rank * padded * (self.world_size > 1)
+            place = self.rank * padded
             beside, d_beside_BD = triplet(unit_BD, labels_B, place, place + len(local_ND), self.config.triplet)
         outcome = softmax.join(margin, negatives, cosine_B, owners_B, norm_B, valid_B, scale, self.ranks, beside)
         gate = Gate(outcome.live_B.any(), lr * self.config.rows.lr_scale, self.weight_decay, position)
@@ -216,7 +216,7 @@ class PartialFC:
         return planes, columns, columns.targets_B
 
     def _space(self, classes: Tensor) -> Tensor:
-        return (torch.searchsorted(self.spaces, classes, right=True) - 1).to(torch.uint8)
+        return (torch.searchsorted(self.spaces, classes, right=True) - 1).to(torch.int16)
 
     def forget(self, classes: Tensor) -> None:
         """These class ids (int64, any order, of any rank) are no classes any more: rows and state become zero, no softmax counts them.

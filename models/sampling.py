@@ -45,7 +45,7 @@ class Chunk:
     absent_n: Tensor | None = None
     """bool: columns that are no class; None where all are."""
     space_n: Tensor | None = None
-    """uint8: the label space of each column, if there are several."""
+    """int16: the label space of each column, if there are several."""
 
     def __len__(self) -> int:
         return len(self.ids) if isinstance(self.ids, Tensor) else self.ids.stop - self.ids.start
@@ -58,7 +58,7 @@ class Columns(NamedTuple):
     targets_B: Tensor
     """int64: each sample's own column; negative where its class is not of this rank."""
     space_B: Tensor | None = None
-    """uint8: each sample's label space, if there are several: it meets the columns of this one only."""
+    """int16: each sample's label space, if there are several: it meets the columns of this one only."""
 
 
 def choose(num_classes: int, lo: int, hi: int, rate: float, seed: int, position: int, labels_B: Tensor, size: int) -> Columns:

@@ -27,7 +27,8 @@ def final_state(run: Path) -> dict[str, torch.Tensor]:
 def twin(dataset_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a recipe whose run, two Ray workers under ZeRO-1, was never stopped."""
     folder = tmp_path_factory.mktemp("twin")
-    config = recipe(folder, dataset_path, evaluation={"pairs": [str(_pairs(folder, dataset_path))]})
+    head = {"margin": {"kind": "adaface", "m": 0.2}, "sub_centers": 2}  # whose running numbers and second rows go on too
+    config = recipe(folder, dataset_path, evaluation={"pairs": [str(_pairs(folder, dataset_path))]}, head=head)
     done = manyfaces("train", config, "run.name=never-stopped")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "finished at step 30" in done.stdout
@@ -58,9 +59,15 @@ def test_kill_9_of_the_whole_tree_and_the_same_command_again(twin: Path) -> None
 
     whole, ours = final_state(twin / "runs" / "never-stopped"), final_state(run)
     assert whole.keys() == ours.keys()
-    assert {name.rpartition(":")[2] for name in whole} >= {"rows", "momentum", "features.running_mean", "step"}
+    assert {name.rpartition(":")[2] for name in whole} >= {"rows", "momentum.1", "features.running_mean", "step"}
     assert all(torch.equal(whole[name], ours[name]) for name in whole)
     assert losses(run) == losses(twin / "runs" / "never-stopped")
+    numbers = [
+        json.loads((r / "checkpoints" / f"step-{STEPS:08d}" / "state.json").read_text())["head"]
+        for r in (twin / "runs" / "never-stopped", run)
+    ]
+    assert numbers[0] == numbers[1]
+    assert numbers[0]["norm_std"] != 100
 
     from mlflow import MlflowClient
 
@@ -102,6 +109,7 @@ def test_torchrun_resumes_what_ray_began_at_another_world_size(twin: Path) -> No
     """The same worker function, one process then three: the samples go on exactly, the samples' order does not know the ranks."""
     words = ["run.name=torchrun", "train.batch_size=15", "cluster.workers=1", "cluster.launcher=process"]
     words += ["head.sample_rate=0.5", "head.logits=store16", "head.rows.optimizer=rowwise", "head.rows.dtype=float16"]  # the small state
+    words += ["head.margin={kind: curricularface, m: 0.2}", "head.sub_centers=1", "head.placement=host"]
     run = twin / "runs" / "torchrun"
     with started("train", twin / "recipe.yaml", *words) as process:
         wait_until(lambda: (run / "checkpoints" / "step-00000005" / "COMMIT.json").exists(), process)
