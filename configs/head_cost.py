@@ -68,7 +68,7 @@ def head_cost(head: Head, num_identities: int, dim: int, batch: int, world_size:
     # The drawn share, and a column for each of the batch's own classes wherever they live (`models/sampling.py`: nothing waits for a GPU).
     scored = min(rows, ceil(head.sample_rate * rows) + batch * (head.sample_rate < 1)) * walked
     chunk = min(chunk_classes(head, is_gpu=is_gpu), scored)
-    stored = (_STORED_LOGIT + (planes > 1)) * (head.logits == "store16")  # and a byte for the nearest of several sub-centres
+    stored = (_STORED_LOGIT + planes - 1) * (head.logits == "store16")  # and a byte for each sub-centre but the first
     # Scores of a chunk; its rows, their gradient and, of copies, their state; unit embeddings, their gradient and a share of it.
     copies = 4 if head.rows.optimizer == "adamw" else 3
     scores = batch * chunk * (1 if planes == 1 else 3)

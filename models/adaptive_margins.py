@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from manyfaces.models.margins import ArcFace, Bend, Margin, State, Target, angle, mean, number
+from manyfaces.models.margins import ArcFace, Bend, Margin, State, Target, above, angle, mean, number
 
 
 class AdaFace(Margin):
@@ -89,7 +89,8 @@ class CurricularFace(ArcFace):
 
     def bend(self, cosine_B: Tensor | None) -> Bend:
         assert cosine_B is not None
-        return _Curriculum(torch.cos(angle(cosine_B.clamp(-1, 1))[0] + self.m).float()[:, None], self.state["t"].float())
+        threshold_B = torch.cos(angle(cosine_B.clamp(-1, 1))[0] + self.m).nan_to_num(nan=2.0)  # of a step that will be called off
+        return _Curriculum(threshold_B.float()[:, None], self.state["t"].float())
 
 
 class _Curriculum(NamedTuple):
@@ -97,10 +98,17 @@ class _Curriculum(NamedTuple):
     t: Tensor
 
     def logit(self, cosines: Tensor) -> Tensor:
-        return torch.where(cosines > self.threshold, (cosines + self.t).mul_(cosines), cosines)
+        return self._bent(cosines, above(cosines, self.threshold))[0]
 
-    def slope(self, cosines: Tensor) -> Tensor:
-        return torch.where(cosines > self.threshold, torch.add(self.t, cosines, alpha=2), 1.0)
+    def both(self, cosines: Tensor) -> tuple[Tensor, Tensor]:
+        hard = above(cosines, self.threshold)
+        logits, turned = self._bent(cosines, hard)
+        return logits, turned.addcmul_(hard, cosines).add_(1)
+
+    def _bent(self, cosines: Tensor, hard: Tensor) -> tuple[Tensor, Tensor]:
+        """z + hard z (t + z - 1), and hard (t + z - 1)."""
+        turned = (cosines + (self.t - 1)).mul_(hard)
+        return torch.addcmul(cosines, cosines, turned), turned
 
     def of(self, samples_m: Tensor) -> Bend:
         return self._replace(threshold=self.threshold[samples_m, 0])

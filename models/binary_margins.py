@@ -59,10 +59,13 @@ class _Power(NamedTuple):
     offset: Tensor
 
     def logit(self, cosines: Tensor) -> Tensor:
-        return torch.add(self.offset, cosines.add_(1).mul_(0.5).clamp_(min=0).pow_(self.t), alpha=2)
+        half = cosines.mul_(0.5).add_(0.5).clamp_(min=0)
+        return torch.add(self.offset, half.pow_(self.t), alpha=2, out=half)
 
-    def slope(self, cosines: Tensor) -> Tensor:
-        return (cosines + 1).mul_(0.5).clamp_(min=0).pow_(self.t - 1).mul_(self.t)
+    def both(self, cosines: Tensor) -> tuple[Tensor, Tensor]:
+        half = cosines.mul_(0.5).add_(0.5).clamp_(min=0)
+        slopes = half ** (self.t - 1)
+        return torch.add(self.offset, half.mul_(slopes), alpha=2, out=half), slopes.mul_(self.t)
 
     def of(self, samples_m: Tensor) -> Bend:
         return self
@@ -92,8 +95,8 @@ class _Offset(NamedTuple):
     def logit(self, cosines: Tensor) -> Tensor:
         return cosines.add_(self.offset)
 
-    def slope(self, cosines: Tensor) -> Tensor:
-        return torch.ones((), device=cosines.device)
+    def both(self, cosines: Tensor) -> tuple[Tensor, Tensor]:
+        return cosines.add_(self.offset), cosines.new_ones(())
 
     def of(self, samples_m: Tensor) -> Bend:
         return self

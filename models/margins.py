@@ -19,6 +19,9 @@ from torch import Tensor
 # Angles smaller than this count as this: f' grows as 1 / sin(theta) towards theta = 0, where the gradient that it multiplies vanishes.
 _SMALLEST_SINE = 1e-6
 
+_AWAY = 1e4
+"""So much below all others a logit counts as nothing: its exponential is 0 in float32."""
+
 State = dict[str, Tensor]
 
 
@@ -38,13 +41,13 @@ class Target(NamedTuple):
 
 
 class Bend(Protocol):
-    """What becomes of the cosines with other classes: float32 [B, n], or [m] after `of`."""
+    """What becomes of the cosines with other classes: float32 [B, n], or [m] after `of`. Both methods use `cosines` up."""
 
     def logit(self, cosines: Tensor) -> Tensor:
-        """In units of the scale; `cosines` is used up."""
+        """In units of the scale."""
 
-    def slope(self, cosines: Tensor) -> Tensor:
-        """d logit / d cosine; `cosines` stays."""
+    def both(self, cosines: Tensor) -> tuple[Tensor, Tensor]:
+        """The logit, and d logit / d cosine."""
 
     def of(self, samples_m: Tensor) -> "Bend":
         """The same for [m] cosines, each of the sample with this number."""
@@ -84,6 +87,12 @@ def angle(cosine_B: Tensor) -> tuple[Tensor, Tensor]:
     """Angle in radians and its sine, kept off zero."""
     sine_B = (1 - cosine_B.square()).clamp(min=_SMALLEST_SINE**2).sqrt()
     return torch.atan2(sine_B, cosine_B), sine_B
+
+
+def above(values: Tensor, threshold: Tensor | float) -> Tensor:
+    """1 where `values` are above the threshold, 0 elsewhere, in their dtype. By arithmetic: on CPU torch's `where` and `masked_fill` take
+    as long as thirty such passes."""
+    return (values - threshold).mul_(1e30).clamp_(0, 1)
 
 
 def mean(values_B: Tensor, valid_B: Tensor) -> Tensor:
@@ -186,11 +195,13 @@ class Filter(NamedTuple):
     inner: Bend | None
 
     def logit(self, cosines: Tensor) -> Tensor:
-        near = cosines > self.threshold
-        return (cosines if self.inner is None else self.inner.logit(cosines)).masked_fill_(near, -math.inf)
+        away = above(cosines, self.threshold).mul_(_AWAY)
+        return (cosines if self.inner is None else self.inner.logit(cosines)).sub_(away)
 
-    def slope(self, cosines: Tensor) -> Tensor:
-        return cosines.new_ones(()) if self.inner is None else self.inner.slope(cosines)
+    def both(self, cosines: Tensor) -> tuple[Tensor, Tensor]:
+        away = above(cosines, self.threshold).mul_(_AWAY)
+        logits, slopes = (cosines, cosines.new_ones(())) if self.inner is None else self.inner.both(cosines)
+        return logits.sub_(away), slopes
 
     def of(self, samples_m: Tensor) -> Bend:
         return self if self.inner is None else self._replace(inner=self.inner.of(samples_m))

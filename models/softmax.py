@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from manyfaces.models.collectives import Ranks
-from manyfaces.models.margins import Bend, Margin
+from manyfaces.models.margins import Bend, Margin, above
 from manyfaces.models.products import times_transposed
 from manyfaces.models.rows import SHORTEST, Gate, Rows, looking_is_free
 from manyfaces.models.sampling import Chunk, Columns
@@ -56,8 +56,8 @@ class Kept(NamedTuple):
     """float32: the sample's unit, in bits."""
     slopes_Bn: Tensor | None = None
     """float16: exp(s f(z)) f'(z) in the sample's unit, of a binary loss sigmoid(s f(z)) f'(z); 0 at the target."""
-    nearest_Bn: Tensor | None = None
-    """uint8: which of several sub-centres counts."""
+    nearer: tuple[Tensor, ...] = ()
+    """uint8 [B, n] for each sub-centre but the first: 1 where it is nearer than all before it."""
 
 
 class Negatives(NamedTuple):
@@ -125,15 +125,22 @@ def _void_(scores_Bn: Tensor, chunk: Chunk, columns: Columns, value: float) -> N
         scores_Bn.masked_fill_(columns.space_B[:, None] != chunk.space_n, value)
 
 
-def _cosines(unit_BD: Tensor, rows: Sequence[Tensor], inverse_Kn: Tensor) -> tuple[Tensor, Tensor | None]:
-    """With the nearest sub-centre of each class [B, n], and which that is, uint8 [B, n]; None if there is one only."""
-    best_Bn, nearest_Bn = times_transposed(unit_BD, rows[0]).mul_(inverse_Kn[0]), None
-    for k in range(1, len(rows)):
-        other_Bn = times_transposed(unit_BD, rows[k]).mul_(inverse_Kn[k])
-        nearer_Bn = other_Bn > best_Bn
-        nearest_Bn = nearer_Bn.to(torch.uint8) if nearest_Bn is None else nearest_Bn.masked_fill_(nearer_Bn, k)
+def _cosines(unit_BD: Tensor, rows: Sequence[Tensor], inverse_Kn: Tensor) -> Tensor:
+    """With the nearest sub-centre of each class [B, n]."""
+    best_Bn = times_transposed(unit_BD, rows[0]).mul_(inverse_Kn[0])
+    for rows_nD, inverse_n in zip(rows[1:], inverse_Kn[1:], strict=True):
+        torch.maximum(best_Bn, times_transposed(unit_BD, rows_nD).mul_(inverse_n), out=best_Bn)
+    return best_Bn
+
+
+def _nearest(unit_BD: Tensor, rows: Sequence[Tensor], inverse_Kn: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Likewise, and `Kept.nearer` in float32."""
+    best_Bn, nearer = times_transposed(unit_BD, rows[0]).mul_(inverse_Kn[0]), []
+    for rows_nD, inverse_n in zip(rows[1:], inverse_Kn[1:], strict=True):
+        other_Bn = times_transposed(unit_BD, rows_nD).mul_(inverse_n)
+        nearer.append(above(other_Bn, best_Bn))
         torch.maximum(best_Bn, other_Bn, out=best_Bn)
-    return best_Bn, nearest_Bn
+    return best_Bn, tuple(nearer)
 
 
 def sum_negatives(planes: Sequence[Rows], unit_BD: Tensor, columns: Columns, scoring: Scoring, *, store: bool) -> Negatives:
@@ -151,19 +158,24 @@ def sum_negatives(planes: Sequence[Rows], unit_BD: Tensor, columns: Columns, sco
         for plane, rows_nD, inverse_n in zip(planes, rows, inverse_Kn, strict=True):
             inverse_n.copy_(plane.inverse_norms(chunk.ids, rows_nD))
         own = _Own(chunk, columns.targets_B)
-        slopes_Bn = nearest_Bn = None
+        slopes_Bn: Tensor | None = None
+        nearer: tuple[Tensor, ...] = ()
         if bend is None and len(rows) == 1 and shift is not None:  # one pass
             exponents_Bn = times_transposed(unit_BD, rows[0])
             torch.addcmul(unit_BD.new_full((1, 1), -shift * _LOG2_E), exponents_Bn, inverse_Kn[0] * bits, out=exponents_Bn)
         else:
-            exponents_Bn, nearest_Bn = _cosines(unit_BD, rows, inverse_Kn)
-            if bend is not None:
-                slopes_Bn = bend.slope(exponents_Bn) if store else None
+            if store and len(rows) > 1:
+                exponents_Bn, nearer = _nearest(unit_BD, rows, inverse_Kn)
+            else:
+                exponents_Bn = _cosines(unit_BD, rows, inverse_Kn)
+            if bend is not None and store:
+                exponents_Bn, slopes_Bn = bend.both(exponents_Bn)
+            elif bend is not None:
                 exponents_Bn = bend.logit(exponents_Bn)
             if scoring.binary:
                 exponents_Bn.mul_(scoring.scale)
             elif shift is not None:
-                exponents_Bn = torch.add(unit_BD.new_full((), -shift * _LOG2_E), exponents_Bn, alpha=bits)
+                torch.add(unit_BD.new_full((), -shift * _LOG2_E), exponents_Bn, alpha=bits, out=exponents_Bn)
         _void_(exponents_Bn, chunk, columns, -math.inf)
         own.set_(exponents_Bn, -math.inf)
         if scoring.binary:
@@ -176,7 +188,9 @@ def sum_negatives(planes: Sequence[Rows], unit_BD: Tensor, columns: Columns, sco
                 pulls_Bn *= torch.exp2(-bits_B)[:, None]
         elif shift is None:
             bits_B = exponents_Bn.amax(1).clamp_(min=-1) * bits - _HEADROOM  # -inf where there is nothing but the target
-            pulls_Bn = torch.add(-bits_B[:, None], exponents_Bn, alpha=bits).exp2_()  # rounded once: 200 bits would leave 1e-5 of error
+            pulls_Bn = torch.add(
+                -bits_B[:, None], exponents_Bn, alpha=bits, out=exponents_Bn
+            ).exp2_()  # rounded once: 200 bits would leave 1e-5 of error
             sum_B.addcmul_(pulls_Bn.sum(1).double(), bits_B.double().exp2_())
         else:
             bits_B, pulls_Bn = None, exponents_Bn.exp2_()
@@ -184,7 +198,7 @@ def sum_negatives(planes: Sequence[Rows], unit_BD: Tensor, columns: Columns, sco
         if store:
             if slopes_Bn is not None:
                 pulls_Bn *= slopes_Bn
-            kept.append(Kept(inverse_Kn, bits_B, pulls_Bn.half(), nearest_Bn))
+            kept.append(Kept(inverse_Kn, bits_B, pulls_Bn.half(), tuple(each_Bn.to(torch.uint8) for each_Bn in nearer)))
         else:
             kept.append(Kept(inverse_Kn))
     if shift is not None and not scoring.binary:
@@ -267,18 +281,23 @@ def descend(
         rows = [plane.take(chunk.ids) for plane in planes]
         # Each sample's gradients are in a unit of its own, which multiplies what is B x D.
         if parts.slopes_Bn is None:
-            d_scores_Bn, nearest_Bn = _slopes(unit_BD, rows, parts.inverse_Kn, scoring, exponent_B)
+            d_scores_Bn, nearer = _slopes(unit_BD, rows, parts.inverse_Kn, scoring, exponent_B)
         else:
-            (d_scores_Bn, factor_B), nearest_Bn = _restore(rows, unit_BD, parts, scoring, outcome), parts.nearest_Bn
+            (d_scores_Bn, factor_B), nearer = (
+                _restore(rows, unit_BD, parts, scoring, outcome),
+                tuple(each_Bn.float() for each_Bn in parts.nearer),
+            )
             weighted_BD = unit_BD * factor_B[:, None].float()
         _void_(d_scores_Bn, chunk, columns, 0)
         own = _Own(chunk, columns.targets_B)
         own.set_(d_scores_Bn, torch.where(outcome.live_B, outcome.d_target_B / factor_B, 0).float()[:, None])
-        if nearest_Bn is not None:
-            own.set_(nearest_Bn, nearest_B[:, None].to(torch.uint8))
-        for k, (plane, rows_nD, inverse_n) in enumerate(zip(planes, rows, parts.inverse_Kn, strict=True)):
-            d_plane_Bn = d_scores_Bn if nearest_Bn is None else d_scores_Bn.masked_fill(nearest_Bn != k, 0)
-            d_plane_Bn = d_plane_Bn.mul_(inverse_n)
+        for k in range(len(planes) - 1, -1, -1):  # what is nearer than all before it and not than one behind it is nearest
+            plane, rows_nD, inverse_n, d_plane_Bn = planes[k], rows[k], parts.inverse_Kn[k], d_scores_Bn
+            if k > 0:
+                own.set_(nearer[k - 1], (nearest_B == k).float()[:, None])
+                d_plane_Bn = nearer[k - 1].mul_(d_scores_Bn)
+                d_scores_Bn.sub_(d_plane_Bn)
+            d_plane_Bn.mul_(inverse_n)
             d_unit_BD.addcmul_(times_transposed(d_plane_Bn, rows_nD.T), factor_B[:, None].float())
             plane.update_(chunk.ids, rows_nD, inverse_n, times_transposed(d_plane_Bn.T, weighted_BD.T), gate)
     return d_unit_BD
@@ -297,21 +316,20 @@ def exponents(outcome: Outcome, scoring: Scoring) -> tuple[Tensor, Tensor]:
 
 def _slopes(
     unit_BD: Tensor, rows: Sequence[Tensor], inverse_Kn: Tensor, scoring: Scoring, exponent_B: Tensor
-) -> tuple[Tensor, Tensor | None]:
-    """d loss / d z off the targets [B, n], in the samples' units, and which sub-centres count."""
-    bits = scoring.scale * _LOG2_E
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """d loss / d z off the targets [B, n], in the samples' units, and `Kept.nearer` in float32."""
+    bits, slopes_Bn = scoring.scale * _LOG2_E, None
     if scoring.bend is None and len(rows) == 1:  # one pass
         scores_Bn = times_transposed(unit_BD, rows[0])
-        return torch.addcmul(exponent_B[:, None], scores_Bn, inverse_Kn[0] * bits, out=scores_Bn).exp2_(), None
-    scores_Bn, nearest_Bn = _cosines(unit_BD, rows, inverse_Kn)
-    slopes_Bn = None if scoring.bend is None else scoring.bend.slope(scores_Bn)
+        return torch.addcmul(exponent_B[:, None], scores_Bn, inverse_Kn[0] * bits, out=scores_Bn).exp2_(), ()
+    scores_Bn, nearer = _nearest(unit_BD, rows, inverse_Kn)
     if scoring.bend is not None:
-        scores_Bn = scoring.bend.logit(scores_Bn)
+        scores_Bn, slopes_Bn = scoring.bend.both(scores_Bn)
     if scoring.binary:
         scores_Bn = scores_Bn.mul_(scoring.scale).sigmoid_()
     else:
-        scores_Bn = torch.add(exponent_B[:, None], scores_Bn, alpha=bits).exp2_()
-    return scores_Bn if slopes_Bn is None else scores_Bn.mul_(slopes_Bn), nearest_Bn
+        scores_Bn = torch.add(exponent_B[:, None], scores_Bn, alpha=bits, out=scores_Bn).exp2_()
+    return scores_Bn if slopes_Bn is None else scores_Bn.mul_(slopes_Bn), nearer
 
 
 def _restore(rows: Sequence[Tensor], unit_BD: Tensor, parts: Kept, scoring: Scoring, outcome: Outcome) -> tuple[Tensor, Tensor]:
@@ -336,15 +354,15 @@ def _restore(rows: Sequence[Tensor], unit_BD: Tensor, parts: Kept, scoring: Scor
 def _slopes_at(rows: Sequence[Tensor], unit_BD: Tensor, parts: Kept, scoring: Scoring, samples_m: Tensor, columns_m: Tensor) -> Tensor:
     """What walk 1 stored, in float32, of single places."""
     assert parts.bits_B is not None
-    if parts.nearest_Bn is None:
-        own_mD, inverse_m = rows[0][columns_m], parts.inverse_Kn[0, columns_m]
-    else:
-        nearest_m = parts.nearest_Bn[samples_m, columns_m].long()
-        own_mD, inverse_m = torch.stack(list(rows))[nearest_m, columns_m], parts.inverse_Kn[nearest_m, columns_m]
-    cosines_m = (torch.linalg.vecdot(unit_BD[samples_m], own_mD) * inverse_m).double()
-    bend = None if scoring.bend is None else scoring.bend.of(samples_m)
-    slopes_m = cosines_m.new_ones(()) if bend is None else bend.slope(cosines_m)
-    logits_m = scoring.scale * (cosines_m if bend is None else bend.logit(cosines_m))
+    nearest_m = torch.zeros_like(samples_m)
+    for k, nearer_Bn in enumerate(parts.nearer, 1):
+        nearest_m[nearer_Bn[samples_m, columns_m] > 0] = k
+    own_mD = rows[0][columns_m] if len(rows) == 1 else torch.stack(list(rows))[nearest_m, columns_m]
+    cosines_m: Tensor = (torch.linalg.vecdot(unit_BD[samples_m], own_mD) * parts.inverse_Kn[nearest_m, columns_m]).double()
+    slopes_m: Tensor = cosines_m.new_ones(())
+    if scoring.bend is not None:
+        cosines_m, slopes_m = scoring.bend.of(samples_m).both(cosines_m)
+    logits_m = scoring.scale * cosines_m
     bits_m = parts.bits_B[samples_m]
     if scoring.binary:
         return logits_m.sigmoid_().mul_(slopes_m).mul_(torch.exp2(-bits_m)).float()
