@@ -10,7 +10,7 @@ from manyfaces.models.margins import ArcFace, Bend, Margin, State, Target, above
 
 
 class AdaFace(Margin):
-    """cos(theta + g_angle) - g_add, where an image of high quality gets the harder margin (arXiv 2204.00964, equations 12 to 15).
+    """cos(theta + g_angle) - g_add, where an image of high quality gets the harder margin (arXiv 2204.00964).
 
     Quality is the embedding's norm, cut to [0.001, 100], against a running mean and standard deviation of the norms of global batches:
     q = ((norm - mean) / std * h) cut to [-1, 1], g_angle = -m q, g_add = m q + m. No gradient goes through the norm.
@@ -45,7 +45,7 @@ class AdaFace(Margin):
 class MagFace(Margin):
     """ArcFace whose m grows with the embedding's norm a, and a regulariser that pulls easy samples to long norms (arXiv 2103.06627).
 
-    m(a) goes linearly from `low_m` at `low` to `high_m` at `high`; g(a) = 1 / a + a / high^2 (equation 5 and appendix B), times
+    m(a) goes linearly from `low_m` at `low` to `high_m` at `high`; g(a) = 1 / a + a / high^2 (the official code's), times
     `regulariser`. Norms are cut to [low, high]; both send gradients to the norm.
     """
 
@@ -68,7 +68,7 @@ class MagFace(Margin):
 
 
 class CurricularFace(ArcFace):
-    """ArcFace, and a class j that is nearer than cos(theta + m) allows counts as z_j (t + z_j) (arXiv 2004.00288, equations 6 to 9).
+    """ArcFace, and a class j that is nearer than cos(theta + m) allows counts as z_j (t + z_j) (arXiv 2004.00288).
 
     t is a running mean of the target cosines of global batches, from 0 on: hard classes weigh little at first, and more and more.
     """

@@ -30,7 +30,7 @@ class _Biased(Margin):
 
 
 class SphereFace2(_Biased):
-    """Binary classification of every pair (arXiv 2108.01513, equations 5 and 6), r being the head's scale:
+    """Binary classification of every pair (arXiv 2108.01513, equation 5), r being the head's scale:
 
     weight / r (balance log(1 + exp(-r (g(z_y) - m) - b)) + (1 - balance) sum_j log(1 + exp(r (g(z_j) + m) + b))) with
     g(z) = 2 ((z + 1) / 2)^t - 1. The bias starts where targets and others, all at right angles, pull alike (the official code's).
@@ -72,7 +72,7 @@ class _Power(NamedTuple):
 
 
 class UniFace(_Biased):
-    """Unified cross entropy: log(1 + exp(b - s (z_y - m))) + balance sum_j log(1 + exp(s z_j - b)) (ICCV 2023, Zhou et al., equation 9).
+    """Unified cross entropy: log(1 + exp(b - s (z_y - m))) + balance sum_j log(1 + exp(s z_j - b)) (Zhou et al., ICCV 2023).
 
     b starts at log(10 C), as the official code has it; here its negative is the bias.
     """

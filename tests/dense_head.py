@@ -62,7 +62,7 @@ class DenseHead:
             case schema.UniFaceMargin():
                 self.bias.data.fill_(-math.log(10 * C))
             case schema.SphereFace2Margin(m=m, balance=balance, t=power):
-                # Where the gradients of own and other classes, all at right angles, cancel (2108.01513, appendix): solved by bisection.
+                # Where the gradients of own and other classes, all at right angles, cancel (arXiv 2108.01513): solved by bisection.
                 own, other = (s * (2 * 0.5**power - 1 + shift) for shift in (-m, m))
                 low, high = -200.0, 200.0
                 for _ in range(200):
@@ -79,7 +79,7 @@ class DenseHead:
         margin, s = self.config.margin, self.config.scale
         cosine_B = cosines_Bn[own_Bn]
         theta_B, others_Bn, extra_B = torch.acos(cosine_B), cosines_Bn, torch.zeros_like(cosine_B)
-        if isinstance(margin, schema.AdaFaceMargin):  # 2204.00964, equations 12 to 15
+        if isinstance(margin, schema.AdaFaceMargin):  # arXiv 2204.00964: quality, angular and additive margin
             norms = norm_B.detach().clamp(0.001, 100)
             new = {"norm_mean": norms.mean().item(), "norm_std": norms.std().item() if len(norms) > 1 else math.nan}
             for name, value in new.items():
@@ -87,24 +87,24 @@ class DenseHead:
                     self.numbers[name] += margin.momentum * (value - self.numbers[name])
             q_B = ((norms - self.numbers["norm_mean"]) / (self.numbers["norm_std"] + 1e-3) * margin.h).clamp(-1, 1)
             value_B = torch.cos((theta_B - margin.m * q_B).clamp(1e-3, math.pi - 1e-3)) - (margin.m + margin.m * q_B)
-        elif isinstance(margin, schema.MagFaceMargin):  # 2103.06627, equations 4 and 5
+        elif isinstance(margin, schema.MagFaceMargin):  # arXiv 2103.06627
             a_B = norm_B.clamp(margin.low, margin.high)
             m_B = (margin.high_m - margin.low_m) / (margin.high - margin.low) * (a_B - margin.low) + margin.low_m
             value_B = additive_angle(theta_B, m_B)
             extra_B = margin.regulariser * (1 / a_B + a_B / margin.high**2)
-        elif isinstance(margin, schema.SphereFace2Margin):  # 2108.01513, equation 5
+        elif isinstance(margin, schema.SphereFace2Margin):  # arXiv 2108.01513, equation 5
             g_Bn = 2 * ((cosines_Bn + 1) / 2) ** margin.t - 1
             positive_B = F.softplus(-(s * (g_Bn[own_Bn] - margin.m) + self.bias), threshold=1e9)
             negative_Bn = F.softplus(s * (self._filtered(cosines_Bn, g_Bn + margin.m + self.bias / s)), threshold=1e9)
             negative_B = negative_Bn.masked_fill(own_Bn, 0).sum(1)
             return margin.weight / s * (margin.balance * positive_B + (1 - margin.balance) * negative_B)
-        elif isinstance(margin, schema.UniFaceMargin):  # Zhou et al., equation 9
+        elif isinstance(margin, schema.UniFaceMargin):  # Zhou et al., ICCV 2023
             positive_B = F.softplus(-(s * (cosine_B - margin.m) + self.bias), threshold=1e9)
             negative_Bn = F.softplus(s * self._filtered(cosines_Bn, cosines_Bn + self.bias / s), threshold=1e9)
             return positive_B + margin.balance * negative_Bn.masked_fill(own_Bn, 0).sum(1)
         else:
             value_B = target_value(margin, cosine_B)
-        if isinstance(margin, schema.CurricularFaceMargin):  # 2004.00288, equations 6 to 9
+        if isinstance(margin, schema.CurricularFaceMargin):  # arXiv 2004.00288, its N(t, cos) and moving average
             t = self.numbers["t"] = margin.momentum * cosine_B.mean().item() + (1 - margin.momentum) * self.numbers["t"]
             hard_Bn = cosines_Bn > torch.cos(theta_B + margin.m).detach()[:, None]
             others_Bn = torch.where(hard_Bn, cosines_Bn * (t + cosines_Bn), cosines_Bn)
