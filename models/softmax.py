@@ -28,13 +28,14 @@ from manyfaces.models.sampling import Chunk, Columns
 
 LARGEST_FIXED_SCALE = 73.0
 """Up to here exp(s z - (s - 60)) stays within float32 for all cosines, and for sums of 1e12 of them; above, each chunk has its maximum."""
-BIG_SHARE = 1 / 1024
-"""`store16`: probabilities above this are made anew in walk 2. float16 leaves 2e-4 of each; of all below, 1/32 of that in norm."""
+BIG_SHARE = 1 / 256
+"""`store16`: probabilities above this are made anew in walk 2. float16 leaves 2e-4 of each; of all below, 1/16 of that in norm. Where
+slopes or logistic losses come in, that is not little enough beside all, and it is a quarter of this."""
 _LOG_SMALLEST_SHARE = -40
 _LOG2_E = 1 / math.log(2)
 """Exponents are in bits: on CPU torch's exp2 takes a quarter of the time of its exp, which asks MKL."""
-_HEADROOM = 12
-"""float16 is equally exact from 2^14 to 2^-14: the largest number of a chunk is stored as 2^12, or steeper by up to 4 where bent."""
+_HEADROOM = 14
+"""float16 is equally exact from 2^14 to 2^-14, so the largest number of a chunk is stored as 2^14; where bent as 2^11, times its slope."""
 
 
 class Scoring(NamedTuple):
@@ -147,6 +148,7 @@ def sum_negatives(planes: Sequence[Rows], unit_BD: Tensor, columns: Columns, sco
     """Walk 1. `planes` hold the sub-centres: plane k the k-th row of every class."""
     bits, bend = scoring.scale * _LOG2_E, scoring.bend
     largest = scoring.scale * scoring.largest_logit
+    headroom = _HEADROOM if bend is None else _HEADROOM - 3
     shift = largest - 60 if largest <= LARGEST_FIXED_SCALE and not store else None
     sum_B, pull_B = torch.zeros(2, len(unit_BD), dtype=torch.float64, device=unit_BD.device)
     # In one piece: small ones between large ones would scatter memory.
@@ -183,11 +185,11 @@ def sum_negatives(planes: Sequence[Rows], unit_BD: Tensor, columns: Columns, sco
             pulls_Bn = exponents_Bn.sigmoid_()
             pull_B += pulls_Bn.sum(1)
             top_B = pulls_Bn.amax(1).clamp_(min=2.0**-100) if store else None
-            bits_B = None if top_B is None else top_B.log2() - _HEADROOM
+            bits_B = None if top_B is None else top_B.log2() - headroom
             if bits_B is not None:
                 pulls_Bn *= torch.exp2(-bits_B)[:, None]
         elif shift is None:
-            bits_B = exponents_Bn.amax(1).clamp_(min=-1) * bits - _HEADROOM  # -inf where there is nothing but the target
+            bits_B = exponents_Bn.amax(1).clamp_(min=-1) * bits - headroom  # -inf where there is nothing but the target
             pulls_Bn = torch.add(
                 -bits_B[:, None], exponents_Bn, alpha=bits, out=exponents_Bn
             ).exp2_()  # rounded once: 200 bits would leave 1e-5 of error
@@ -339,8 +341,11 @@ def _restore(rows: Sequence[Tensor], unit_BD: Tensor, parts: Kept, scoring: Scor
     d_scores_Bn = parts.slopes_Bn.float()
     log_share_B = parts.bits_B.double() / _LOG2_E - outcome.log_pull_B
     if looking_is_free(d_scores_Bn.device):  # elsewhere float16 has to do
-        samples_k = (log_share_B + (_HEADROOM + 2) / _LOG2_E > math.log(BIG_SHARE)).nonzero()[:, 0]
-        big_kn = d_scores_Bn[samples_k].abs() > (BIG_SHARE * torch.exp(-log_share_B[samples_k]))[:, None]
+        plain = scoring.bend is None and not scoring.binary
+        big = BIG_SHARE if plain else BIG_SHARE / 4
+        samples_k = (log_share_B + _HEADROOM / _LOG2_E > math.log(big)).nonzero()[:, 0]
+        sizes_kn = d_scores_Bn[samples_k] if plain else d_scores_Bn[samples_k].abs_()
+        big_kn = sizes_kn > (big * torch.exp(-log_share_B[samples_k]))[:, None]
         turns_m, columns_m = big_kn.nonzero(as_tuple=True)
         samples_m = samples_k[turns_m]
         d_scores_Bn[samples_m, columns_m] = _slopes_at(rows, unit_BD, parts, scoring, samples_m, columns_m)
