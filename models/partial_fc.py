@@ -18,7 +18,7 @@ from manyfaces.models.collectives import Ranks, share
 from manyfaces.models.row_optimizers import build
 from manyfaces.models.rows import Gate, Rows, take
 from manyfaces.models.sampling import Columns
-from manyfaces.models.softmax import Kept, Negatives, Outcome, Scoring
+from manyfaces.models.softmax import Kept, Negatives, Outcome, Scoring, Targets
 from manyfaces.models.staging import Staging
 from manyfaces.models.triplet import triplet
 
@@ -141,36 +141,18 @@ class PartialFC:
         valid_B = labels_B != -1
 
         planes, columns, own_B = self._columns(labels_B, position)
-        for plane in planes:
-            for chunk in columns.chunks:
-                plane.catch_up_(chunk.ids)
-        margin, scale = self.margin, self.config.scale
-        own = softmax.targets(planes, unit_BD, own_B)
-        cosine_B, owners_B = own.cosine_B, own.owners_B
-        if margin.looks_first:
-            cosine_B, owners_B = self.ranks.sum_(torch.stack([cosine_B, owners_B]))
-        before = margin.state
-        margin.state = margin.observe(cosine_B if margin.looks_first else None, norm_B, valid_B)
-        bend = margin.bend(cosine_B if margin.looks_first else None)
-        if self.config.filter_above is not None:
-            bend = margins.Filter(self.config.filter_above, bend)
-        scoring = Scoring(scale, bend, margin.binary is not None, margin.largest_logit)
-
+        before = self.margin.state
+        targets, scoring = self._score(softmax.targets(planes, unit_BD, own_B), norm_B, valid_B)
         negatives = self.walks.sum_negatives(planes, unit_BD, columns, scoring, store=self.config.logits == "store16")
         beside, d_beside_BD = norm_B.new_zeros(()), None
         if self.config.triplet is not None:
             place = self.rank * padded
             beside, d_beside_BD = triplet(unit_BD, labels_B, place, place + len(local_ND), self.config.triplet)
-        outcome = softmax.join(margin, negatives, cosine_B, owners_B, norm_B, valid_B, scale, self.ranks, beside)
-        gate = Gate(outcome.live_B.any(), lr * self.config.rows.lr_scale, self.weight_decay, position)
-        d_unit_BD = self.walks.descend(planes, unit_BD, columns, scoring, outcome, negatives.kept, own.nearest_B, gate)
-        if self.staging is not None:
-            self.staging.put_back()
-        for plane in self.planes:
-            plane.finish_(gate)
-        learnt = margin.learn(outcome.d_bias, gate.lr, self.config.rows.momentum)
-        margin.state = {name: torch.where(gate.open, number, before[name]) for name, number in learnt.items()}
+        outcome = softmax.join(self.margin, negatives, targets, norm_B, valid_B, self.config.scale, self.ranks, beside)
 
+        gate = Gate(outcome.live_B.any(), lr * self.config.rows.lr_scale, self.weight_decay, position)
+        d_unit_BD = self.walks.descend(planes, unit_BD, columns, scoring, outcome, negatives.kept, targets.nearest_B, gate)
+        self._finish(gate, outcome, before)
         if d_beside_BD is not None:
             d_unit_BD += d_beside_BD
         d_unit_ND = self.ranks.scatter_sum(d_unit_BD.to(self.wire_dtype), len(local_ND)).float()
@@ -182,6 +164,29 @@ class PartialFC:
         live = (labels_N[:, None] != -1) & outcome.finite & outcome.one_owner
         d_embeddings_ND = torch.where(live, d_local_ND * self.world_size, 0).to(embeddings_ND.dtype)
         return HeadStep(outcome.loss, d_embeddings_ND, outcome.finite, outcome.one_owner, last_somewhere)
+
+    def _score(self, targets: Targets, norm_B: Tensor, valid_B: Tensor) -> tuple[Targets, Scoring]:
+        """Let the margin see the batch, which may move its state, and say how classes are scored. Where it has to see the target cosines
+        first, those returned are of all ranks."""
+        margin = self.margin
+        if margin.looks_first:
+            cosine_B, owners_B = self.ranks.sum_(torch.stack([targets.cosine_B, targets.owners_B]))
+            targets = targets._replace(cosine_B=cosine_B, owners_B=owners_B)
+        seen_B = targets.cosine_B if margin.looks_first else None
+        margin.state = margin.observe(seen_B, norm_B, valid_B)
+        bend = margin.bend(seen_B)
+        if self.config.filter_above is not None:
+            bend = margins.Filter(self.config.filter_above, bend)
+        return targets, Scoring(self.config.scale, bend, margin.binary is not None, margin.largest_logit)
+
+    def _finish(self, gate: Gate, outcome: Outcome, before: margins.State) -> None:
+        """After the rows' update: what they keep besides, and the margin's state, which goes back to `before` if the step is called off."""
+        if self.staging is not None:
+            self.staging.put_back()
+        for plane in self.planes:
+            plane.finish_(gate)
+        learnt = self.margin.learn(outcome.d_bias, gate.lr, self.config.rows.momentum)
+        self.margin.state = {name: torch.where(gate.open, number, before[name]) for name, number in learnt.items()}
 
     def _tell(self, labels_N: Tensor, norms_N: Tensor, padded: int, last: bool) -> tuple[Tensor, Tensor, Tensor]:
         """In one message: all labels, int64 [B], and norms, float64 [B], 1 where the label is -1; whether someone's `last` is true."""
@@ -199,21 +204,26 @@ class PartialFC:
         )
 
     def _columns(self, labels_B: Tensor, position: int) -> tuple[Sequence[Rows], Columns, Tensor]:
-        """Planes that hold the rows of this step, its columns, and each sample's own row in those planes, or none of them."""
+        """Planes that hold the rows of this step, up to date, its columns, and each sample's own row in those planes, or none of them."""
         if self.staging is not None:
             labels_B = self.staging.seen(labels_B)
         columns = self._choose(labels_B, position)
-        chunks = [] if isinstance(self.margin, margins.Nothing) else columns.chunks
+        if isinstance(self.margin, margins.Nothing):
+            columns = columns._replace(chunks=[])
         if (gone_C := self.gone_C) is not None:
-            chunks = [replace(chunk, absent_n=take(gone_C, chunk.ids)) for chunk in chunks]
-        columns = columns._replace(chunks=chunks)
+            columns = columns._replace(chunks=[replace(chunk, absent_n=take(gone_C, chunk.ids)) for chunk in columns.chunks])
         if (space_C := self.space_C) is not None:
-            chunks = [replace(chunk, space_n=take(space_C, chunk.ids)) for chunk in chunks]
-            columns = columns._replace(chunks=chunks, space_B=self._space(labels_B))
-        if self.staging is None:
-            return self.planes, columns, labels_B - self.lo
-        planes, columns = self.staging.stage(columns)
-        return planes, columns, columns.targets_B
+            chunks = [replace(chunk, space_n=take(space_C, chunk.ids)) for chunk in columns.chunks]
+            every_S1 = torch.arange(len(self.spaces), dtype=torch.int16, device=space_C.device)[:, None]
+            columns = columns._replace(chunks=chunks, space_B=self._space(labels_B).long().clamp(min=0), spaces_S1=every_S1)
+        planes, own_B = self.planes, labels_B - self.lo
+        if self.staging is not None:
+            planes, columns = self.staging.stage(columns)
+            own_B = columns.targets_B
+        for plane in planes:
+            for chunk in columns.chunks:
+                plane.catch_up_(chunk.ids)
+        return planes, columns, own_B
 
     def _space(self, classes: Tensor) -> Tensor:
         return (torch.searchsorted(self.spaces, classes, right=True) - 1).to(torch.int16)

@@ -58,7 +58,9 @@ class Columns(NamedTuple):
     targets_B: Tensor
     """int64: each sample's own column; negative where its class is not of this rank."""
     space_B: Tensor | None = None
-    """int16: each sample's label space, if there are several: it meets the columns of this one only."""
+    """int64: each sample's label space, if there are several: it meets the columns of this one only."""
+    spaces_S1: Tensor | None = None
+    """int16 [S, 1]: all label spaces."""
 
 
 def choose(num_classes: int, lo: int, hi: int, rate: float, seed: int, position: int, labels_B: Tensor, size: int) -> Columns:

@@ -105,107 +105,155 @@ class Outcome(NamedTuple):
     """d loss / d a number added to all logits, float64 []; of a binary loss."""
 
 
-class _Own:
-    """Where the samples' own columns stand in a chunk."""
+class _Block:
+    """The rows of a chunk, and which of its columns a sample's sum is over."""
 
-    def __init__(self, chunk: Chunk, targets_B: Tensor) -> None:
-        column_B = targets_B - chunk.first
-        self.here_B1 = ((column_B >= 0) & (column_B < len(chunk)))[:, None]
-        self.column_B1 = torch.where(self.here_B1, column_B[:, None], 0)
+    def __init__(self, planes: Sequence[Rows], chunk: Chunk, columns: Columns, inverse_Kn: Tensor) -> None:
+        """`inverse_Kn` as in `Kept`."""
+        self.rows = [plane.take(chunk.ids) for plane in planes]
+        self.inverse_Kn = inverse_Kn
+        column_B = columns.targets_B - chunk.first
+        self.own_here_B1 = ((column_B >= 0) & (column_B < len(chunk)))[:, None]
+        self.own_B1 = torch.where(self.own_here_B1, column_B[:, None], 0)
+        self.space_B = columns.space_B
+        self.met_Sn: Tensor | None = None
+        """1 where samples of that label space meet the class, else 0; None where all meet all. By arithmetic, as `margins.above`."""
+        if chunk.absent_n is not None:
+            self.met_Sn = (~chunk.absent_n).float()[None]
+        if chunk.space_n is not None and columns.spaces_S1 is not None:
+            same_Sn = (chunk.space_n == columns.spaces_S1).float()
+            self.met_Sn = same_Sn if self.met_Sn is None else same_Sn.mul_(self.met_Sn)
 
-    def set_(self, scores_Bn: Tensor, value_B1: Tensor | float) -> None:
-        scores_Bn.scatter_(1, self.column_B1, torch.where(self.here_B1, value_B1, scores_Bn.gather(1, self.column_B1)))
+    def set_own_(self, scores_Bn: Tensor, value_B1: Tensor | float) -> None:
+        scores_Bn.scatter_(1, self.own_B1, torch.where(self.own_here_B1, value_B1, scores_Bn.gather(1, self.own_B1)))
+
+    def leave_out_(self, logits_Bn: Tensor) -> None:
+        """Of walk 1: logits of targets and of what is not met become -inf."""
+        if self.met_Sn is not None:
+            logits_Bn += self._by_sample(self.met_Sn.log())
+        self.set_own_(logits_Bn, -math.inf)
+
+    def let_go_(self, slopes_Bn: Tensor) -> None:
+        """Of walk 2: derivatives at what is not met become 0."""
+        if self.met_Sn is not None:
+            slopes_Bn *= self._by_sample(self.met_Sn)
+
+    def _by_sample(self, values_Sn: Tensor) -> Tensor:
+        """[B, n], or [1, n] for all."""
+        return values_Sn if self.space_B is None else values_Sn.index_select(0, self.space_B)
+
+    def cosines(self, unit_BD: Tensor) -> Tensor:
+        """With the nearest sub-centre of each class [B, n]."""
+        best_Bn, *others = (self._plane(unit_BD, k) for k in range(len(self.rows)))
+        for other_Bn in others:
+            torch.maximum(best_Bn, other_Bn, out=best_Bn)
+        return best_Bn
+
+    def nearest(self, unit_BD: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Likewise, and `Kept.nearer` in float32."""
+        best_Bn, nearer = self._plane(unit_BD, 0), []
+        for k in range(1, len(self.rows)):
+            other_Bn = self._plane(unit_BD, k)
+            nearer.append(above(other_Bn, best_Bn))
+            torch.maximum(best_Bn, other_Bn, out=best_Bn)
+        return best_Bn, tuple(nearer)
+
+    def _plane(self, unit_BD: Tensor, k: int) -> Tensor:
+        return times_transposed(unit_BD, self.rows[k]).mul_(self.inverse_Kn[k])
 
 
-def _void_(scores_Bn: Tensor, chunk: Chunk, columns: Columns, value: float) -> None:
-    """Set what is no class, or one that the sample does not meet."""
-    if chunk.absent_n is not None:
-        scores_Bn.masked_fill_(chunk.absent_n, value)
-    if chunk.space_n is not None:
-        assert columns.space_B is not None
-        scores_Bn.masked_fill_(columns.space_B[:, None] != chunk.space_n, value)
+class _Scores(NamedTuple):
+    """Of one chunk, float32 [B, n]."""
+
+    values_Bn: Tensor
+    slopes_Bn: Tensor | None = None
+    """d f / d z, where classes are bent and slopes are asked for."""
+    nearer: tuple[Tensor, ...] = ()
+    """`Kept.nearer` in float32, where slopes are asked for."""
 
 
-def _cosines(unit_BD: Tensor, rows: Sequence[Tensor], inverse_Kn: Tensor) -> Tensor:
-    """With the nearest sub-centre of each class [B, n]."""
-    best_Bn = times_transposed(unit_BD, rows[0]).mul_(inverse_Kn[0])
-    for rows_nD, inverse_n in zip(rows[1:], inverse_Kn[1:], strict=True):
-        torch.maximum(best_Bn, times_transposed(unit_BD, rows_nD).mul_(inverse_n), out=best_Bn)
-    return best_Bn
+def _logits(block: _Block, unit_BD: Tensor, bend: Bend | None, *, slopes: bool) -> _Scores:
+    """f(z)."""
+    cosines_Bn, nearer = block.nearest(unit_BD) if slopes else (block.cosines(unit_BD), ())
+    if bend is None:
+        return _Scores(cosines_Bn, None, nearer)
+    return _Scores(*bend.both(cosines_Bn), nearer) if slopes else _Scores(bend.logit(cosines_Bn))
 
 
-def _nearest(unit_BD: Tensor, rows: Sequence[Tensor], inverse_Kn: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Likewise, and `Kept.nearer` in float32."""
-    best_Bn, nearer = times_transposed(unit_BD, rows[0]).mul_(inverse_Kn[0]), []
-    for rows_nD, inverse_n in zip(rows[1:], inverse_Kn[1:], strict=True):
-        other_Bn = times_transposed(unit_BD, rows_nD).mul_(inverse_n)
-        nearer.append(above(other_Bn, best_Bn))
-        torch.maximum(best_Bn, other_Bn, out=best_Bn)
-    return best_Bn, tuple(nearer)
+def _exponents(block: _Block, unit_BD: Tensor, scoring: Scoring, offset_B1: Tensor, *, slopes: bool) -> _Scores:
+    """s f(z) in bits and the offset, [B, 1] or [1, 1]."""
+    bits = scoring.scale * _LOG2_E
+    if scoring.bend is None and len(block.rows) == 1:  # norm, scale and offset in one pass
+        dots_Bn = times_transposed(unit_BD, block.rows[0])
+        return _Scores(torch.addcmul(offset_B1, dots_Bn, block.inverse_Kn[0] * bits, out=dots_Bn))
+    scores = _logits(block, unit_BD, scoring.bend, slopes=slopes)
+    return scores._replace(values_Bn=torch.add(offset_B1, scores.values_Bn, alpha=bits, out=scores.values_Bn))
 
 
 def sum_negatives(planes: Sequence[Rows], unit_BD: Tensor, columns: Columns, scoring: Scoring, *, store: bool) -> Negatives:
     """Walk 1. `planes` hold the sub-centres: plane k the k-th row of every class."""
-    bits, bend = scoring.scale * _LOG2_E, scoring.bend
-    largest = scoring.scale * scoring.largest_logit
-    headroom = _HEADROOM if bend is None else _HEADROOM - 3
-    shift = largest - 60 if largest <= LARGEST_FIXED_SCALE and not store else None
+    fixed = scoring.scale * scoring.largest_logit <= LARGEST_FIXED_SCALE and not store
+    sum_up = _sum_logistic if scoring.binary else _sum_with_fixed_shift if fixed else _sum_with_own_shift
     sum_B, pull_B = torch.zeros(2, len(unit_BD), dtype=torch.float64, device=unit_BD.device)
     # In one piece: small ones between large ones would scatter memory.
     inverse_norms = unit_BD.new_empty(len(planes), sum(map(len, columns.chunks)))
     kept = []
     for chunk in columns.chunks:
-        rows = [plane.take(chunk.ids) for plane in planes]
-        inverse_Kn = inverse_norms[:, chunk.first : chunk.first + len(chunk)]
-        for plane, rows_nD, inverse_n in zip(planes, rows, inverse_Kn, strict=True):
+        block = _Block(planes, chunk, columns, inverse_norms[:, chunk.first : chunk.first + len(chunk)])
+        for plane, rows_nD, inverse_n in zip(planes, block.rows, block.inverse_Kn, strict=True):
             inverse_n.copy_(plane.inverse_norms(chunk.ids, rows_nD))
-        own = _Own(chunk, columns.targets_B)
-        slopes_Bn: Tensor | None = None
-        nearer: tuple[Tensor, ...] = ()
-        if bend is None and len(rows) == 1 and shift is not None:  # one pass
-            exponents_Bn = times_transposed(unit_BD, rows[0])
-            torch.addcmul(unit_BD.new_full((1, 1), -shift * _LOG2_E), exponents_Bn, inverse_Kn[0] * bits, out=exponents_Bn)
-        else:
-            if store and len(rows) > 1:
-                exponents_Bn, nearer = _nearest(unit_BD, rows, inverse_Kn)
-            else:
-                exponents_Bn = _cosines(unit_BD, rows, inverse_Kn)
-            if bend is not None and store:
-                exponents_Bn, slopes_Bn = bend.both(exponents_Bn)
-            elif bend is not None:
-                exponents_Bn = bend.logit(exponents_Bn)
-            if scoring.binary:
-                exponents_Bn.mul_(scoring.scale)
-            elif shift is not None:
-                torch.add(unit_BD.new_full((), -shift * _LOG2_E), exponents_Bn, alpha=bits, out=exponents_Bn)
-        _void_(exponents_Bn, chunk, columns, -math.inf)
-        own.set_(exponents_Bn, -math.inf)
-        if scoring.binary:
-            sum_B += torch.nn.functional.softplus(exponents_Bn).sum(1)
-            pulls_Bn = exponents_Bn.sigmoid_()
-            pull_B += pulls_Bn.sum(1)
-            top_B = pulls_Bn.amax(1).clamp_(min=2.0**-100) if store else None
-            bits_B = None if top_B is None else top_B.log2() - headroom
-            if bits_B is not None:
-                pulls_Bn *= torch.exp2(-bits_B)[:, None]
-        elif shift is None:
-            bits_B = exponents_Bn.amax(1).clamp_(min=-1) * bits - headroom  # -inf where there is nothing but the target
-            pulls_Bn = torch.add(
-                -bits_B[:, None], exponents_Bn, alpha=bits, out=exponents_Bn
-            ).exp2_()  # rounded once: 200 bits would leave 1e-5 of error
-            sum_B.addcmul_(pulls_Bn.sum(1).double(), bits_B.double().exp2_())
-        else:
-            bits_B, pulls_Bn = None, exponents_Bn.exp2_()
-            sum_B += pulls_Bn.sum(1)
-        if store:
-            if slopes_Bn is not None:
-                pulls_Bn *= slopes_Bn
-            kept.append(Kept(inverse_Kn, bits_B, pulls_Bn.half(), tuple(each_Bn.to(torch.uint8) for each_Bn in nearer)))
-        else:
-            kept.append(Kept(inverse_Kn))
-    if shift is not None and not scoring.binary:
-        sum_B *= math.exp(shift)
+        part = sum_up(block, unit_BD, scoring, store)
+        sum_B += part.sum_B
+        if part.pull_B is not None:
+            pull_B += part.pull_B
+        kept += part.kept
     return Negatives(sum_B, pull_B if scoring.binary else None, kept)
+
+
+def _sum_with_fixed_shift(block: _Block, unit_BD: Tensor, scoring: Scoring, store: bool) -> Negatives:
+    """Sums of exponentials, made as exp(s f - shift). Nothing is stored."""
+    shift = scoring.scale * scoring.largest_logit - 60
+    exponents_Bn = _exponents(block, unit_BD, scoring, unit_BD.new_full((1, 1), -shift * _LOG2_E), slopes=False).values_Bn
+    block.leave_out_(exponents_Bn)
+    return Negatives(exponents_Bn.exp2_().sum(1).double() * math.exp(shift), None, [Kept(block.inverse_Kn)])
+
+
+def _sum_with_own_shift(block: _Block, unit_BD: Tensor, scoring: Scoring, store: bool) -> Negatives:
+    """Likewise in the unit of each sample's largest one."""
+    bits = scoring.scale * _LOG2_E
+    scores = _logits(block, unit_BD, scoring.bend, slopes=store)
+    logits_Bn = scores.values_Bn
+    block.leave_out_(logits_Bn)
+    bits_B = logits_Bn.amax(1).clamp_(min=-1) * bits - _headroom(scoring)  # -inf where there is nothing but the target
+    # Rounded once: 200 bits would leave 1e-5 of error.
+    powers_Bn = torch.add(-bits_B[:, None], logits_Bn, alpha=bits, out=logits_Bn).exp2_()
+    sum_B = powers_Bn.sum(1).double() * bits_B.double().exp2_()
+    return Negatives(sum_B, None, [_keep(block, scores, powers_Bn, bits_B) if store else Kept(block.inverse_Kn)])
+
+
+def _sum_logistic(block: _Block, unit_BD: Tensor, scoring: Scoring, store: bool) -> Negatives:
+    """Sums of log(1 + exp(s f)) and of their derivatives."""
+    scores = _logits(block, unit_BD, scoring.bend, slopes=store)
+    logits_Bn = scores.values_Bn.mul_(scoring.scale)
+    block.leave_out_(logits_Bn)
+    sum_B = torch.nn.functional.softplus(logits_Bn).sum(1).double()
+    pulls_Bn = logits_Bn.sigmoid_()
+    pull_B = pulls_Bn.sum(1).double()
+    if not store:
+        return Negatives(sum_B, pull_B, [Kept(block.inverse_Kn)])
+    bits_B = pulls_Bn.amax(1).clamp_(min=2.0**-100).log2() - _headroom(scoring)
+    return Negatives(sum_B, pull_B, [_keep(block, scores, pulls_Bn.mul_(torch.exp2(-bits_B)[:, None]), bits_B)])
+
+
+def _headroom(scoring: Scoring) -> int:
+    return _HEADROOM if scoring.bend is None else _HEADROOM - 3
+
+
+def _keep(block: _Block, scores: _Scores, pulls_Bn: Tensor, bits_B: Tensor) -> Kept:
+    """`pulls_Bn` are derivatives by s f, in units of 2^bits."""
+    if scores.slopes_Bn is not None:
+        pulls_Bn.mul_(scores.slopes_Bn)
+    return Kept(block.inverse_Kn, bits_B, pulls_Bn.half(), tuple(each_Bn.to(torch.uint8) for each_Bn in scores.nearer))
 
 
 def targets(planes: Sequence[Rows], unit_BD: Tensor, labels_B: Tensor) -> Targets:
@@ -226,14 +274,14 @@ def targets(planes: Sequence[Rows], unit_BD: Tensor, labels_B: Tensor) -> Target
 
 
 def join(
-    margin: Margin, negatives: Negatives, cosine_B: Tensor, owners_B: Tensor, norm_B: Tensor, valid_B: Tensor, scale: float, ranks: Ranks,
-    more: Tensor,
+    margin: Margin, negatives: Negatives, targets: Targets, norm_B: Tensor, valid_B: Tensor, scale: float, ranks: Ranks, more: Tensor
 ) -> Outcome:  # fmt: skip
-    """One sum over ranks; the rest is B numbers, the same on each. Where a margin looks first, cosines and owners are sums already.
+    """One sum over ranks; the rest is B numbers, the same on each. Where a margin looks first, targets are sums already.
     `more` is this rank's part of another loss, float64 []."""
     parts = [more.repeat(len(valid_B)), negatives.sum_B]
     if negatives.pull_B is not None:
         parts.append(negatives.pull_B)
+    cosine_B, owners_B, _ = targets
     if not margin.looks_first:
         parts += [cosine_B, owners_B]
     summed = ranks.sum_(torch.stack(parts))
@@ -280,28 +328,24 @@ def descend(
     weighted_BD = unit_BD * factor_B[:, None].float()
     d_unit_BD = torch.zeros_like(unit_BD)
     for chunk, parts in zip(columns.chunks, kept, strict=True):
-        rows = [plane.take(chunk.ids) for plane in planes]
+        block = _Block(planes, chunk, columns, parts.inverse_Kn)
         # Each sample's gradients are in a unit of its own, which multiplies what is B x D.
         if parts.slopes_Bn is None:
-            d_scores_Bn, nearer = _slopes(unit_BD, rows, parts.inverse_Kn, scoring, exponent_B)
+            d_scores_Bn, nearer = _slopes(block, unit_BD, scoring, exponent_B)
         else:
-            (d_scores_Bn, factor_B), nearer = (
-                _restore(rows, unit_BD, parts, scoring, outcome),
-                tuple(each_Bn.float() for each_Bn in parts.nearer),
-            )
+            d_scores_Bn, factor_B = _restore(block, unit_BD, parts, scoring, outcome)
+            nearer = tuple(each_Bn.float() for each_Bn in parts.nearer)
             weighted_BD = unit_BD * factor_B[:, None].float()
-        _void_(d_scores_Bn, chunk, columns, 0)
-        own = _Own(chunk, columns.targets_B)
-        own.set_(d_scores_Bn, torch.where(outcome.live_B, outcome.d_target_B / factor_B, 0).float()[:, None])
+        block.set_own_(d_scores_Bn, torch.where(outcome.live_B, outcome.d_target_B / factor_B, 0).float()[:, None])
         for k in range(len(planes) - 1, -1, -1):  # what is nearer than all before it and not than one behind it is nearest
-            plane, rows_nD, inverse_n, d_plane_Bn = planes[k], rows[k], parts.inverse_Kn[k], d_scores_Bn
+            rows_nD, inverse_n, d_plane_Bn = block.rows[k], parts.inverse_Kn[k], d_scores_Bn
             if k > 0:
-                own.set_(nearer[k - 1], (nearest_B == k).float()[:, None])
+                block.set_own_(nearer[k - 1], (nearest_B == k).float()[:, None])
                 d_plane_Bn = nearer[k - 1].mul_(d_scores_Bn)
                 d_scores_Bn.sub_(d_plane_Bn)
             d_plane_Bn.mul_(inverse_n)
             d_unit_BD.addcmul_(times_transposed(d_plane_Bn, rows_nD.T), factor_B[:, None].float())
-            plane.update_(chunk.ids, rows_nD, inverse_n, times_transposed(d_plane_Bn.T, weighted_BD.T), gate)
+            planes[k].update_(chunk.ids, rows_nD, inverse_n, times_transposed(d_plane_Bn.T, weighted_BD.T), gate)
     return d_unit_BD
 
 
@@ -316,25 +360,21 @@ def exponents(outcome: Outcome, scoring: Scoring) -> tuple[Tensor, Tensor]:
     return torch.where(outcome.live_B, whole_B, -math.inf).float(), factor_B
 
 
-def _slopes(
-    unit_BD: Tensor, rows: Sequence[Tensor], inverse_Kn: Tensor, scoring: Scoring, exponent_B: Tensor
-) -> tuple[Tensor, tuple[Tensor, ...]]:
+def _slopes(block: _Block, unit_BD: Tensor, scoring: Scoring, exponent_B: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
     """d loss / d z off the targets [B, n], in the samples' units, and `Kept.nearer` in float32."""
-    bits, slopes_Bn = scoring.scale * _LOG2_E, None
-    if scoring.bend is None and len(rows) == 1:  # one pass
-        scores_Bn = times_transposed(unit_BD, rows[0])
-        return torch.addcmul(exponent_B[:, None], scores_Bn, inverse_Kn[0] * bits, out=scores_Bn).exp2_(), ()
-    scores_Bn, nearer = _nearest(unit_BD, rows, inverse_Kn)
-    if scoring.bend is not None:
-        scores_Bn, slopes_Bn = scoring.bend.both(scores_Bn)
     if scoring.binary:
-        scores_Bn = scores_Bn.mul_(scoring.scale).sigmoid_()
+        scores = _logits(block, unit_BD, scoring.bend, slopes=True)
+        slopes_Bn = scores.values_Bn.mul_(scoring.scale).sigmoid_()
     else:
-        scores_Bn = torch.add(exponent_B[:, None], scores_Bn, alpha=bits, out=scores_Bn).exp2_()
-    return scores_Bn if slopes_Bn is None else scores_Bn.mul_(slopes_Bn), nearer
+        scores = _exponents(block, unit_BD, scoring, exponent_B[:, None], slopes=True)
+        slopes_Bn = scores.values_Bn.exp2_()
+    if scores.slopes_Bn is not None:
+        slopes_Bn.mul_(scores.slopes_Bn)
+    block.let_go_(slopes_Bn)
+    return slopes_Bn, scores.nearer
 
 
-def _restore(rows: Sequence[Tensor], unit_BD: Tensor, parts: Kept, scoring: Scoring, outcome: Outcome) -> tuple[Tensor, Tensor]:
+def _restore(block: _Block, unit_BD: Tensor, parts: Kept, scoring: Scoring, outcome: Outcome) -> tuple[Tensor, Tensor]:
     """d loss / d z off the targets [B, n] from what walk 1 stored, and each sample's unit of them, float64 [B]."""
     assert parts.slopes_Bn is not None
     assert parts.bits_B is not None
@@ -348,7 +388,7 @@ def _restore(rows: Sequence[Tensor], unit_BD: Tensor, parts: Kept, scoring: Scor
         big_kn = sizes_kn > (big * torch.exp(-log_share_B[samples_k]))[:, None]
         turns_m, columns_m = big_kn.nonzero(as_tuple=True)
         samples_m = samples_k[turns_m]
-        d_scores_Bn[samples_m, columns_m] = _slopes_at(rows, unit_BD, parts, scoring, samples_m, columns_m)
+        d_scores_Bn[samples_m, columns_m] = _slopes_at(block.rows, unit_BD, parts, scoring, samples_m, columns_m)
     else:
         d_scores_Bn.masked_fill_(~outcome.live_B[:, None], 0)
     # NaN where there are no negatives at all, and nothing to scale.

@@ -88,7 +88,8 @@ class Staging:
             )
             for chunk in columns.chunks
         ]
-        return planes, Columns(chunks, sent(columns.targets_B.numpy(), self.device), self._sent(columns.space_B))
+        spaces = self._sent(columns.space_B), self._sent(columns.spaces_S1)
+        return planes, Columns(chunks, sent(columns.targets_B.numpy(), self.device), *spaces)
 
     def put_back(self) -> None:
         """Start to write the staged rows back; nobody may change them any more."""
