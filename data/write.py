@@ -18,10 +18,10 @@ from typing import NamedTuple, Protocol, TypeVar
 import numpy as np
 import webdataset
 from numpy.typing import NDArray
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from manyfaces.configs.schema import UserError
 from manyfaces.data.index import MANIFEST, Manifest, Shard, file_sha256, write_atomic, write_index
+from manyfaces.data.progress import ImageBar
 from manyfaces.data.sample import jpeg_size, scan
 
 T = TypeVar("T")
@@ -136,15 +136,11 @@ def run_parallel(tasks: Iterable[Callable[[], T]], weights: Sequence[int], title
     `tasks` may be made as they are needed. Raises `UserError` where the system ended one of the processes.
     """
     results: dict[int, T] = {}
-    text = TextColumn("{task.description}")
-    columns = (text, BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
     processes = processes or os.cpu_count() or 1
-    with Progress(*columns) as bar:
-        shown = bar.add_task(title, total=sum(weights), rate="")
+    with ImageBar(title, sum(weights)) as bar:
         for number, result in _run_here(tasks) if processes == 1 else _run_apart(tasks, processes, title):
             results[number] = result
-            bar.update(shown, advance=weights[number])
-            bar.update(shown, rate=f"{bar.tasks[0].completed / max(bar.tasks[0].elapsed or 0, 1e-3):,.0f} images/s")
+            bar.count(weights[number])
     return [results[number] for number in range(len(results))]
 
 

@@ -20,13 +20,13 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from manyfaces.configs.schema import UserError
 from manyfaces.data.forget import identity_names
 from manyfaces.data.index import open_dataset, verify
 from manyfaces.data.mixture import AnyDataset, open_data
+from manyfaces.data.progress import ImageBar
 from manyfaces.train.checkpoint import read_state
 from manyfaces.train.embed import Embedded, LeftOut, embed
 from manyfaces.train.evaluate import open_trained
@@ -79,14 +79,17 @@ def report(run: Path, out: Path, dataset_path: str | None, angle_deg: float, con
     out.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".cleaning-", dir=out) as folder:
         temporary = Path(folder)
-        with _Bar(console, "embedding", dataset.manifest.num_images) as bar, pa.OSFile(f"{temporary}/angles", "wb") as sink:
-            embedded = embed(dataset, config, backbone, device, left_out, bar.advance_)
+        with (
+            ImageBar("embedding", dataset.manifest.num_images, console, transient=True) as bar,
+            pa.OSFile(f"{temporary}/angles", "wb") as sink,
+        ):
+            embedded = embed(dataset, config, backbone, device, left_out, bar.count)
             with pa.ipc.new_stream(sink, pa.schema(fields)) as writer:
                 for rows in _measure(embedded, centres, count_CK):
                     writer.write_batch(pa.record_batch(rows, pa.schema(fields)))
         if not count_CK.any():
             raise UserError(f"{dataset.where}: no image is left: {left_out.forgotten:,} forgotten, {left_out.broken:,} not decodable")
-        with _Bar(console, "writing", int(count_CK.sum())) as bar, pa.memory_map(f"{temporary}/angles") as source:
+        with ImageBar("writing", int(count_CK.sum()), console, transient=True) as bar, pa.memory_map(f"{temporary}/angles") as source:
             files = [temporary / name for name in (TABLE, *names)]
             judged = _judge(dataset, pa.ipc.open_stream(source), count_CK, angle_deg, files, bar)
         _draw(judged.histogram, angle_deg, temporary / PICTURE)
@@ -128,7 +131,7 @@ def _columns(held: list[_Rows]) -> list[pa.Array]:
 
 
 def _judge(
-    dataset: AnyDataset, measured: Iterable[pa.RecordBatch], count_CK: NDArray[np.int32], angle_deg: float, files: list[Path], bar: "_Bar"
+    dataset: AnyDataset, measured: Iterable[pa.RecordBatch], count_CK: NDArray[np.int32], angle_deg: float, files: list[Path], bar: ImageBar
 ) -> _Judged:
     """Write the table and, for each part, the keys to drop."""
     table, *drops = files
@@ -156,7 +159,7 @@ def _judge(
             judged.dropped += int(drop_N.sum())
             np.add.at(judged.kept_C, class_N[~drop_N], 1)
             np.add.at(judged.histogram, ((~is_dominant_N).astype(int), dominant_angle_N.astype(int).clip(0, 179)), 1)
-            bar.advance_(len(batch))
+            bar.count(len(batch))
     return judged
 
 
@@ -170,20 +173,6 @@ def _names(dataset: AnyDataset) -> pa.Array:
                 yield from itertools.islice(itertools.chain(told, itertools.repeat(None)), part.dataset.manifest.num_identities)
 
     return pa.array(lines(), pa.string())
-
-
-class _Bar(Progress):
-    """Of images, with their rate and the time that is left."""
-
-    def __init__(self, console: Console, title: str, total: int) -> None:
-        text, rate = TextColumn("{task.description}"), TextColumn("{task.fields[rate]}")
-        super().__init__(text, BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn(), console=console, transient=True)
-        self.shown = self.add_task(title, total=total, rate="")
-
-    def advance_(self, images: int) -> None:
-        task = self.tasks[0]
-        self.update(self.shown, advance=images)
-        self.update(self.shown, rate=f"{task.completed / max(task.elapsed or 0, 1e-3):,.0f} images/s")
 
 
 def _summary(count_CK: NDArray[np.int32], left_out: LeftOut, judged: _Judged, angle_deg: float) -> Table:

@@ -1,4 +1,4 @@
-"""Every sample of a dataset through a backbone, by order of sample id: no augmentation, no mirror image."""
+"""Samples of a dataset through a backbone, by order of sample id: no augmentation, no mirror image."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -21,6 +21,8 @@ from manyfaces.data.store import Store
 from manyfaces.models.backbone import normalise
 
 _BATCH, _SHARDS_AHEAD, _DECODE_THREADS = 256, 4, 8
+_WINDOW = 1 << 20
+"""Sample ids that are looked through at a time."""
 # A batch without a good image would count as the decoder's own fault: this one is good.
 SOUND = cv2.imencode(".jpg", np.zeros((16, 16, 3), np.uint8))[1].reshape(-1)
 
@@ -45,9 +47,11 @@ class LeftOut:
 
 
 def embed(
-    dataset: AnyDataset, config: Config, backbone: nn.Module, device: torch.device, left_out: LeftOut, advance: Callable[[int], None]
-) -> Iterator[Embedded]:
-    """All samples but those that are forgotten, whose bytes are not read, or cannot be decoded; they are counted in `left_out`.
+    dataset: AnyDataset, config: Config, backbone: nn.Module, device: torch.device, left_out: LeftOut, advance: Callable[[int], None],
+    wanted_C: NDArray[np.bool_] | None = None,
+) -> Iterator[Embedded]:  # fmt: skip
+    """All samples of the classes wanted, or of all, but those that are forgotten, whose bytes are not read, or cannot be decoded; they are
+    counted in `left_out`.
 
     `advance` is told how many samples are done. The next batch is read and decoded while one is in use.
     """
@@ -55,7 +59,7 @@ def embed(
     autocast = config.train.precision == "bfloat16"
     backbone.eval()
     for part in dataset.parts:
-        for ids_N, keys, decoding in _one_ahead(_begin(part, decode, left_out, advance)):
+        for ids_N, keys, decoding in _one_ahead(_begin(part, wanted_C, decode, left_out, advance)):
             images, good = decode.finish(decoding)
             rows_N = np.flatnonzero(good[:-1])
             left_out.broken += len(ids_N) - len(rows_N)
@@ -70,21 +74,27 @@ def embed(
 _Begun = tuple[NDArray[np.int64], list[str], Decoding]
 
 
-def _begin(part: Part, decode: Decoder, left_out: LeftOut, advance: Callable[[int], None]) -> Iterator[_Begun]:
+def _begin(
+    part: Part, wanted_C: NDArray[np.bool_] | None, decode: Decoder, left_out: LeftOut, advance: Callable[[int], None]
+) -> Iterator[_Begun]:
     """Sample ids in the part, their keys, and their images being decoded."""
     dataset, store = part.dataset, Store(part.dataset)
     forgotten, num_images = read_forgotten(dataset), dataset.manifest.num_images
     try:
-        for start in range(0, num_images, _BATCH):
-            everyone_N = np.arange(start, min(start + _BATCH, num_images))
-            ids_N = everyone_N[~forgotten.among(dataset, everyone_N)]
-            left_out.forgotten += len(everyone_N) - len(ids_N)
-            if len(ids_N):
-                shards = np.unique(dataset.shard_N[ids_N]).astype(np.int64)
-                store.ahead([shards, np.arange(shards[-1] + 1, min(shards[-1] + 1 + _SHARDS_AHEAD, len(dataset.manifest.shards)))])
-                blobs = store.read(ids_N)
-                yield ids_N, dataset.keys(ids_N), decode.start([*blobs, SOUND])
-            advance(len(everyone_N))
+        for first in range(0, num_images, _WINDOW):
+            window_N = np.arange(first, min(first + _WINDOW, num_images))
+            if wanted_C is not None:
+                window_N = window_N[wanted_C[part.first_class + dataset.labels(window_N)]]
+            sound_N = window_N[~forgotten.among(dataset, window_N)]
+            left_out.forgotten += len(window_N) - len(sound_N)
+            advance(len(window_N) - len(sound_N))
+            shards = np.unique(dataset.shard_N[sound_N]).astype(np.int64)
+            for start in range(0, len(sound_N), _BATCH):
+                ids_N = sound_N[start : start + _BATCH]
+                here, last = np.searchsorted(shards, dataset.shard_N[ids_N[[0, -1]]])
+                store.ahead([shards[here : last + 1], shards[last + 1 : last + 1 + _SHARDS_AHEAD]])
+                yield ids_N, dataset.keys(ids_N), decode.start([*store.read(ids_N), SOUND])
+                advance(len(ids_N))
     finally:
         store.close()
 

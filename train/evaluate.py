@@ -75,15 +75,19 @@ def evaluate(
 
 
 def open_trained(run: Path) -> tuple[Path, Config, nn.Module, torch.device]:
-    """A run's newest committed checkpoint, or the checkpoint folder given: its path, its configuration, and its backbone on this machine's
-    device, all of whose cores torch may use. Raises `UserError`."""
+    """A run's newest committed checkpoint, or the checkpoint folder given: its path, and what `load_trained` gives. Raises `UserError`."""
     checkpoint = chosen(run)
+    return checkpoint, *load_trained(checkpoint)
+
+
+def load_trained(checkpoint: Path) -> tuple[Config, nn.Module, torch.device]:
+    """Configuration, and the backbone on this machine's device, all of whose cores torch may use."""
     config = Config.model_validate(read_state(checkpoint)["config"])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(os.cpu_count() or 1)
     backbone = build(config.model, config.data.image_px)
     backbone.load_state_dict(read_backbone(checkpoint))
-    return checkpoint, config, backbone.to(device), device
+    return config, backbone.to(device), device
 
 
 def evaluate_run(run: Path, sets: list[Path], batch_size: int, progress: Callable[[int, int], None]) -> tuple[Path, list[Evaluated]]:

@@ -190,7 +190,7 @@ def _means(source: Source, dataset: AnyDataset, classes_k: Ints, counts: Counts)
     """None for a run without a loss by classes, whose rows are nothing but their number."""
     if source.head.like["rows"].shape[1] != source.state["config"]["model"]["embedding_dim"]:
         return None
-    return class_means(source.path, source.state, dataset, classes_k, counts)
+    return class_means(source.path, dataset, classes_k, counts)
 
 
 def _told(where: object, named: bool) -> str:
