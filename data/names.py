@@ -116,6 +116,11 @@ class Names:
     def __add__(self, others: "Names") -> "Names":
         return Names(pa.concat_arrays([self._column, others._column]))
 
+    def after(self, prefix: str) -> "Names":
+        """Each with the prefix before it."""
+        kind = pa.large_binary()
+        return Names(pc.binary_join_element_wise(pa.scalar(prefix.encode(), kind), self._column, pa.scalar(b"", kind)))
+
     def take(self, numbers: NDArray[np.int64]) -> "Names":
         return Names(self._column.take(pa.array(numbers)))
 

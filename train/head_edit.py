@@ -116,17 +116,26 @@ def add(where: Path, out: Path, wanted: Names, dataset: AnyDataset | None) -> Co
     return counts
 
 
-def remap(where: Path, out: Path, dataset: AnyDataset, fresh: bool) -> Counts:
-    """The head for the dataset: its classes in its order, by name; those that the head lacks start as added ones do. Raises `UserError`."""
+def remap(where: Path, out: Path, dataset: AnyDataset, fresh: bool, part: str | None = None) -> Counts:
+    """The head for the dataset: its classes in its order, by name; those that the head lacks start as added ones do. Raises `UserError`.
+
+    With `part` the head's dataset is the part of this name in the mixture `dataset`, or the other way round where `dataset` is no mixture.
+    """
     source = _begin(where, out)
     names, named = names_of(dataset)
     if named != source.named:
         has, lacks = (dataset.where, source.path) if named else (source.path, dataset.where)
         raise UserError(f"{lacks}: no {IDENTITIES} in it, and {has} has one: {_UNNAMED}")
-    row_C = source.names.find(names)
+    here, there = source.names, names
+    if part is not None:
+        if not named:
+            raise UserError(f"{source.path}: no {IDENTITIES} in it, nor in {dataset.where}: without names --part {part} says nothing")
+        here, there = (here.after(f"{part}/"), there) if len(dataset.parts) > 1 else (here, there.after(f"{part}/"))
+    row_C = here.find(there)
     forgotten = read_forgotten(dataset).identities
     if not (row_C >= 0).any():
-        raise UserError(f"{source.path}: no identity of {dataset.where} is in it ({names[0]!r} there, {source.names[0]!r} here)")
+        hint = "where one of them is a part of the other, name it with --part" if part is None else "give --part as those names begin"
+        raise UserError(f"{source.path}: no identity of {dataset.where} is in it ({there[0]!r} there, {here[0]!r} here); {hint}")
     dropped = source.head.num_classes - int((row_C >= 0).sum())
     row_C[forgotten] = GONE
     new_k = np.flatnonzero(row_C == -1)

@@ -46,6 +46,7 @@ def add_verbs(edits, verb: Callable[..., argparse.ArgumentParser]) -> None:  # t
     start = "a new row starts as the mean of its images there, under the checkpoint's backbone; without it as a fresh head's"
     add.add_argument("--dataset", action="append", help=f"{start}; given several times: as a mixture's parts")
     remap.add_argument("--dataset", action="append", required=True, help="given several times: as a mixture's parts, in their order")
+    remap.add_argument("--part", help="from a dataset to a mixture that has it, or back: what the mixture's names have before the slash")
     remap.add_argument(
         "--fresh", action="store_true", help="identities that the head lacks start as a fresh head's, not as their images' mean"
     )
@@ -75,7 +76,7 @@ def head_add(arguments: argparse.Namespace) -> None:
 def head_remap(arguments: argparse.Namespace) -> None:
     from manyfaces.train.head_edit import remap
 
-    _tell(arguments.out, remap(arguments.checkpoint, arguments.out, _open(arguments.dataset), arguments.fresh))
+    _tell(arguments.out, remap(arguments.checkpoint, arguments.out, _open(arguments.dataset), arguments.fresh, arguments.part))
 
 
 def head_merge(arguments: argparse.Namespace) -> None:

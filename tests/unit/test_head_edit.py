@@ -3,6 +3,7 @@
 import json
 import shutil
 import tempfile
+from fractions import Fraction
 from pathlib import Path
 from typing import get_args
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from manyfaces.configs import schema
 from manyfaces.configs.schema import UserError
 from manyfaces.data.forget import FORGOTTEN
+from manyfaces.data.mixture import join
 from manyfaces.data.names import Names
 from manyfaces.models.partial_fc import PartialFC
 from manyfaces.train import head_edit, head_files
@@ -139,6 +141,25 @@ def test_a_head_without_names_goes_by_number(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"numbered \(no identities.txt in it: classes go by number\): no identity 'anna'"):
         remove(here, tmp_path / "none", names("anna"))
     assert not (tmp_path / "none").exists()
+
+
+def test_from_a_dataset_to_a_mixture_and_back(here: Path, tmp_path: Path) -> None:
+    like, alone = made_head(1, 0), named_dataset(tmp_path / "first", ["carl", "anna", "bob"])
+    mixture = join([named_dataset(tmp_path / "second", ["anna", "emil"]), alone], [Fraction(1, 2)] * 2)
+    with pytest.raises(UserError, match=r"no identity of .* \('second/anna' there, 'anna' here\); where one .* name it with --part"):
+        remap(here, tmp_path / "out", mixture, fresh=True)
+    with pytest.raises(UserError, match=r"\('second/anna' there, 'third/anna' here\); give --part as those names begin"):
+        remap(here, tmp_path / "out", mixture, fresh=True, part="third")
+    assert remap(here, tmp_path / "out", mixture, fresh=True, part="first") == {"kept": 3, "added": 2, "dropped": 0}
+    known, after = by_name(here, like), by_name(tmp_path / "out", like)
+    assert list(after) == ["second/anna", "second/emil", "first/carl", "first/anna", "first/bob"]
+    assert all(same(after[f"first/{name}"], known[name]) for name in known)
+    assert is_new(after["second/anna"])
+    assert remap(tmp_path / "out", tmp_path / "back", alone, fresh=True, part="first") == {"kept": 3, "added": 0, "dropped": 2}
+    assert all(same(row, known[name]) for name, row in by_name(tmp_path / "back", like).items())
+    nameless = write_checkpoint(tmp_path / "nameless", None, made_head(2, 1))
+    with pytest.raises(UserError, match="without names --part first says nothing"):
+        remap(nameless, tmp_path / "none", named_dataset(tmp_path / "numbers", 2), fresh=True, part="first")
 
 
 def test_who_is_forgotten_in_the_dataset_has_no_row_in_its_head(here: Path, tmp_path: Path) -> None:
