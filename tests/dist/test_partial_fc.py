@@ -258,15 +258,19 @@ def test_loss_and_gradients(world: list[dict[str, Any]], case: Case, logits: str
     agree(case, ranks[0]["loss"], whole(ranks, "d_embeddings"), whole(ranks, "momentum"), *expected)
 
 
+def largest_logit(case: Case) -> float:
+    return case.config.scale * (2 if case.config.margin.kind == "curricularface" else 1)
+
+
 def drift(case: Case) -> float:
     """How far rows may be from float64's after steps: each step's gradient feels the rows' last error, and the steeper the more."""
-    steepest = case.config.scale * (2 if case.config.margin.kind == "curricularface" else 1)
-    return 1e-5 * max(1, steepest / 64)
+    return 1e-5 * max(1, largest_logit(case) / 64)
 
 
 def agree(case: Case, loss: float, d_embeddings_BD: Tensor, d_rows_CD: Tensor, true_loss: Tensor, true_BD: Tensor, true_CD: Tensor) -> None:
     assert abs(loss - true_loss.item()) <= 5e-6 * true_loss.item() + 1e-12
-    limit = 3e-5 if case.config.margin.kind == "curricularface" else 2e-5  # its logits reach twice the scale
+    # CurricularFace's logits reach twice the scale: from 200 on, which no scale in use comes to, float32 leaves more of them.
+    limit = 3e-5 if case.config.scale < largest_logit(case) >= 200 else 2e-5
     assert error(d_embeddings_BD, true_BD) <= limit
     assert error(d_rows_CD, true_CD) <= limit
 
