@@ -127,20 +127,13 @@ class _Block:
     def set_own_(self, scores_Bn: Tensor, value_B1: Tensor | float) -> None:
         scores_Bn.scatter_(1, self.own_B1, torch.where(self.own_here_B1, value_B1, scores_Bn.gather(1, self.own_B1)))
 
-    def leave_out_(self, logits_Bn: Tensor) -> None:
-        """Of walk 1: logits of targets and of what is not met become -inf."""
+    def leave_out_(self, logits_Bn: Tensor, *, own: bool) -> None:
+        """Logits of what is not met, and of the sample's own class, become -inf."""
         if self.met_Sn is not None:
-            logits_Bn += self._by_sample(self.met_Sn.log())
-        self.set_own_(logits_Bn, -math.inf)
-
-    def let_go_(self, slopes_Bn: Tensor) -> None:
-        """Of walk 2: derivatives at what is not met become 0."""
-        if self.met_Sn is not None:
-            slopes_Bn *= self._by_sample(self.met_Sn)
-
-    def _by_sample(self, values_Sn: Tensor) -> Tensor:
-        """[B, n], or [1, n] for all."""
-        return values_Sn if self.space_B is None else values_Sn.index_select(0, self.space_B)
+            log_Sn = self.met_Sn.log()
+            logits_Bn += log_Sn if self.space_B is None else log_Sn.index_select(0, self.space_B)
+        if own:
+            self.set_own_(logits_Bn, -math.inf)
 
     def cosines(self, unit_BD: Tensor) -> Tensor:
         """With the nearest sub-centre of each class [B, n]."""
@@ -214,7 +207,7 @@ def _sum_with_fixed_shift(block: _Block, unit_BD: Tensor, scoring: Scoring, stor
     """Sums of exponentials, made as exp(s f - shift). Nothing is stored."""
     shift = scoring.scale * scoring.largest_logit - 60
     exponents_Bn = _exponents(block, unit_BD, scoring, unit_BD.new_full((1, 1), -shift * _LOG2_E), slopes=False).values_Bn
-    block.leave_out_(exponents_Bn)
+    block.leave_out_(exponents_Bn, own=True)
     return Negatives(exponents_Bn.exp2_().sum(1).double() * math.exp(shift), None, [Kept(block.inverse_Kn)])
 
 
@@ -223,7 +216,7 @@ def _sum_with_own_shift(block: _Block, unit_BD: Tensor, scoring: Scoring, store:
     bits = scoring.scale * _LOG2_E
     scores = _logits(block, unit_BD, scoring.bend, slopes=store)
     logits_Bn = scores.values_Bn
-    block.leave_out_(logits_Bn)
+    block.leave_out_(logits_Bn, own=True)
     bits_B = logits_Bn.amax(1).clamp_(min=-1) * bits - _headroom(scoring)  # -inf where there is nothing but the target
     # Rounded once: 200 bits would leave 1e-5 of error.
     powers_Bn = torch.add(-bits_B[:, None], logits_Bn, alpha=bits, out=logits_Bn).exp2_()
@@ -235,7 +228,7 @@ def _sum_logistic(block: _Block, unit_BD: Tensor, scoring: Scoring, store: bool)
     """Sums of log(1 + exp(s f)) and of their derivatives."""
     scores = _logits(block, unit_BD, scoring.bend, slopes=store)
     logits_Bn = scores.values_Bn.mul_(scoring.scale)
-    block.leave_out_(logits_Bn)
+    block.leave_out_(logits_Bn, own=True)
     sum_B = torch.nn.functional.softplus(logits_Bn).sum(1).double()
     pulls_Bn = logits_Bn.sigmoid_()
     pull_B = pulls_Bn.sum(1).double()
@@ -364,14 +357,13 @@ def _slopes(block: _Block, unit_BD: Tensor, scoring: Scoring, exponent_B: Tensor
     """d loss / d z off the targets [B, n], in the samples' units, and `Kept.nearer` in float32."""
     if scoring.binary:
         scores = _logits(block, unit_BD, scoring.bend, slopes=True)
-        slopes_Bn = scores.values_Bn.mul_(scoring.scale).sigmoid_()
+        scores.values_Bn.mul_(scoring.scale)
     else:
         scores = _exponents(block, unit_BD, scoring, exponent_B[:, None], slopes=True)
-        slopes_Bn = scores.values_Bn.exp2_()
-    if scores.slopes_Bn is not None:
-        slopes_Bn.mul_(scores.slopes_Bn)
-    block.let_go_(slopes_Bn)
-    return slopes_Bn, scores.nearer
+    # Before the exponential: what is not met was in no sum, so nothing bounds it. The own class's is set later.
+    block.leave_out_(scores.values_Bn, own=False)
+    slopes_Bn = scores.values_Bn.sigmoid_() if scoring.binary else scores.values_Bn.exp2_()
+    return slopes_Bn if scores.slopes_Bn is None else slopes_Bn.mul_(scores.slopes_Bn), scores.nearer
 
 
 def _restore(block: _Block, unit_BD: Tensor, parts: Kept, scoring: Scoring, outcome: Outcome) -> tuple[Tensor, Tensor]:

@@ -44,6 +44,25 @@ def step_of_a_rank() -> list[dict[str, Any]]:
     return facts
 
 
+@pytest.mark.parametrize("logits", ["recompute", "store16"])
+@pytest.mark.parametrize(("kind", "scale"), [("arcface", 256.0), ("curricularface", 128.0)])
+def test_a_foreign_class_may_be_much_nearer_than_all_own_ones(kind: str, scale: float, logits: str) -> None:
+    """The same person in the other dataset: no sum has that class in it, so nothing bounds its exponential."""
+    head = PartialFC(
+        schema.Head.model_validate({"margin": {"kind": kind}, "scale": scale, "logits": logits}), C, 64, seed=2, weight_decay=0, device=CPU,
+        spaces=FIRST,
+    )  # fmt: skip
+    before_CD = head.planes[0].rows_CD[:-1].clone()
+    step = head.step(before_CD[400:408] * 100, torch.arange(8), lr=0.1, position=0, batch_size=8)
+    assert step.finite
+    assert step.d_embeddings_ND.isfinite().all()
+    assert step.d_embeddings_ND.any(1).all()
+    after_CD = head.planes[0].rows_CD[:-1]
+    assert after_CD.isfinite().all()
+    assert torch.equal(after_CD[300:], before_CD[300:])
+    assert not torch.equal(after_CD[:300], before_CD[:300])
+
+
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_a_sample_meets_the_classes_of_its_own_dataset_only(world_size: int) -> None:
     ranks = run_ranks(world_size, step_of_a_rank)
