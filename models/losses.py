@@ -47,8 +47,8 @@ def _custom(config: schema.CustomMargin) -> Margin:
     if not path.is_file():
         raise UserError(f"{where}: no such file; every worker must see it")
     spec = importlib.util.spec_from_file_location(f"manyfaces_margin_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
+    if spec is None or spec.loader is None:
+        raise UserError(f"{where}: expected Python in a file that ends in .py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     try:
@@ -58,4 +58,5 @@ def _custom(config: schema.CustomMargin) -> Margin:
         raise UserError(f"{where}: {name}({', '.join(config.parameters)}): {type(error).__name__}: {error}") from error
     if not isinstance(margin, Margin):
         raise UserError(f"{where}: {name} is a {type(margin).__name__}; derive it from manyfaces.models.margins.Margin")
+    vars(margin).setdefault("state", {})  # its __init__ need not call Margin's
     return margin

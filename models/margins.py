@@ -44,7 +44,7 @@ class Bend(Protocol):
     """What becomes of the cosines with other classes: float32 [B, n], or [m] after `of`. Both methods use `cosines` up."""
 
     def logit(self, cosines: Tensor) -> Tensor:
-        """In units of the scale."""
+        """In units of the scale, from -1 to the margin's `largest_logit`; far below where a class is to be left out."""
 
     def both(self, cosines: Tensor) -> tuple[Tensor, Tensor]:
         """The logit, and d logit / d cosine."""

@@ -87,6 +87,11 @@ class PartialFC:
         self.weight_decay = weight_decay if config.rows.weight_decay is None else config.rows.weight_decay
         self.margin = losses.build(config.margin, config.scale, num_classes)
         self.margin.state = {name: number.to(device) for name, number in self.margin.state.items()}
+        if self.margin.binary is not None and config.margin.kind == "custom" and config.sample_rate < 1:
+            why = "whose losses of own and other classes are balanced over all of them"
+            raise schema.UserError(
+                f"head.sample_rate {config.sample_rate:g} does not go with {config.margin.name}, {why}; set head.sample_rate=1"
+            )
         self.wire_dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.wire_dtype]
         self.ranks = Ranks(group)
         self.rank, self.world_size = self.ranks.rank, self.ranks.world_size
@@ -231,7 +236,7 @@ class PartialFC:
     def forget(self, classes: Tensor) -> None:
         """These class ids (int64, any order, of any rank) are no classes any more: rows and state become zero, no softmax counts them.
 
-        Call it after `load`; samples of these classes must come with label -1.
+        Call it after `tensors()` were filled from a checkpoint; samples of these classes must come with label -1.
         """
         here = classes[(classes >= self.lo) & (classes < self.hi)] - self.lo
         if len(here):
@@ -249,13 +254,10 @@ class PartialFC:
             self.staging.wait()
         return {name + (f".{k}" if k else ""): tensor for k, plane in enumerate(self.planes) for name, tensor in plane.tensors().items()}
 
-    def load(self, tensors: dict[str, Tensor]) -> None:
-        """Copy a state in place. Raises `schema.UserError` where names or shapes are others."""
-        if self.staging is not None:
-            self.staging.wait()
-        for k, plane in enumerate(self.planes):
-            mine = {name: name + (f".{k}" if k else "") for name in plane.tensors()}
-            plane.load({name: tensors[whole] for name, whole in mine.items() if whole in tensors})
+    def rounded(self) -> None:
+        """Call it after `tensors()` were filled from those of another dtype."""
+        for plane in self.planes:
+            plane.rounded_()
 
     def numbers(self) -> dict[str, float]:
         """The margin's running numbers, for a checkpoint; the same on all ranks."""

@@ -131,7 +131,13 @@ class RowwiseRows(Rows):
         super().__init__(config, seed, lo, hi, dim, device)
         self.rows_CD = initial(seed, lo, hi, dim, device, unit=True, dtype=self.dtype)
         self.lengths_C = torch.ones(hi - lo + 1, device=device)
-        self.inverse_norms_C = torch.cat([reciprocal_norms(part_nD.float()) for part_nD in torch.split(self.rows_CD, 8 * INIT_BLOCK)])
+        self.inverse_norms_C = torch.empty(hi - lo + 1, device=device)
+        self.rounded_()
+
+    def rounded_(self) -> None:
+        for start in range(0, len(self.rows_CD), 8 * INIT_BLOCK):
+            part = slice(start, start + 8 * INIT_BLOCK)
+            self.inverse_norms_C[part] = reciprocal_norms(self.rows_CD[part].float())
 
     def inverse_norms(self, ids: slice | Tensor, rows_nD: Tensor | None = None) -> Tensor:
         return take(self.inverse_norms_C, ids)

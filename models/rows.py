@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from manyfaces.configs import counter, schema
-from manyfaces.configs.schema import UserError
 
 INIT_BLOCK = 1024
 """Classes drawn from one generator."""
@@ -155,13 +154,9 @@ class Rows(ABC):
         self.settle_()
         return {name: tensor[:-1] for name, tensor in self._state().items()}
 
-    def load(self, tensors: dict[str, Tensor]) -> None:
-        """Copy a state in. Raises `UserError` where names or shapes are others."""
-        for name, mine in self.tensors().items():
-            if name not in tensors or tensors[name].shape != mine.shape:
-                found = tuple(tensors[name].shape) if name in tensors else "nothing"
-                raise UserError(f"head state {name!r}: found {found}, need {tuple(mine.shape)}: other classes, ranks or embedding_dim?")
-            mine.copy_(tensors[name])
+    def rounded_(self) -> None:
+        """Called after `tensors()` were filled from those of another dtype."""
+        return
 
     def dice(self, position: int) -> tuple[int, Tensor]:
         """Bits of float32 that the rows' dtype drops, and random numbers of as many, int32 [128, D]: row i for classes i, i + 128 ..."""

@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
@@ -188,6 +189,8 @@ def _build(
     )
     if found is not None:
         checkpointer.load_head(found.path, head.tensors(), head.num_classes)
+        if found.state["config"]["head"]["rows"]["dtype"] != config.head.rows.dtype:
+            head.rounded()
         if found.state["config"]["head"]["margin"]["kind"] == config.head.margin.kind:  # else a new margin's numbers start afresh
             head.load_numbers(found.state.get("head", {}))
     head.forget(torch.from_numpy(read_forgotten(dataset).identities))
@@ -275,22 +278,30 @@ def _claim(config: Config, dataset: AnyDataset, folder: Path) -> None:
     write_atomic(folder / "plan.txt", "".join(f"{label}: {text}\n" for label, text in lines))
 
 
+_KEPT: dict[str, Callable[[Config], object]] = {
+    "model": lambda config: config.model.model_dump(mode="json"),
+    "train.optimizer.kind": lambda config: config.train.optimizer.kind,
+    "train.optimizer.momentum": lambda config: "0" if getattr(config.train.optimizer, "momentum", 1) == 0 else "above 0",
+    "head.margin": lambda config: "none" if config.head.margin.kind == "none" else "of classes",
+    "head.rows.optimizer": lambda config: config.head.rows.optimizer,
+    "head.rows.momentum": lambda config: "0" if config.head.rows.optimizer == "sgd" and config.head.rows.momentum == 0 else "above 0",
+    "head.sub_centers": lambda config: config.head.sub_centers,
+}
+"""What decides which tensors a checkpoint has."""
+
+
 def _check_source(config: Config, dataset: AnyDataset, source: Path) -> None:
     if not (source / "state.json").is_file():
         raise UserError(f"run.resume_from {source}: no checkpoint there; give a folder RUN/checkpoints/step-...")
     state = read_state(source)
+    before = Config.model_validate(state["config"])
     remedy = "`manyfaces head remap` makes a checkpoint for this dataset of it"
     if (has := state["num_classes"]) != (wanted := dataset.manifest.num_identities):
         raise UserError(f"run.resume_from {source}: its {has:,} identities cannot continue as {wanted:,}; {remedy}")
     if (source / IDENTITIES).is_file() and names_sha256(dataset) not in (None, file_sha256(source / IDENTITIES)):
         raise UserError(f"run.resume_from {source}: its classes are other people than {dataset.where} has, or in another order; {remedy}")
-    for key, here, there in (
-        ("model", config.model.model_dump(mode="json"), state["config"]["model"]),
-        ("train.optimizer.kind", config.train.optimizer.kind, state["config"]["train"]["optimizer"]["kind"]),
-        ("head.rows.optimizer", config.head.rows.optimizer, state["config"]["head"]["rows"]["optimizer"]),
-        ("head.sub_centers", config.head.sub_centers, state["config"]["head"].get("sub_centers", 1)),
-    ):
-        if here != there:
+    for key, what in _KEPT.items():
+        if (here := what(config)) != (there := what(before)):
             raise UserError(f"run.resume_from {source}: its {key} {there} cannot continue as {here}")
 
 

@@ -128,6 +128,11 @@ def chosen(case: Case, step: int, labels_B: Tensor) -> list[int]:
     return sorted(ids | set(labels_B[labels_B >= 0].tolist()))
 
 
+def fill(rows: rows_module.Rows, state: dict[str, Tensor]) -> None:
+    for name, tensor in rows.tensors().items():
+        tensor.copy_(state[name])
+
+
 def build(case: Case, weight_decay: float, group: Any = None, **settings: Any) -> PartialFC:
     """With the case's rows, which for the row-wise optimiser are scaled to length 1."""
     config = case.config.model_copy(update=settings)
@@ -135,11 +140,11 @@ def build(case: Case, weight_decay: float, group: Any = None, **settings: Any) -
     for k, whole_CD in enumerate(first_planes(case)):
         rows_CD, plane = whole_CD[head.lo : head.hi], head.planes[k]
         if config.rows.optimizer == "sgd":
-            plane.load({"rows": rows_CD, "momentum": torch.zeros_like(rows_CD)})
+            fill(plane, {"rows": rows_CD, "momentum": torch.zeros_like(rows_CD)})
         else:
             rows_CD = F.normalize(rows_CD).to(plane.dtype)
             norms_C = torch.linalg.vector_norm(rows_CD.float(), dim=1)
-            plane.load({"rows": rows_CD, "lengths": torch.ones(len(rows_CD)), "inverse_norms": 1 / norms_C})
+            fill(plane, {"rows": rows_CD, "lengths": torch.ones(len(rows_CD)), "inverse_norms": 1 / norms_C})
     return head
 
 
@@ -483,9 +488,5 @@ def test_mistakes_are_named() -> None:
     with pytest.raises(UserError, match="0 classes"):
         PartialFC(schema.Head(), 0, 4, seed=1, weight_decay=0, device=CPU)
     head = PartialFC(schema.Head(), 9, 4, seed=1, weight_decay=0, device=CPU)
-    with pytest.raises(UserError, match=r"'rows': found \(8, 4\), need \(9, 4\)"):
-        head.load({"rows": torch.zeros(8, 4), "momentum": torch.zeros(9, 4)})
-    with pytest.raises(UserError, match="'momentum': found nothing"):
-        head.load({"rows": torch.zeros(9, 4)})
     with pytest.raises(ValueError, match="it holds 3"):
         head.step(torch.zeros(2, 4), torch.zeros(2), lr=0.1, position=0, batch_size=3)

@@ -79,7 +79,8 @@ def run(setting: Setting, placement: str, group: Any = None) -> list[dict[str, n
         if step == RESUME:
             kept = {name: tensor.clone() for name, tensor in head.tensors().items()}
             numbers, head = head.numbers(), build(setting, placement, group)
-            head.load(kept)
+            for name, tensor in head.tensors().items():
+                tensor.copy_(kept[name])
             head.load_numbers(numbers)
             head.forget(GONE)
         if step == FORGET:

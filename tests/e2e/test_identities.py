@@ -64,6 +64,13 @@ def test_new_people_are_added_and_training_goes_on(dataset_path: Path, tmp_path:
     line = told(capsys, *second, f"data.path={other_order}")
     assert "its classes are other people" in line
     assert "manyfaces head remap" in line
+    for change, message in (
+        ("head.rows.momentum=0", "its head.rows.momentum above 0 cannot continue as 0"),
+        ("head.sub_centers=2", "its head.sub_centers 1 cannot continue as 2"),
+        ("train.optimizer.momentum=0", "its train.optimizer.momentum above 0 cannot continue as 0"),
+        ("head={margin: {kind: none}, triplet: {}}", "its head.margin of classes cannot continue as none"),
+    ):
+        assert message in told(capsys, *second, change, *["data.order=pk"] * ("triplet" in change))
     assert main(["head", "remap", str(out), str(tmp_path / "there"), "--dataset", str(other_order)]) == 0
     assert torch.equal(head_of(tmp_path / "there")["rows"], added["rows"].flip(0))
     assert main(["head", "remap", str(tmp_path / "there"), str(tmp_path / "back"), "--dataset", str(dataset_path)]) == 0

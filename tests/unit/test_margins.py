@@ -191,5 +191,15 @@ def test_a_margin_of_ones_own(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=message):
             build(margin.model_copy(update={"name": name, "parameters": parameters}), 32.0, 20)
+    nameless = tmp_path / "halved"
+    nameless.write_text(file.read_text())
+    with pytest.raises(UserError, match=r"ends in \.py"):
+        build(margin.model_copy(update={"file": str(nameless)}), 32.0, 20)
+    file.write_text(file.read_text().replace("        super().__init__()\n", "") + "\n\nclass Binary(Halved):\n    binary = 1.0, 1.0\n")
+    assert build(margin, 32.0, 20).state == {}
+    with pytest.raises(UserError, match=r"head.sample_rate 0.5 does not go with Binary, .*; set head.sample_rate=1"):
+        PartialFC(
+            schema.Head(margin=margin.model_copy(update={"name": "Binary"}), sample_rate=0.5), 20, 8, seed=0, weight_decay=0, device=CPU
+        )
     with pytest.raises(UserError, match="no such file"):
         build(margin.model_copy(update={"file": str(tmp_path / "other.py")}), 32.0, 20)

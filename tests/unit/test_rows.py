@@ -148,3 +148,12 @@ def test_rows_that_are_left_alone_wait_until_they_are_drawn() -> None:
 def test_only_sgd_decays_lazily() -> None:
     with pytest.raises(ValidationError, match=r"lazy_decay needs optimizer sgd, not adamw; set head\.rows\.lazy_decay=false"):
         schema.Rows(optimizer="adamw", lazy_decay=True)
+
+
+def test_inverse_norms_are_of_the_rows_as_another_dtype_has_them() -> None:
+    exact, rounded = (make(schema.Rows(optimizer="rowwise", dtype=dtype), hi=64, dim=512) for dtype in ("float32", "bfloat16"))
+    for name, tensor in rounded.tensors().items():
+        tensor.copy_(exact.tensors()[name])
+    rounded.rounded_()
+    norms_C = torch.linalg.vector_norm(rounded.tensors()["rows"].double(), dim=1)
+    assert torch.allclose(rounded.tensors()["inverse_norms"].double() * norms_C, torch.ones(64, dtype=torch.float64), atol=1e-6)
