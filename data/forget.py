@@ -145,7 +145,7 @@ def _class_ids(dataset: Dataset, identities: Iterable[str]) -> NDArray[np.int64]
 
 def identity_names(dataset: Dataset) -> IO[str]:
     """The lines of `identities.txt`, none where there is no such file."""
-    return io.TextIOWrapper(open_names(dataset) or io.BytesIO(), "utf-8")
+    return io.TextIOWrapper(open_names(dataset) or io.BytesIO(), "utf-8", errors="replace")
 
 
 def _sample_ids(dataset: Dataset, keys: Iterable[str], processes: int | None) -> NDArray[np.int64]:

@@ -23,9 +23,9 @@ from rich.console import Console
 from rich.table import Table
 
 from manyfaces.configs.schema import UserError
-from manyfaces.data.forget import identity_names
 from manyfaces.data.index import open_dataset, verify
 from manyfaces.data.mixture import AnyDataset, open_data
+from manyfaces.data.names import name_lines
 from manyfaces.data.progress import ImageBar
 from manyfaces.train.checkpoint import read_state
 from manyfaces.train.embed import Embedded, LeftOut, embed
@@ -73,9 +73,12 @@ def report(run: Path, out: Path, dataset_path: str | None, angle_deg: float, con
     for part in dataset.parts:
         verify(part.dataset, "sizes")
     centres = SubCentres(HeadFiles(checkpoint, num_classes))
+    if config.head.margin.kind == "none":
+        raise UserError(f"{checkpoint}: head.margin none has no class centres to measure from; report on a run with another margin")
+    names = _names(dataset)
     count_CK, left_out = np.zeros((num_classes, len(centres)), np.int32), LeftOut()
     fields = [*(_SCHEMA.field(name) for name in ("sample", "key", "identity")), pa.field("angles", pa.list_(pa.float32(), len(centres)))]
-    names = [DROP] if len(dataset.parts) == 1 else [f"drop-{n}.txt" for n in range(len(dataset.parts))]
+    lists = [DROP] if len(dataset.parts) == 1 else [f"drop-{n}.txt" for n in range(len(dataset.parts))]
     out.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".cleaning-", dir=out) as folder:
         temporary = Path(folder)
@@ -90,14 +93,14 @@ def report(run: Path, out: Path, dataset_path: str | None, angle_deg: float, con
         if not count_CK.any():
             raise UserError(f"{dataset.where}: no image is left: {left_out.forgotten:,} forgotten, {left_out.broken:,} not decodable")
         with ImageBar("writing", int(count_CK.sum()), console, transient=True) as bar, pa.memory_map(f"{temporary}/angles") as source:
-            files = [temporary / name for name in (TABLE, *names)]
-            judged = _judge(dataset, pa.ipc.open_stream(source), count_CK, angle_deg, files, bar)
+            files = [temporary / name for name in (TABLE, *lists)]
+            judged = _judge(dataset, names, pa.ipc.open_stream(source), count_CK, angle_deg, files, bar)
         _draw(judged.histogram, angle_deg, temporary / PICTURE)
-        for name in (TABLE, PICTURE, *names):
+        for name in (TABLE, PICTURE, *lists):
             (temporary / name).replace(out / name)
     console.print(_summary(count_CK, left_out, judged, angle_deg))
-    console.print(f"checkpoint  {checkpoint}\nreport      {', '.join(str(out / name) for name in (TABLE, PICTURE, *names))}", markup=False)
-    for part, name in zip(dataset.parts, names, strict=True):
+    console.print(f"checkpoint  {checkpoint}\nreport      {', '.join(str(out / name) for name in (TABLE, PICTURE, *lists))}", markup=False)
+    for part, name in zip(dataset.parts, lists, strict=True):
         if (out / name).stat().st_size:
             console.print(f"to drop     manyfaces data forget {part.dataset.where} --keys {out / name}", markup=False)
 
@@ -131,13 +134,13 @@ def _columns(held: list[_Rows]) -> list[pa.Array]:
 
 
 def _judge(
-    dataset: AnyDataset, measured: Iterable[pa.RecordBatch], count_CK: NDArray[np.int32], angle_deg: float, files: list[Path], bar: ImageBar
-) -> _Judged:
+    dataset: AnyDataset, names: pa.Array, measured: Iterable[pa.RecordBatch], count_CK: NDArray[np.int32], angle_deg: float,
+    files: list[Path], bar: ImageBar,
+) -> _Judged:  # fmt: skip
     """Write the table and, for each part, the keys to drop."""
     table, *drops = files
     dominant_C = count_CK.argmax(1)  # of equal counts the first
     judged = _Judged(np.zeros(len(dominant_C), np.int32))
-    names = _names(dataset)
     with contextlib.ExitStack() as stack:
         writer = stack.enter_context(pq.ParquetWriter(table, _SCHEMA))
         lists = [stack.enter_context(path.open("w")) for path in drops]
@@ -164,15 +167,10 @@ def _judge(
 
 
 def _names(dataset: AnyDataset) -> pa.Array:
-    """Of each class, null where no `identities.txt` tells."""
-
-    def lines() -> Iterator[str | None]:
-        for part in dataset.parts:
-            with identity_names(part.dataset) as file:
-                told = (line.rstrip("\n") for line in file)
-                yield from itertools.islice(itertools.chain(told, itertools.repeat(None)), part.dataset.manifest.num_identities)
-
-    return pa.array(lines(), pa.string())
+    """Of each class, as the head's verbs have it; null where no `identities.txt` tells."""
+    lines = (line.decode(errors="replace").rstrip("\n") for line in name_lines(dataset))
+    names = pa.array(lines, pa.string())
+    return names if len(names) else pa.nulls(dataset.manifest.num_identities, pa.string())
 
 
 def _summary(count_CK: NDArray[np.int32], left_out: LeftOut, judged: _Judged, angle_deg: float) -> Table:

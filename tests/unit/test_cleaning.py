@@ -42,8 +42,8 @@ def mine(dataset_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Datase
     return dataset
 
 
-def config_of(folder: Path, **data: Any) -> Config:
-    tree = {"model": {"kind": "mobilefacenet", "scale": 1, "embedding_dim": DIM}, "data": {"image_px": PX, **data}}
+def config_of(folder: Path, head: dict[str, Any] | None = None, **data: Any) -> Config:
+    tree = {"model": {"kind": "mobilefacenet", "scale": 1, "embedding_dim": DIM}, "data": {"image_px": PX, **data}, "head": head or {}}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(tree))
     return load(str(folder / "recipe.yaml"), [])
 
@@ -173,8 +173,10 @@ def test_a_mixture_is_reported_as_one_and_dropped_from_by_its_parts(mine: Datase
     assert main(["head", "report", str(tmp_path / "run" / "checkpoints" / "step-00000007"), "--out", str(tmp_path / "out")]) == 0
     table = pq.read_table(tmp_path / "out" / "cleaning.parquet").to_pydict()
     assert table["sample"] == ids_N[good_N].tolist()
-    assert table["name"][:20] == [None] * 20
-    assert None not in table["name"][20:]
+    told = [f"other/{number}" for number in range(5)] + [
+        f"{mine.path.name}/{line}" for line in (mine.path / "identities.txt").read_text().split()
+    ]
+    assert table["name"] == [told[number] for number in class_N[good_N]]
     np.testing.assert_allclose(table["dominant_angle_deg"], dominant_angle_N[good_N], atol=1e-3)
     for number, part in enumerate(dataset.parts):
         own = part.slots(np.flatnonzero(good_N & (dominant_angle_N > 75)))
@@ -194,6 +196,10 @@ def test_mistakes_are_one_line(runs, tmp_path: Path, capsys: pytest.CaptureFixtu
         told = capsys.readouterr().err
         assert message in told
         assert len(told.strip().splitlines()) == 1
+    path = str(tmp_path / "other")
+    checkpoint(tmp_path / "triplets", 1, head={"margin": {"kind": "none"}, "triplet": {}}, order="pk", path=path)
+    assert main(["head", "report", str(tmp_path / "triplets" / "checkpoints" / "step-00000007"), "--out", str(tmp_path / "out")]) == 2
+    assert "head.margin none has no class centres" in capsys.readouterr().err
     assert main(["head", "report", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
     assert "no run there" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
