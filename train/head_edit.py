@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.progress import track
 from torch import Tensor
 
@@ -26,7 +27,7 @@ from manyfaces.data.mixture import AnyDataset
 from manyfaces.data.names import Names, name_lines
 from manyfaces.data.write import IDENTITIES
 from manyfaces.train.checkpoint import COMMIT, FREE_SPACE_FACTOR, HEAD, STATE, check_commit, chosen, commit, digest, read_state, rot
-from manyfaces.train.head_files import BARRED, HeadFiles, Ints, write_head
+from manyfaces.train.head_files import BARRED, HeadFiles, Ints, lengths, write_head
 from manyfaces.train.newcomers import Newcomers, class_means
 
 GONE = np.iinfo(np.int64).min
@@ -137,6 +138,7 @@ def remap(where: Path, out: Path, dataset: AnyDataset, fresh: bool, part: str | 
         hint = "where one of them is a part of the other, name it with --part" if part is None else "give --part as those names begin"
         raise UserError(f"{source.path}: no identity of {dataset.where} is in it ({there[0]!r} there, {here[0]!r} here); {hint}")
     dropped = source.head.num_classes - int((row_C >= 0).sum())
+    row_C[(row_C >= 0) & _blank(source.head)[row_C]] = -1  # it was forgotten there, and a row of zeros never moves again
     row_C[forgotten] = GONE
     new_k = np.flatnonzero(row_C == -1)
     row_C[new_k] = -1 - np.arange(len(new_k))
@@ -163,13 +165,18 @@ def merge(where: Path, other_where: Path, out: Path) -> Counts:
     if kinds != other_kinds:
         told = " and ".join(", ".join(f"{name} in {dtype}" for name, (dtype, _) in k.items()) for k in (kinds, other_kinds))
         raise UserError(f"{other.path}: its rows are kept in another way ({told.replace('torch.', '')}); the same head.rows is needed")
-    appended_k = np.flatnonzero(source.names.find(other.names) < 0)
+    place_k = source.names.find(other.names)
+    appended_k = np.flatnonzero(place_k < 0)
     if not len(appended_k):
         raise UserError(f"{other.path}: all its {len(other.names):,} identities are in {source.path} already; there is nothing to append")
+    # Who is forgotten in the one has the other's row.
+    filled_k = np.flatnonzero((place_k >= 0) & _blank(source.head)[place_k] & ~_blank(other.head))
     row_C = np.append(np.arange(source.head.num_classes), -1 - np.arange(len(appended_k)))
+    row_C[place_k[filled_k]] = -1 - len(appended_k) - np.arange(len(filled_k))
+    taken_k = np.append(appended_k, filled_k)
     counts = {"kept": source.head.num_classes, "appended": len(appended_k), "in both": len(other.names) - len(appended_k)}
     names = source.names + other.names.take(appended_k)
-    _write(source, out, names, row_C, lambda name, numbers_n: other.head.take(name, appended_k[numbers_n]), "merge", counts)
+    _write(source, out, names, row_C, lambda name, numbers_n: other.head.take(name, taken_k[numbers_n]), "merge", counts)
     return counts
 
 
@@ -193,6 +200,11 @@ def _begin(where: Path, out: Path) -> Source:
     if (out.parent.parent / _RUN_FILE).exists():
         raise UserError(f"{out}: that run would resume from it; give a folder of no run, such as edited/checkpoints/{out.name}")
     return open_source(where)
+
+
+def _blank(head: HeadFiles) -> NDArray[np.bool_]:
+    """Of each class, whether its row is nothing but zeros."""
+    return (lengths(head) == 0).numpy()
 
 
 def _means(source: Source, dataset: AnyDataset, classes_k: Ints, counts: Counts) -> Tensor | None:

@@ -68,6 +68,13 @@ class HeadFiles:
         return taken
 
 
+def lengths(head: HeadFiles) -> Tensor:
+    """Of each class's row, float32 [C]; 0 for one that was forgotten."""
+    part = max(1, PART_BYTES // (4 * head.like["rows"].shape[1]))
+    parts = (np.arange(lo, min(lo + part, head.num_classes)) for lo in range(0, head.num_classes, part))
+    return torch.cat([torch.linalg.vector_norm(head.take("rows", classes_n).float(), dim=1) for classes_n in parts])
+
+
 class SubCentres:
     """The class centres of a checkpoint's head: its planes `rows`, `rows.1` ..., one a sub-centre."""
 

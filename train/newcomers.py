@@ -18,7 +18,7 @@ from manyfaces.data.mixture import AnyDataset
 from manyfaces.data.progress import ImageBar
 from manyfaces.models.rows import initial
 from manyfaces.train.checkpoint import COMMIT
-from manyfaces.train.head_files import PART_BYTES, HeadFiles, Ints, initial_state
+from manyfaces.train.head_files import HeadFiles, Ints, initial_state, lengths
 
 _PURPOSE = 0x4E4557  # keeps added rows apart from those that a head of the same seed began with
 
@@ -75,9 +75,6 @@ def class_means(checkpoint: Path, dataset: AnyDataset, classes_k: Ints, counts: 
 
 def _median_length(head: HeadFiles) -> float:
     """Of the rows that stand for a class."""
-    dim = head.like["rows"].shape[1]
-    part = max(1, PART_BYTES // (4 * dim))
-    parts = (np.arange(lo, min(lo + part, head.num_classes)) for lo in range(0, head.num_classes, part))
-    lengths_C = torch.cat([torch.linalg.vector_norm(head.take("rows", classes_n).float(), dim=1) for classes_n in parts])
+    lengths_C = lengths(head)
     lengths_C = lengths_C[lengths_C > 0]
     return float(np.median(lengths_C.numpy())) if len(lengths_C) else 1.0

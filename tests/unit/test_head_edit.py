@@ -175,6 +175,25 @@ def test_who_is_forgotten_in_the_dataset_has_no_row_in_its_head(here: Path, tmp_
         add(here, tmp_path / "none", names("dora", "emil"), dataset)
 
 
+def test_who_was_forgotten_and_is_not_any_more_starts_anew(here: Path, tmp_path: Path) -> None:
+    """A row of zeros has no direction: no gradient would ever move it."""
+    like, head = made_head(1, 0), made_head(3, 4)
+    for tensor in head.values():
+        tensor[1] = 0
+    forgetful = write_checkpoint(tmp_path / "forgetful", ["anna", "bob", "dora"], head)
+    counts = remap(forgetful, tmp_path / "out", named_dataset(tmp_path / "target", ["bob", "anna"]), fresh=True)
+    assert counts == {"kept": 1, "added": 1, "dropped": 1}
+    after = by_name(tmp_path / "out", like)
+    assert is_new(after["bob"])
+    assert same(after["anna"], by_name(forgetful, like)["anna"])
+    known = by_name(here, like)
+    assert merge(forgetful, here, tmp_path / "merged") == {"kept": 3, "appended": 1, "in both": 2}
+    merged = by_name(tmp_path / "merged", like)
+    assert list(merged) == ["anna", "bob", "dora", "carl"]
+    assert same(merged["anna"], by_name(forgetful, like)["anna"])
+    assert all(same(merged[name], known[name]) for name in ("bob", "carl"))
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
