@@ -73,6 +73,8 @@ def head_cost(head: Head, num_identities: int, dim: int, batch: int, world_size:
     copies = 4 if head.rows.optimizer == "adamw" else 3
     scores = batch * chunk * (1 if planes == 1 else 3)
     workspace = 4 * (scores + copies * planes * chunk * dim + 4 * batch * wide) + stored * batch * scored
+    if head.triplet is not None:  # float64: embeddings, their gradient, and some twelve matrices of a block of distances
+        workspace += 8 * (2 * batch * wide + 12 * min(2**19, batch * ceil(batch / world_size)))
     # Walk 1 reads rows; walk 2 reads and writes them and their state. Each score that is kept is written once and read once.
     traffic = planes * scored * (3 * item * dim + 2 * kept) + 2 * stored * batch * scored
     if head.rows.lazy_decay and head.sample_rate < 1:  # before walk 1 reads rows, they and their momentum are brought up to date
@@ -95,10 +97,13 @@ def head_cost(head: Head, num_identities: int, dim: int, batch: int, world_size:
     )
 
 
-def alternatives(head: Head, *, kernels: bool) -> Iterator[Head]:
-    """The settings of rows and logits worth choosing from, this head's own first. Stored logits are not where Triton's kernels run: they
-    switch those off."""
+def alternatives(head: Head, *, kernels: bool, is_gpu: bool, world_size: int) -> Iterator[Head]:
+    """The settings worth choosing from, this head's own first. Stored logits are not where Triton's kernels run: they switch those off."""
     yield head
+    if world_size > 1:
+        yield head.model_copy(update={"wire_dtype": "float32" if head.wire_dtype == "bfloat16" else "bfloat16"})
+    if is_gpu and head.sample_rate < 1:
+        yield head.model_copy(update={"placement": "device" if head.placement == "host" else "host"})
     for (optimizer, dtype), logits in product(
         [
             ("sgd", "float32"),
@@ -107,6 +112,7 @@ def alternatives(head: Head, *, kernels: bool) -> Iterator[Head]:
             ("rowwise", "float32"),
             ("rowwise", "float16"),
             ("rowwise", "bfloat16"),
+            ("adamw", "float32"),
         ],
         ["recompute", "store16"],
     ):
@@ -119,4 +125,5 @@ def alternatives(head: Head, *, kernels: bool) -> Iterator[Head]:
 
 
 def describe(head: Head) -> str:
-    return f"{head.rows.optimizer} {head.rows.dtype}, {head.logits}"
+    more = [f"{head.wire_dtype} sent"] * (head.wire_dtype != "float32") + ["rows on the host"] * (head.placement == "host")
+    return ", ".join([f"{head.rows.optimizer} {head.rows.dtype}", head.logits, *more])

@@ -212,16 +212,22 @@ def plan(config: Config, num_images: int, num_identities: int, world_size: int) 
 def head_lines(config: Config, found: Plan, machine: Machine) -> list[tuple[str, str]]:
     """What each setting of the head's rows and logits would cost a worker, and the quickest that fits its memory."""
     others = found.memory_bytes - found.head_bytes - found.head_workspace_bytes
-    header = f"memory a worker, rows and logits moved a step, arithmetic, about the time on {machine.name}"
+    header = f"memory a worker, rows and logits moved a step, sent, arithmetic, about the time on {machine.name}"
     lines: list[tuple[str, str]] = [("head settings", header)]
     fitting: list[tuple[float, float, int, str]] = []  # of equals, the first
-    for head in alternatives(config.head, kernels=machine.is_gpu and config.engine.head_kernels == "auto"):
+    for head in alternatives(
+        config.head,
+        kernels=machine.is_gpu and config.engine.head_kernels == "auto",
+        is_gpu=machine.is_gpu,
+        world_size=found.world_size,
+    ):
         cost = head_cost(head, found.num_identities, config.model.embedding_dim, found.batch_size, found.world_size, is_gpu=machine.is_gpu)
         total, seconds = others + cost.device_bytes + cost.workspace_bytes, machine.seconds(cost)
         fits = total <= machine.memory_bytes
         if fits:
             fitting.append((seconds, total, len(fitting), describe(head)))
-        figures = f"{_size(total):>9} {_size(cost.traffic_bytes):>9} {_count(cost.flops):>7}FLOP {1e3 * seconds:>8.3g} ms"
+        moved = " ".join(f"{_size(moved):>9}" for moved in (total, cost.traffic_bytes, cost.wire_bytes))
+        figures = f"{moved} {_count(cost.flops):>7}FLOP {1e3 * seconds:>8.3g} ms"
         remark = ", ".join(["this recipe"] * (head == config.head) + ["does not fit"] * (not fits))
         lines.append((f"  {describe(head)}", f"{figures}  {remark}".rstrip()))
     best = min(fitting)[-1] if fitting else "none: more workers, a lower head.sample_rate, a smaller batch or head.placement=host"
