@@ -192,6 +192,9 @@ class Config(Node):
         if head.triplet is not None and self.data.order != "pk":
             why = f"data.order {self.data.order} seldom shows an identity twice in a batch"
             raise ValueError(f"head.triplet needs several images of each identity, {why}; set data.order=pk, or remove head.triplet")
+        if kind == "none" and (head.sub_centers > 1 or head.filter_above is not None):
+            key = "filter_above" if head.sub_centers == 1 else "sub_centers"
+            raise ValueError(f"head.{key} does nothing where head.margin is none, which has no class centres; remove it")
         if kind == "none" and head.triplet is None:
             raise ValueError("head.margin none leaves nothing to train on; set head.triplet, or another margin")
         if kind == "curricularface" and head.scale > 256:

@@ -279,6 +279,8 @@ def test_the_plan_needs_no_heavy_module_and_well_under_a_second() -> None:
         ("margin: {kind: curricularface}, scale: 300", "head.scale 300: curricularface doubles logits"),
         ("triplet: {}", "head.triplet needs several images of each identity, .*; set data.order=pk"),
         ("margin: {kind: none}", "head.margin none leaves nothing to train on; set head.triplet"),
+        ("margin: {kind: none}, sub_centers: 3", "head.sub_centers does nothing where head.margin is none"),
+        ("margin: {kind: none}, filter_above: 0.4", "head.filter_above does nothing where head.margin is none"),
         ("label_spaces: each", "head.label_spaces each needs several datasets, data.order is shuffle; set data.order=mixture"),
         ("margin: {kind: magface, low: 20, high: 10}", "low 20 is not below high 10"),
         ("margin: {kind: custom}", "head.margin.file: is missing"),
