@@ -22,7 +22,7 @@ from torch import Tensor
 
 from manyfaces.models.collectives import Ranks
 from manyfaces.models.margins import Bend, Margin, above
-from manyfaces.models.products import times_transposed
+from manyfaces.models.products import times_transposed, transposed
 from manyfaces.models.rows import SHORTEST, Gate, Rows, looking_is_free
 from manyfaces.models.sampling import Chunk, Columns
 
@@ -318,7 +318,8 @@ def descend(
     # Samples that send no gradient are zeroed rather than multiplied by zero: they may be NaN.
     unit_BD = torch.where(outcome.live_B[:, None], unit_BD, 0)
     exponent_B, factor_B = exponents(outcome, scoring)
-    weighted_BD = unit_BD * factor_B[:, None].float()
+    unit_DB = unit_BD.T.contiguous()
+    weighted_DB = unit_DB * factor_B.float()
     d_unit_BD = torch.zeros_like(unit_BD)
     for chunk, parts in zip(columns.chunks, kept, strict=True):
         block = _Block(planes, chunk, columns, parts.inverse_Kn)
@@ -328,7 +329,7 @@ def descend(
         else:
             d_scores_Bn, factor_B = _restore(block, unit_BD, parts, scoring, outcome)
             nearer = tuple(each_Bn.float() for each_Bn in parts.nearer)
-            weighted_BD = unit_BD * factor_B[:, None].float()
+            weighted_DB = unit_DB * factor_B.float()
         block.set_own_(d_scores_Bn, torch.where(outcome.live_B, outcome.d_target_B / factor_B, 0).float()[:, None])
         for k in range(len(planes) - 1, -1, -1):  # what is nearer than all before it and not than one behind it is nearest
             rows_nD, inverse_n, d_plane_Bn = block.rows[k], parts.inverse_Kn[k], d_scores_Bn
@@ -338,7 +339,7 @@ def descend(
                 d_scores_Bn.sub_(d_plane_Bn)
             d_plane_Bn.mul_(inverse_n)
             d_unit_BD.addcmul_(times_transposed(d_plane_Bn, rows_nD.T), factor_B[:, None].float())
-            planes[k].update_(chunk.ids, rows_nD, inverse_n, times_transposed(d_plane_Bn.T, weighted_BD.T), gate)
+            planes[k].update_(chunk.ids, rows_nD, inverse_n, times_transposed(transposed(d_plane_Bn), weighted_DB), gate)
     return d_unit_BD
 
 

@@ -207,7 +207,7 @@ def test_lazy_decay_moves_drawn_rows_and_their_momentum_once_more() -> None:
     assert traffic(rows=Rows(lazy_decay=True)) == traffic(rows=Rows()) + 100_000 * 2 * 4
 
 
-@pytest.mark.parametrize(("gpus", "chunk"), [(0, 1024), (1, 16384)])
+@pytest.mark.parametrize(("gpus", "chunk"), [(0, 2064), (1, 16384)])
 def test_chunks_are_counted_as_the_device_has_them(gpus: int, chunk: int) -> None:
     config = make(train={"batch_size": 256}, cluster={"gpus_per_worker": gpus, "workers": 1})
     scores_rows_and_gradients = 4 * (256 * chunk + 3 * chunk * 512 + 4 * 256 * 512)
