@@ -98,17 +98,17 @@ class _Curriculum(NamedTuple):
     t: Tensor
 
     def logit(self, cosines: Tensor) -> Tensor:
-        return self._bent(cosines, above(cosines, self.threshold))[0]
+        return cosines.addcmul_(cosines, self._turned(cosines)[0])
 
     def both(self, cosines: Tensor) -> tuple[Tensor, Tensor]:
-        hard = above(cosines, self.threshold)
-        logits, turned = self._bent(cosines, hard)
-        return logits, turned.addcmul_(hard, cosines).add_(1)
+        turned, hard = self._turned(cosines)
+        slopes = hard.mul_(cosines).add_(turned).add_(1)
+        return cosines.addcmul_(cosines, turned), slopes
 
-    def _bent(self, cosines: Tensor, hard: Tensor) -> tuple[Tensor, Tensor]:
-        """z + hard z (t + z - 1), and hard (t + z - 1)."""
-        turned = (cosines + (self.t - 1)).mul_(hard)
-        return torch.addcmul(cosines, cosines, turned), turned
+    def _turned(self, cosines: Tensor) -> tuple[Tensor, Tensor]:
+        """hard (t + z - 1), which times z is added to z, and hard."""
+        hard = above(cosines, self.threshold)
+        return (cosines + (self.t - 1)).mul_(hard), hard
 
     def of(self, samples_m: Tensor) -> Bend:
         return self._replace(threshold=self.threshold[samples_m, 0])
