@@ -14,7 +14,8 @@ Shapes: B the global batch (padded places included), D the embedding, n the rows
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -137,22 +138,19 @@ class _Block:
 
     def cosines(self, unit_BD: Tensor) -> Tensor:
         """With the nearest sub-centre of each class [B, n]."""
-        best_Bn, *others = (self._plane(unit_BD, k) for k in range(len(self.rows)))
-        for other_Bn in others:
-            torch.maximum(best_Bn, other_Bn, out=best_Bn)
-        return best_Bn
+        return reduce(lambda best_Bn, other_Bn: torch.maximum(best_Bn, other_Bn, out=best_Bn), self._planes(unit_BD))
 
     def nearest(self, unit_BD: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Likewise, and `Kept.nearer` in float32."""
-        best_Bn, nearer = self._plane(unit_BD, 0), []
-        for k in range(1, len(self.rows)):
-            other_Bn = self._plane(unit_BD, k)
+        planes, nearer = self._planes(unit_BD), []
+        best_Bn = next(planes)
+        for other_Bn in planes:
             nearer.append(above(other_Bn, best_Bn))
             torch.maximum(best_Bn, other_Bn, out=best_Bn)
         return best_Bn, tuple(nearer)
 
-    def _plane(self, unit_BD: Tensor, k: int) -> Tensor:
-        return times_transposed(unit_BD, self.rows[k]).mul_(self.inverse_Kn[k])
+    def _planes(self, unit_BD: Tensor) -> Iterator[Tensor]:
+        return (times_transposed(unit_BD, rows_nD).mul_(inverse_n) for rows_nD, inverse_n in zip(self.rows, self.inverse_Kn, strict=True))
 
 
 class _Scores(NamedTuple):
@@ -187,18 +185,16 @@ def sum_negatives(planes: Sequence[Rows], unit_BD: Tensor, columns: Columns, sco
     """Walk 1. `planes` hold the sub-centres: plane k the k-th row of every class."""
     fixed = scoring.scale * scoring.largest_logit <= LARGEST_FIXED_SCALE and not store
     sum_up = _sum_logistic if scoring.binary else _sum_with_fixed_shift if fixed else _sum_with_own_shift
-    sum_B, pull_B = torch.zeros(2, len(unit_BD), dtype=torch.float64, device=unit_BD.device)
+    (sum_B, pull_B), kept = torch.zeros(2, len(unit_BD), dtype=torch.float64, device=unit_BD.device), []
     # In one piece: small ones between large ones would scatter memory.
     inverse_norms = unit_BD.new_empty(len(planes), sum(map(len, columns.chunks)))
-    kept = []
     for chunk in columns.chunks:
         block = _Block(planes, chunk, columns, inverse_norms[:, chunk.first : chunk.first + len(chunk)])
         for plane, rows_nD, inverse_n in zip(planes, block.rows, block.inverse_Kn, strict=True):
             inverse_n.copy_(plane.inverse_norms(chunk.ids, rows_nD))
         part = sum_up(block, unit_BD, scoring, store)
         sum_B += part.sum_B
-        if part.pull_B is not None:
-            pull_B += part.pull_B
+        pull_B += 0 if part.pull_B is None else part.pull_B
         kept += part.kept
     return Negatives(sum_B, pull_B if scoring.binary else None, kept)
 
@@ -217,7 +213,9 @@ def _sum_with_own_shift(block: _Block, unit_BD: Tensor, scoring: Scoring, store:
     scores = _logits(block, unit_BD, scoring.bend, slopes=store)
     logits_Bn = scores.values_Bn
     block.leave_out_(logits_Bn, own=True)
-    bits_B = logits_Bn.amax(1).clamp_(min=-1) * bits - _headroom(scoring)  # -inf where there is nothing but the target
+    bits_B = (
+        logits_Bn.amax(1).clamp_(min=-1) * bits - _HEADROOM + 3 * (scoring.bend is not None)
+    )  # -inf where there is nothing but the target
     # Rounded once: 200 bits would leave 1e-5 of error.
     powers_Bn = torch.add(-bits_B[:, None], logits_Bn, alpha=bits, out=logits_Bn).exp2_()
     sum_B = powers_Bn.sum(1).double() * bits_B.double().exp2_()
@@ -234,12 +232,8 @@ def _sum_logistic(block: _Block, unit_BD: Tensor, scoring: Scoring, store: bool)
     pull_B = pulls_Bn.sum(1).double()
     if not store:
         return Negatives(sum_B, pull_B, [Kept(block.inverse_Kn)])
-    bits_B = pulls_Bn.amax(1).clamp_(min=2.0**-100).log2() - _headroom(scoring)
+    bits_B = pulls_Bn.amax(1).clamp_(min=2.0**-100).log2() - _HEADROOM + 3 * (scoring.bend is not None)
     return Negatives(sum_B, pull_B, [_keep(block, scores, pulls_Bn.mul_(torch.exp2(-bits_B)[:, None]), bits_B)])
-
-
-def _headroom(scoring: Scoring) -> int:
-    return _HEADROOM if scoring.bend is None else _HEADROOM - 3
 
 
 def _keep(block: _Block, scores: _Scores, pulls_Bn: Tensor, bits_B: Tensor) -> Kept:
@@ -318,9 +312,8 @@ def descend(
     # Samples that send no gradient are zeroed rather than multiplied by zero: they may be NaN.
     unit_BD = torch.where(outcome.live_B[:, None], unit_BD, 0)
     exponent_B, factor_B = exponents(outcome, scoring)
-    unit_DB = unit_BD.T.contiguous()
+    unit_DB, d_unit_BD = unit_BD.T.contiguous(), torch.zeros_like(unit_BD)
     weighted_DB = unit_DB * factor_B.float()
-    d_unit_BD = torch.zeros_like(unit_BD)
     for chunk, parts in zip(columns.chunks, kept, strict=True):
         block = _Block(planes, chunk, columns, parts.inverse_Kn)
         # Each sample's gradients are in a unit of its own, which multiplies what is B x D.
