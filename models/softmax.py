@@ -312,8 +312,7 @@ def descend(
     # Samples that send no gradient are zeroed rather than multiplied by zero: they may be NaN.
     unit_BD = torch.where(outcome.live_B[:, None], unit_BD, 0)
     exponent_B, factor_B = exponents(outcome, scoring)
-    unit_DB, d_unit_BD = unit_BD.T.contiguous(), torch.zeros_like(unit_BD)
-    weighted_DB = unit_DB * factor_B.float()
+    weighted_BD, d_unit_BD = unit_BD * factor_B[:, None].float(), torch.zeros_like(unit_BD)
     for chunk, parts in zip(columns.chunks, kept, strict=True):
         block = _Block(planes, chunk, columns, parts.inverse_Kn)
         # Each sample's gradients are in a unit of its own, which multiplies what is B x D.
@@ -322,7 +321,7 @@ def descend(
         else:
             d_scores_Bn, factor_B = _restore(block, unit_BD, parts, scoring, outcome)
             nearer = tuple(each_Bn.float() for each_Bn in parts.nearer)
-            weighted_DB = unit_DB * factor_B.float()
+            weighted_BD = unit_BD * factor_B[:, None].float()
         block.set_own_(d_scores_Bn, torch.where(outcome.live_B, outcome.d_target_B / factor_B, 0).float()[:, None])
         for k in range(len(planes) - 1, -1, -1):  # what is nearer than all before it and not than one behind it is nearest
             rows_nD, inverse_n, d_plane_Bn = block.rows[k], parts.inverse_Kn[k], d_scores_Bn
@@ -332,7 +331,7 @@ def descend(
                 d_scores_Bn.sub_(d_plane_Bn)
             d_plane_Bn.mul_(inverse_n)
             d_unit_BD.addcmul_(times_transposed(d_plane_Bn, rows_nD.T), factor_B[:, None].float())
-            planes[k].update_(chunk.ids, rows_nD, inverse_n, times_transposed(transposed(d_plane_Bn), weighted_DB), gate)
+            planes[k].update_(chunk.ids, rows_nD, inverse_n, times_transposed(transposed(d_plane_Bn), weighted_BD.T), gate)
     return d_unit_BD
 
 
