@@ -19,14 +19,11 @@ demo/heldout/manyfaces.json: | .venv/installed
 demo/pairs.bin: demo/heldout/manyfaces.json
 	$(BIN)/manyfaces data pairs demo/heldout $@ --count 2000
 
-# tests/dist by name: pytest leaves out folders that are called dist.
 test: lint
 	$(BIN)/pytest
-	$(BIN)/pytest tests/dist
 
 test-all: lint
 	$(BIN)/pytest -m ""
-	$(BIN)/pytest -m "" tests/dist
 
 bench: .venv/installed demo/train/manyfaces.json
 	$(BIN)/python tests/bench/bench_job.py configs/demo.yaml

@@ -1,1 +1,2 @@
-"""Where workers run: Ray Train, torchrun or one process, and Ray Jobs. Knows no model and no data."""
+"""Where workers run: Ray Train, torchrun or one process, and Ray Jobs. Knows no model and no
+data."""

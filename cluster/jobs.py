@@ -1,4 +1,5 @@
-"""Jobs on a Ray cluster that is up: ship code and configuration, start, follow, stop. The one file that knows ray.job_submission."""
+"""Jobs on a Ray cluster that is up: ship code and configuration, start, follow, stop. The one file
+that knows ray.job_submission."""
 
 import contextlib
 import os
@@ -19,7 +20,8 @@ STOP_WAIT_S = 30  # for the driver after SIGTERM; Ray's 3 s are too short for an
 
 @contextlib.contextmanager
 def package() -> Iterator[Path]:
-    """A folder `manyfaces` that holds this package as a wheel would install it: Ray ships an unpacked wheel without reinstalling torch.
+    """A folder `manyfaces` that holds this package as a wheel would install it: Ray ships an
+    unpacked wheel without reinstalling torch.
 
     Raises `UserError` where the wheel cannot be built.
     """
@@ -28,8 +30,21 @@ def package() -> Iterator[Path]:
         yield root
         return
     with tempfile.TemporaryDirectory(prefix="manyfaces-wheel-") as target:
-        shutil.rmtree(root / "build" / "lib", ignore_errors=True)  # modules that are gone would travel
-        command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", target, str(root)]
+        shutil.rmtree(
+            root / "build" / "lib", ignore_errors=True
+        )  # modules that are gone would travel
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "wheel",
+            "--quiet",
+            "--no-deps",
+            "--no-build-isolation",
+            "-w",
+            target,
+            str(root),
+        ]
         built = subprocess.run(command, capture_output=True, text=True, check=False)
         if built.returncode:
             last = (built.stderr.strip().splitlines() or ["no output"])[-1]
@@ -49,11 +64,16 @@ class Jobs:
         try:
             self._client: Any = JobSubmissionClient(address)
         except (ConnectionError, RuntimeError) as error:
-            raise UserError(f"{address}: no Ray dashboard answers there ({str(error).splitlines()[0]})") from error
+            raise UserError(
+                f"{address}: no Ray dashboard answers there ({str(error).splitlines()[0]})"
+            ) from error
 
     def submit(self, name: str, config_yaml: str) -> str:
-        """Start `manyfaces train` on the cluster's head with this configuration; returns the job's id."""
-        tracking = {name: os.environ[name] for name in ("MLFLOW_TRACKING_URI",) if name in os.environ}
+        """Start `manyfaces train` on the cluster's head with this configuration; returns the job's
+        id."""
+        tracking = {
+            name: os.environ[name] for name in ("MLFLOW_TRACKING_URI",) if name in os.environ
+        }
         with tempfile.TemporaryDirectory(prefix="manyfaces-job-") as folder, package() as code:
             (Path(folder) / CONFIG).write_text(config_yaml)
             job = self._client.submit_job(
@@ -90,5 +110,7 @@ class Jobs:
             return call(job)
         except RuntimeError as error:
             if "does not exist" in str(error) or "404" in str(error):
-                raise UserError(f"{job}: no such job at {self.address}; `manyfaces jobs list` shows them") from error
+                raise UserError(
+                    f"{job}: no such job at {self.address}; `manyfaces jobs list` shows them"
+                ) from error
             raise UserError(f"{self.address}: {str(error).splitlines()[0]}") from error

@@ -1,6 +1,8 @@
-"""Run one worker function in every worker: through Ray Train, under torchrun, or in this process. The one file that knows ray.train.
+"""Run one worker function in every worker: through Ray Train, under torchrun, or in this process.
+The one file that knows ray.train.
 
-Ray places, starts and restarts the workers; it is given no checkpoint, because a run finds its newest committed one by itself.
+Ray places, starts and restarts the workers; it is given no checkpoint, because a run finds its
+newest committed one by itself.
 """
 
 import math
@@ -24,25 +26,37 @@ Work = Callable[[dict[str, Any]], None]
 GROUP_TIMEOUT_S = 1800
 START_TIMEOUT_S = 60
 OBJECT_STORE_BYTES = 100 << 20  # nothing but small messages travels through Ray
-# glibc gives large blocks back to the kernel at once, which zeroes them again at the next step. Measured with tests/bench/bench_job.py on
-# the recipe of small faces, two cores: 31 images/s as glibc does it, 63 so.
-KEEP_MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": str(1 << 33)}
+# glibc gives large blocks back to the kernel at once, which zeroes them again at the next step.
+# Measured with tests/bench/bench_job.py on the recipe of small faces, two cores: 31 images/s as
+# glibc does it, 63 so.
+KEEP_MEMORY = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 32),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 33),
+}
 
 
 HIDE_GPUS = {"CUDA_VISIBLE_DEVICES": ""}  # Ray hides none from a worker that asked for none
 
 
 class WorkersFailedError(UserError):
-    """Workers failed more often than allowed, or could not be placed; the message has the first failure's last line."""
+    """Workers failed more often than allowed, or could not be placed; the message has the first
+    failure's last line."""
 
 
 def launch(
-    work: Work, payload: dict[str, Any], config: schema.Cluster, scratch: Path, code: Callable[[], AbstractContextManager[Path]]
+    work: Work,
+    payload: dict[str, Any],
+    config: schema.Cluster,
+    scratch: Path,
+    code: Callable[[], AbstractContextManager[Path]],
 ) -> None:
-    """Run `work(payload)` in all workers and wait. Ray keeps its own notes in `scratch`, a folder that every node sees; `code` gives the
-    folder of the `manyfaces` package, for nodes that lack it.
+    """Run `work(payload)` in all workers and wait. Ray keeps its own notes in `scratch`, a folder
+    that every node sees; `code` gives the folder of the `manyfaces` package, for nodes that lack
+    it.
 
-    Raises `UserError` for more workers than there are resources, `WorkersFailedError` after `config.max_failures` restarts.
+    Raises `UserError` for more workers than there are resources, `WorkersFailedError` after
+    `config.max_failures` restarts.
     """
     if config.launcher == "process" or under_torchrun():
         if config.gpus_per_worker == 0:
@@ -53,7 +67,8 @@ def launch(
 
 
 def refuse(config: schema.Cluster) -> None:
-    """Raise `UserError` for more workers than this machine can hold, where it is to hold them; a cluster is asked when it is joined."""
+    """Raise `UserError` for more workers than this machine can hold, where it is to hold them; a
+    cluster is asked when it is joined."""
     if config.launcher == "ray" and config.address is None and not under_torchrun():
         gpus = torch.cuda.device_count()
         _refuse_too_many(config, _workers(config, gpus), os.cpu_count() or 1, gpus, "this machine")
@@ -70,7 +85,9 @@ def _run_here(work: Work, payload: dict[str, Any]) -> None:
         dist.init_process_group(backend, timeout=timeout)
     else:
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")  # DeepSpeed asks for them
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+        dist.init_process_group(
+            backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout
+        )
     try:
         work(payload)
     finally:
@@ -78,12 +95,20 @@ def _run_here(work: Work, payload: dict[str, Any]) -> None:
 
 
 def _run_on_ray(
-    work: Work, payload: dict[str, Any], config: schema.Cluster, scratch: Path, code: Callable[[], AbstractContextManager[Path]]
+    work: Work,
+    payload: dict[str, Any],
+    config: schema.Cluster,
+    scratch: Path,
+    code: Callable[[], AbstractContextManager[Path]],
 ) -> None:
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(START_TIMEOUT_S))
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-    os.environ.setdefault("RAY_worker_niceness", "0")  # training is what the machine is for; Ray's default is 15
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a warning about a future default
+    os.environ.setdefault(
+        "RAY_worker_niceness", "0"
+    )  # training is what the machine is for; Ray's default is 15
+    os.environ.setdefault(
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"
+    )  # silences a warning about a future default
     import ray
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -94,11 +119,20 @@ def _run_on_ray(
         if config.address is None:
             # The dashboard and its metrics are for clusters.
             try:
-                ray.init(address="local", num_cpus=os.cpu_count(), include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
-            except Exception as error:  # a bare Exception is what Ray raises when its daemons take too long
+                ray.init(
+                    address="local",
+                    num_cpus=os.cpu_count(),
+                    include_dashboard=False,
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    **quiet,
+                )
+            except (
+                Exception
+            ) as error:  # a bare Exception is what Ray raises when its daemons take too long
                 reason = (str(error) or type(error).__name__).splitlines()[0]
                 raise UserError(
-                    f"no local Ray could be started: {reason} Try again when this computer has less to do, or use cluster.launcher=process"
+                    f"no local Ray could be started: {reason} Try again when this computer has "
+                    "less to do, or use cluster.launcher=process"
                 ) from error
         else:
             # A job's workers inherit the job's code; a driver started by hand brings its own.
@@ -107,16 +141,25 @@ def _run_on_ray(
                     ray.init(address=config.address, **quiet)
                 else:
                     with code() as package:
-                        ray.init(address=config.address, runtime_env={"py_modules": [str(package)]}, **quiet)
+                        ray.init(
+                            address=config.address,
+                            runtime_env={"py_modules": [str(package)]},
+                            **quiet,
+                        )
             except ConnectionError as error:
-                raise UserError(f"cluster.address {config.address}: no Ray cluster answers there; `ray start --head` starts one") from error
+                raise UserError(
+                    f"cluster.address {config.address}: no Ray cluster answers there; `ray start "
+                    "--head` starts one"
+                ) from error
     try:
         resources = ray.cluster_resources()
         num_gpus = int(resources.get("GPU", 0))
         workers = _workers(config, num_gpus)
         _refuse_too_many(config, workers, int(resources.get("CPU", 0)), num_gpus, "the cluster")
         waits = max(math.ceil(config.schedule_timeout_s / START_TIMEOUT_S), 1)
-        with tempfile.TemporaryDirectory(prefix=".ray-", dir=scratch, ignore_cleanup_errors=True) as storage:
+        with tempfile.TemporaryDirectory(
+            prefix=".ray-", dir=scratch, ignore_cleanup_errors=True
+        ) as storage:
             trainer = TorchTrainer(
                 _silenced(work),
                 train_loop_config=payload,
@@ -124,16 +167,22 @@ def _run_on_ray(
                 scaling_config=ray.train.ScalingConfig(
                     num_workers=workers,
                     use_gpu=_uses_gpu(config, num_gpus),
-                    resources_per_worker={"CPU": config.threads_per_worker} | ({"GPU": 1} if _uses_gpu(config, num_gpus) else {}),
+                    resources_per_worker={"CPU": config.threads_per_worker}
+                    | ({"GPU": 1} if _uses_gpu(config, num_gpus) else {}),
                 ),
                 run_config=ray.train.RunConfig(
                     name=f"{payload['name']}-{int(time.time())}",
                     storage_path=storage,
-                    worker_runtime_env=None if _uses_gpu(config, num_gpus) else {"env_vars": KEEP_MEMORY | HIDE_GPUS},
+                    worker_runtime_env=None
+                    if _uses_gpu(config, num_gpus)
+                    else {"env_vars": KEEP_MEMORY | HIDE_GPUS},
                     failure_config=ray.train.FailureConfig(
                         max_failures=config.max_failures,
-                        # Ray counts failed placements over the whole run: each restart may wait as long as the first start.
-                        controller_failure_limit=-1 if config.max_failures < 0 else waits * (config.max_failures + 1),
+                        # Ray counts failed placements over the whole run: each restart may wait as
+                        # long as the first start.
+                        controller_failure_limit=-1
+                        if config.max_failures < 0
+                        else waits * (config.max_failures + 1),
                     ),
                 ),
             )
@@ -162,7 +211,10 @@ def _first_failure(error: Exception, max_failures: int) -> str:
     lines = [line for line in str(cause).strip().splitlines() if line.strip()] or [repr(cause)]
     if rank is None:
         return f"Ray could not start the workers: {lines[-1].strip()}"
-    return f"workers failed more than cluster.max_failures={max_failures} times; the last, rank {rank}: {lines[-1].strip()}"
+    return (
+        f"workers failed more than cluster.max_failures={max_failures} times; the last, rank "
+        f"{rank}: {lines[-1].strip()}"
+    )
 
 
 def _uses_gpu(config: schema.Cluster, num_gpus: int) -> bool:
@@ -173,14 +225,29 @@ def _workers(config: schema.Cluster, num_gpus: int) -> int | tuple[int, int]:
     if isinstance(config.workers, Elastic):
         return config.workers.min, config.workers.max
     if config.workers == "auto":
-        return max(num_gpus, 1) if _uses_gpu(config, num_gpus) else min(2, max((os.cpu_count() or 1) // config.threads_per_worker, 1))
+        return (
+            max(num_gpus, 1)
+            if _uses_gpu(config, num_gpus)
+            else min(2, max((os.cpu_count() or 1) // config.threads_per_worker, 1))
+        )
     return config.workers
 
 
-def _refuse_too_many(config: schema.Cluster, workers: int | tuple[int, int], cpus: int, gpus: int, where: str) -> None:
+def _refuse_too_many(
+    config: schema.Cluster, workers: int | tuple[int, int], cpus: int, gpus: int, where: str
+) -> None:
     least = workers[0] if isinstance(workers, tuple) else workers
     if least * config.threads_per_worker > cpus:
-        needs = f"{least} workers of {config.threads_per_worker} threads need {least * config.threads_per_worker} CPUs"
-        raise UserError(f"cluster.workers: {needs}, {where} has {cpus}; lower cluster.workers or cluster.threads_per_worker")
+        needs = (
+            f"{least} workers of {config.threads_per_worker} threads need "
+            f"{least * config.threads_per_worker} CPUs"
+        )
+        raise UserError(
+            f"cluster.workers: {needs}, {where} has {cpus}; lower cluster.workers or "
+            "cluster.threads_per_worker"
+        )
     if _uses_gpu(config, gpus) and least > gpus:
-        raise UserError(f"cluster.workers: {least} workers need {least} GPUs, {where} has {gpus}; lower cluster.workers")
+        raise UserError(
+            f"cluster.workers: {least} workers need {least} GPUs, {where} has {gpus}; lower "
+            "cluster.workers"
+        )

@@ -33,8 +33,8 @@ class World:
 
 
 def agree(work: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
-    """This rank's `work()`, once every rank's went well. Collective: where one fails all raise `UserError`, so that none
-    waits in a later collective for one that is gone."""
+    """This rank's `work()`, once every rank's went well. Collective: where one fails all raise
+    `UserError`, so that none waits in a later collective for one that is gone."""
     result, fault = None, None
     try:
         result = work()

@@ -1,7 +1,9 @@
-"""Backbone shapes as InsightFace's `recognition/arcface_torch/backbones` defines them, with their arithmetic.
+"""Backbone shapes as InsightFace's `recognition/arcface_torch/backbones` defines them, with their
+arithmetic.
 
-The plan reads these without torch; `manyfaces.models` builds the modules from the same numbers. A multiply-add counts once, as in
-the published tables (IResNet-50 6.3 G, IResNet-100 12.1 G, ViT-T/S/B/L 1.5 / 5.7 / 11.4 / 25.3 G at 112 x 112).
+The plan reads these without torch; `manyfaces.models` builds the modules from the same numbers. A
+multiply-add counts once, as in the published tables (IResNet-50 6.3 G, IResNet-100 12.1 G,
+ViT-T/S/B/L 1.5 / 5.7 / 11.4 / 25.3 G at 112 x 112).
 """
 
 from dataclasses import dataclass
@@ -40,7 +42,8 @@ VIT: dict[str, ViTShape] = {
 
 
 class Cost(NamedTuple):
-    """What one backbone costs: all parameters, multiply-adds of one image's forward pass, and activation elements kept for backward."""
+    """What one backbone costs: all parameters, multiply-adds of one image's forward pass, and
+    activation elements kept for backward."""
 
     parameters: int
     multiply_adds: int
@@ -76,7 +79,9 @@ def iresnet_cost(depth: int, image_px: int, embedding_dim: int) -> Cost:
 def mobilefacenet_cost(scale: int, image_px: int, embedding_dim: int) -> Cost:
     parameters = multiply_adds = activations = 0
 
-    def conv(in_width: int, width: int, kernel: int, px: int, groups: int = 1, prelu: bool = True) -> None:
+    def conv(
+        in_width: int, width: int, kernel: int, px: int, groups: int = 1, prelu: bool = True
+    ) -> None:
         nonlocal parameters, multiply_adds, activations
         weights = in_width * width * kernel * kernel // groups
         parameters += weights + (3 if prelu else 2) * width
@@ -112,7 +117,11 @@ def vit_cost(size: str, image_px: int, embedding_dim: int) -> Cost:
     parameters = patch * width + width + tokens * width + width  # patches, positions, mask token
     parameters += shape.depth * (block + (2 * 2 + 1 + shape.mlp_ratio + 1) * width) + 2 * width
     parameters += tokens * width * width + 2 * width + width * embedding_dim + 2 * embedding_dim
-    multiply_adds = tokens * patch * width + shape.depth * (tokens * block + 2 * tokens * tokens * width)
+    multiply_adds = tokens * patch * width + shape.depth * (
+        tokens * block + 2 * tokens * tokens * width
+    )
     multiply_adds += tokens * width * width + width * embedding_dim
-    activations = shape.depth * tokens * ((8 + 2 * shape.mlp_ratio) * width + 2 * shape.heads * tokens)
+    activations = (
+        shape.depth * tokens * ((8 + 2 * shape.mlp_ratio) * width + 2 * shape.heads * tokens)
+    )
     return Cost(parameters, multiply_adds, activations)

@@ -12,7 +12,8 @@ SMALLEST_SHARE = Fraction(1, 1000)
 
 
 class Augment(Node):
-    """Random changes of an image, in the order given here; each is a pure function of (seed, position)."""
+    """Random changes of an image, in the order given here; each is a pure function of (seed,
+    position)."""
 
     mask: Probability = 0.0
     """Probability that the lower face is painted gray, as a medical mask hides it."""
@@ -21,7 +22,8 @@ class Augment(Node):
     flip: Probability = 0.5
     """Probability of a horizontal flip."""
     misalign: Probability = 1.0
-    """Probability of shift, scale and rotation together (the misalignments of ARoFace, arXiv 2407.14972)."""
+    """Probability of shift, scale and rotation together (the misalignments of ARoFace, arXiv
+    2407.14972)."""
     shift_px: Annotated[float, Field(ge=0, le=56)] = 0.0
     """Largest translation along each axis, uniform."""
     scale: Annotated[float, Field(ge=0, le=0.5)] = 0.0
@@ -52,7 +54,9 @@ class Augment(Node):
     """Smallest and largest side in between, uniform."""
     jpeg: Probability = 0.0
     """Probability that the image is compressed again."""
-    jpeg_quality: tuple[Annotated[int, Field(ge=1, le=100)], Annotated[int, Field(ge=1, le=100)]] = (30, 90)
+    jpeg_quality: tuple[
+        Annotated[int, Field(ge=1, le=100)], Annotated[int, Field(ge=1, le=100)]
+    ] = (30, 90)
     """Lowest and highest quality of that, uniform."""
     erase: Probability = 0.0
     """Probability of a random rectangle painted gray (random erasing, arXiv 1708.04896)."""
@@ -79,22 +83,26 @@ class Part(Node):
 
 class Data(Node):
     path: str = ""
-    """Folder or URL (`s3://`, `gs://`, `https://`) of the dataset: shards, `index.arrow` and `manyfaces.json`, as
-    `manyfaces data convert|synth|index` write them."""
+    """Folder or URL (`s3://`, `gs://`, `https://`) of the dataset: shards, `index.arrow` and
+    `manyfaces.json`, as `manyfaces data convert|synth|index` write them."""
     cache_dir: str = "~/.cache/manyfaces"
-    """Where each node keeps the shards of a dataset at an URL; best on its NVMe disk. All datasets and runs of the node share it."""
+    """Where each node keeps the shards of a dataset at an URL; best on its NVMe disk. All datasets
+    and runs of the node share it."""
     cache_gb: PositiveFloat = 100.0
-    """Most bytes of shards in it, in 10^9; two windows let the next one be fetched while one is trained on."""
+    """Most bytes of shards in it, in 10^9; two windows let the next one be fetched while one is
+    trained on."""
     store_patience_s: PositiveFloat = 300.0
-    """How long a store at an URL may be away before the run stops; below `cluster.step_timeout_s`."""
+    """How long a store at an URL may be away before the run stops; below
+    `cluster.step_timeout_s`."""
     image_px: Annotated[int, Field(ge=32, le=1024)] = 112
     """Side of the square image that the model sees; other sizes are resized."""
     order: Literal["shuffle", "pk", "mixture"] = "shuffle"
-    """Every sample once an epoch; P identities x K images a batch (triplet losses, balanced training), all shards near; or several
-    datasets mixed by weight."""
+    """Every sample once an epoch; P identities x K images a batch (triplet losses, balanced
+    training), all shards near; or several datasets mixed by weight."""
     mixture: tuple[Part, ...] = ()
-    """The datasets of the order `mixture`, in place of `path`. They are taken as disjoint people, all classes of one softmax; sets that
-    share people are merged by `manyfaces data convert --identity-map` instead."""
+    """The datasets of the order `mixture`, in place of `path`. They are taken as disjoint people,
+    all classes of one softmax; sets that share people are merged by `manyfaces data convert
+    --identity-map` instead."""
     images_per_identity: Annotated[int, Field(ge=2)] = 4
     """K of the order `pk`; P is train.batch_size / K."""
     window_shards: PositiveInt = 16
@@ -106,9 +114,11 @@ class Data(Node):
     max_bad_share: Probability = 0.001
     """Samples that may turn out undecodable before the run stops, as a share of the dataset."""
     verify: Literal["auto", "sizes", "hashes"] = "auto"
-    """Before step 0: sizes and the ends of every shard, or SHA-256 of all bytes. `auto` hashes up to 4 GiB."""
+    """Before step 0: sizes and the ends of every shard, or SHA-256 of all bytes. `auto` hashes up
+    to 4 GiB."""
     expect_images: PositiveInt | None = None
-    """Images of the dataset the recipe is for: what the plan uses where the dataset is not at hand."""
+    """Images of the dataset the recipe is for: what the plan uses where the dataset is not at
+    hand."""
     expect_identities: PositiveInt | None = None
     """Identities, likewise."""
     augment: Augment = Augment()
@@ -120,7 +130,8 @@ class Data(Node):
 
     @property
     def shares(self) -> tuple[Fraction, ...]:
-        """Of the mixture's parts, 1 in all; weights are counted in decimals, so that 0.1 is a tenth."""
+        """Of the mixture's parts, 1 in all; weights are counted in decimals, so that 0.1 is a
+        tenth."""
         weights = [Fraction(str(part.weight)) for part in self.mixture]
         return tuple(weight / sum(weights) for weight in weights)
 
@@ -128,18 +139,27 @@ class Data(Node):
     def _one_or_several(self) -> "Data":
         if self.order != "mixture":
             if self.mixture:
-                raise ValueError(f"mixture has {len(self.mixture)} parts, but order is {self.order}; set data.order=mixture or remove them")
+                raise ValueError(
+                    f"mixture has {len(self.mixture)} parts, but order is {self.order}; set "
+                    "data.order=mixture or remove them"
+                )
             return self
         if len(self.mixture) < 2:
             example = "'[{path: A, weight: 2}, {path: B, weight: 1}]'"
-            raise ValueError(f"order mixture needs two datasets, mixture has {len(self.mixture)}; set data.mixture={example}")
+            raise ValueError(
+                f"order mixture needs two datasets, mixture has {len(self.mixture)}; set "
+                f"data.mixture={example}"
+            )
         if self.path:
             remedy = "make it a part, and set \"data.path=''\""
-            raise ValueError(f"order mixture takes its datasets from mixture, but path is {self.path}; {remedy}")
+            raise ValueError(
+                f"order mixture takes its datasets from mixture, but path is {self.path}; {remedy}"
+            )
         part, share = min(zip(self.mixture, self.shares, strict=True), key=lambda each: each[1])
         if share < SMALLEST_SHARE:
             limit = f"the smallest share is {float(SMALLEST_SHARE):.1%}"
             raise ValueError(
-                f"mixture: {part.path} with weight {part.weight:g} has {float(share):.2%} of all; {limit}: raise it or leave it out"
+                f"mixture: {part.path} with weight {part.weight:g} has {float(share):.2%} of all; "
+                f"{limit}: raise it or leave it out"
             )
         return self

@@ -8,14 +8,15 @@ import yaml
 from pydantic import ValidationError
 
 from manyfaces.configs.explain import lines, locate, sums
+from manyfaces.configs.reader import Reader, Value, find, merge
 from manyfaces.configs.schema import Config, UserError
-from manyfaces.configs.source import Reader, Value, find, merge
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """The tree of a YAML recipe (with its `base:` below it) and override words above it.
 
-    `path` may be the bare name of a shipped recipe. Raises `UserError` with one line for each thing that is wrong.
+    `path` may be the bare name of a shipped recipe. Raises `UserError` with one line for each thing
+    that is wrong.
     """
     reader = Reader(sums())
     tree = reader.file(find(path, Path()))
@@ -42,7 +43,11 @@ def _validate(root: Value, problems: list[str]) -> Config | None:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        places = [locate(detail["loc"], root) for detail in error.errors() if detail["type"] == "string_type"]
+        places = [
+            locate(detail["loc"], root)
+            for detail in error.errors()
+            if detail["type"] == "string_type"
+        ]
     # `run.name=7` means the text, though YAML reads a number.
     for place in places:
         if place.value.text is not None and place.value.data is not None:

@@ -8,8 +8,11 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 
 
 class UserError(ValueError):
-    """A person's mistake or a condition that a person must mend: shown as one line, without a traceback, exit code 2."""
+    """A person's mistake or a condition that a person must mend: shown as one line, without a
+    traceback, exit code 2."""
 
 
 class Node(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )

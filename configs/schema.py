@@ -1,11 +1,20 @@
-"""The one configuration tree. Every field has a range, a unit in its name where it has one, and a sentence under it.
+"""The one configuration tree. Every field has a range, a unit in its name where it has one, and a
+sentence under it.
 
-Sums are told apart by a `kind` literal. `manyfaces.configs.load` makes the tree from YAML and `path.to.key=value` words.
+Sums are told apart by a `kind` literal. `manyfaces.configs.load` makes the tree from YAML and
+`path.to.key=value` words.
 """
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from manyfaces.configs.architectures import ViTSize
 from manyfaces.configs.data_schema import *
@@ -68,7 +77,8 @@ class AdamW(Node):
 
 
 class Schedule(Node):
-    """Linear warm-up from 0, then decay to 0 at the last sample. Counted in samples, so that the world size does not matter."""
+    """Linear warm-up from 0, then decay to 0 at the last sample. Counted in samples, so that the
+    world size does not matter."""
 
     kind: Literal["polynomial", "cosine"] = "polynomial"
     power: PositiveFloat = 2.0
@@ -88,7 +98,8 @@ class Train(Node):
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16 is autocast: weights, BatchNorm and the head stay float32."""
     sync_batchnorm: bool = False
-    """BatchNorm over all workers; needed for results that do not depend on the number of workers."""
+    """BatchNorm over all workers; needed for results that do not depend on the number of
+    workers."""
 
 
 class Engine(Node):
@@ -103,7 +114,8 @@ class Engine(Node):
     compile: bool = False
     """torch.compile the backbone (needs a C++ compiler)."""
     head_kernels: Literal["auto", "torch"] = "auto"
-    """The head's walks on a GPU: Triton's kernels, or torch's own operations (slower; exact to 1e-6 where those are to 1e-3)."""
+    """The head's walks on a GPU: Triton's kernels, or torch's own operations (slower; exact to 1e-6
+    where those are to 1e-3)."""
 
 
 class Checkpoint(Node):
@@ -145,7 +157,8 @@ class Cluster(Node):
     address: str | None = None
     """Ray cluster to join: `auto` or HOST:PORT; none starts a local one."""
     workers: PositiveInt | Elastic | Literal["auto"] = "auto"
-    """Processes; `{min, max}` is elastic; `auto` is one a GPU, and without GPUs two if there are the cores."""
+    """Processes; `{min, max}` is elastic; `auto` is one a GPU, and without GPUs two if there are
+    the cores."""
     threads_per_worker: PositiveInt = 1
     """torch's CPU threads; results on CPU are bit-exact only at equal numbers."""
     gpus_per_worker: Literal["auto", 0, 1] = "auto"
@@ -172,13 +185,19 @@ class Config(Node):
     @model_validator(mode="after")
     def _fits_together(self) -> "Config":
         if self.data.store_patience_s >= self.cluster.step_timeout_s:
-            limit = f"cluster.step_timeout_s {self.cluster.step_timeout_s:g}, which would end the worker first"
-            raise ValueError(f"data.store_patience_s {self.data.store_patience_s:g} is not below {limit}")
+            limit = (
+                f"cluster.step_timeout_s {self.cluster.step_timeout_s:g}, which would end the "
+                "worker first"
+            )
+            raise ValueError(
+                f"data.store_patience_s {self.data.store_patience_s:g} is not below {limit}"
+            )
         self._head_fits()
         each = self.data.images_per_identity
         if self.data.order == "pk" and self.train.batch_size % each:
             raise ValueError(
-                f"train.batch_size {self.train.batch_size} is no multiple of data.images_per_identity {each}; data.order pk needs it"
+                f"train.batch_size {self.train.batch_size} is no multiple of "
+                f"data.images_per_identity {each}; data.order pk needs it"
             )
         return self
 
@@ -186,18 +205,42 @@ class Config(Node):
         head, kind = self.head, self.head.margin.kind
         if kind in ("sphereface2", "uniface") and head.sample_rate < 1:
             why = "whose losses of own and other classes are balanced over all of them"
-            raise ValueError(f"head.sample_rate {head.sample_rate:g} does not go with {kind}, {why}; set head.sample_rate=1")
-        if kind in ("sphereface2", "uniface") and self.data.order == "mixture" and head.label_spaces == "each":
-            raise ValueError(f"head.label_spaces each does not go with {kind}, whose bias is one for all; set head.label_spaces=joint")
+            raise ValueError(
+                f"head.sample_rate {head.sample_rate:g} does not go with {kind}, {why}; set "
+                "head.sample_rate=1"
+            )
+        if (
+            kind in ("sphereface2", "uniface")
+            and self.data.order == "mixture"
+            and head.label_spaces == "each"
+        ):
+            raise ValueError(
+                f"head.label_spaces each does not go with {kind}, whose bias is one for all; set "
+                "head.label_spaces=joint"
+            )
         if head.triplet is not None and self.data.order != "pk":
             why = f"data.order {self.data.order} seldom shows an identity twice in a batch"
-            raise ValueError(f"head.triplet needs several images of each identity, {why}; set data.order=pk, or remove head.triplet")
+            raise ValueError(
+                f"head.triplet needs several images of each identity, {why}; set data.order=pk, or "
+                "remove head.triplet"
+            )
         if kind == "none" and (head.sub_centers > 1 or head.filter_above is not None):
             key = "filter_above" if head.sub_centers == 1 else "sub_centers"
-            raise ValueError(f"head.{key} does nothing where head.margin is none, which has no class centres; remove it")
+            raise ValueError(
+                f"head.{key} does nothing where head.margin is none, which has no class centres; "
+                "remove it"
+            )
         if kind == "none" and head.triplet is None:
-            raise ValueError("head.margin none leaves nothing to train on; set head.triplet, or another margin")
+            raise ValueError(
+                "head.margin none leaves nothing to train on; set head.triplet, or another margin"
+            )
         if kind == "curricularface" and head.scale > 256:
-            raise ValueError(f"head.scale {head.scale:g}: curricularface doubles logits, at most 256 can be held; lower head.scale")
+            raise ValueError(
+                f"head.scale {head.scale:g}: curricularface doubles logits, at most 256 can be "
+                "held; lower head.scale"
+            )
         if head.label_spaces == "each" and self.data.order != "mixture":
-            raise ValueError(f"head.label_spaces each needs several datasets, data.order is {self.data.order}; set data.order=mixture")
+            raise ValueError(
+                f"head.label_spaces each needs several datasets, data.order is {self.data.order}; "
+                "set data.order=mixture"
+            )

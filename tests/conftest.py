@@ -1,4 +1,5 @@
-"""Shared fixtures: a small dataset of made identities, and memory that shows where it is read before it is written."""
+"""Shared fixtures: a small dataset of made identities, and memory that shows where it is read
+before it is written."""
 
 import os
 from collections.abc import Iterator
@@ -8,14 +9,16 @@ from typing import TYPE_CHECKING
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
 if not any(Path("/dev").glob("nvidia[0-9]*")):
-    os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton, whose own functions too are then interpreted
+    os.environ["TRITON_INTERPRET"] = (
+        "1"  # before anything imports Triton, whose own functions too are then interpreted
+    )
 
 import pytest
 import torch
 from hypothesis import settings
 
-from manyfaces.data.convert import synthesise
-from manyfaces.data.index import Dataset, open_dataset
+from manyfaces.data.dataset.index import Dataset, open_dataset
+from manyfaces.data.sources.convert import synthesise
 
 if TYPE_CHECKING:
     from store_server import Proxy
@@ -39,7 +42,8 @@ def dataset(dataset_path: Path) -> Dataset:
 
 @pytest.fixture(scope="module")
 def store() -> "Iterator[Proxy]":
-    """An S3 server behind a proxy of faults, for the module's time in this process's environment too."""
+    """An S3 server behind a proxy of faults, for the module's time in this process's environment
+    too."""
     from store_server import faulty_store
 
     with faulty_store() as proxy:

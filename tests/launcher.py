@@ -1,4 +1,5 @@
-"""Real gloo ranks on this machine, for tests: processes, a file to meet at, a bound on every wait, the first failure told."""
+"""Real gloo ranks on this machine, for tests: processes, a file to meet at, a bound on every wait,
+the first failure told."""
 
 import datetime
 import multiprocessing
@@ -19,29 +20,55 @@ import torch.distributed as dist
 _GRACE_S = 0.5  # for the first to fail to have written why, when others fail because of it
 
 
-def _rank(rank: int, world_size: int, folder: str, timeout_s: float, fn: Callable[..., Any], args: tuple[Any, ...]) -> None:
+def _rank(
+    rank: int,
+    world_size: int,
+    folder: str,
+    timeout_s: float,
+    fn: Callable[..., Any],
+    args: tuple[Any, ...],
+) -> None:
     try:
         warnings.simplefilter("error")
         torch.set_num_threads(1)
-        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size))  # as every launcher sets them
+        os.environ.update(
+            RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size)
+        )  # as every launcher sets them
         store = dist.FileStore(f"{folder}/store", world_size)
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=datetime.timedelta(seconds=timeout_s))
+        dist.init_process_group(
+            "gloo",
+            store=store,
+            rank=rank,
+            world_size=world_size,
+            timeout=datetime.timedelta(seconds=timeout_s),
+        )
         Path(folder, f"result{rank}").write_bytes(pickle.dumps(fn(*args)))
         dist.destroy_process_group()
     except BaseException:
-        Path(folder, f"error{rank}").write_bytes(pickle.dumps((time.monotonic(), traceback.format_exc())))
+        Path(folder, f"error{rank}").write_bytes(
+            pickle.dumps((time.monotonic(), traceback.format_exc()))
+        )
         raise SystemExit(1) from None
 
 
-def run_ranks(world_size: int, fn: Callable[..., Any], *args: Any, timeout_s: float = 120) -> list[Any]:
-    """`fn(*args)` on each rank of a fresh gloo group (`dist.group.WORLD`, one thread a rank); what each returned, in rank order.
+def run_ranks(
+    world_size: int, fn: Callable[..., Any], *args: Any, timeout_s: float = 120
+) -> list[Any]:
+    """`fn(*args)` on each rank of a fresh gloo group (`dist.group.WORLD`, one thread a rank); what
+    each returned, in rank order.
 
-    Raises `RuntimeError` with the traceback of the rank that failed first, or `TimeoutError`; no process outlives the call.
-    `fn` and what goes in and out must pickle; tensors are best sent as numpy arrays.
+    Raises `RuntimeError` with the traceback of the rank that failed first, or `TimeoutError`; no
+    process outlives the call. `fn` and what goes in and out must pickle; tensors are best sent as
+    numpy arrays.
     """
     spawn = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
-        ranks = [spawn.Process(target=_rank, args=(r, world_size, folder, timeout_s, fn, args), daemon=True) for r in range(world_size)]
+        ranks = [
+            spawn.Process(
+                target=_rank, args=(r, world_size, folder, timeout_s, fn, args), daemon=True
+            )
+            for r in range(world_size)
+        ]
         deadline = time.monotonic() + timeout_s
         try:
             for process in ranks:
@@ -59,12 +86,19 @@ def run_ranks(world_size: int, fn: Callable[..., Any], *args: Any, timeout_s: fl
                     process.kill()
                     process.join()
                     process.close()
-        errors = {r: pickle.loads(path.read_bytes()) for r in range(world_size) if (path := Path(folder, f"error{r}")).exists()}
+        errors = {
+            r: pickle.loads(path.read_bytes())
+            for r in range(world_size)
+            if (path := Path(folder, f"error{r}")).exists()
+        }
         if errors:
             first = min(errors, key=errors.__getitem__)
             raise RuntimeError(f"rank {first} of {world_size} failed:\n{errors[first][1]}")
         if any(codes):
             raise RuntimeError(f"a rank died without a word; exit codes {codes}")
         if None in codes:
-            raise TimeoutError(f"ranks {[r for r, code in enumerate(codes) if code is None]} not done after {timeout_s} s")
+            raise TimeoutError(
+                f"ranks {[r for r, code in enumerate(codes) if code is None]} not done after "
+                f"{timeout_s} s"
+            )
         return [pickle.loads(Path(folder, f"result{r}").read_bytes()) for r in range(world_size)]

@@ -1,4 +1,5 @@
-"""A real S3-compatible server (moto's) in a process of its own, and a proxy before it that injects faults and counts what is asked for."""
+"""A real S3-compatible server (moto's) in a process of its own, and a proxy before it that injects
+faults and counts what is asked for."""
 
 import http.client
 import os
@@ -28,10 +29,16 @@ sys.stdin.read()
 server.stop()
 """
 CREDENTIALS = {
-    "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1",
-    "AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
-}  # fmt: skip
-SIGNED = {"authorization": "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0"}
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "test",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+    "AWS_CONFIG_FILE": os.devnull,
+    "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+}
+SIGNED = {
+    "authorization": "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0"
+}
 
 
 @contextmanager
@@ -39,7 +46,10 @@ def faulty_store() -> Iterator["Proxy"]:
     """A server behind a proxy, where this process and its children look for S3."""
     with s3_server() as port, pytest.MonkeyPatch.context() as patch:
         proxy = Proxy(port)
-        for name, value in {**CREDENTIALS, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{proxy.port}"}.items():
+        for name, value in {
+            **CREDENTIALS,
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{proxy.port}",
+        }.items():
             patch.setenv(name, value)
         s3fs.S3FileSystem.clear_instance_cache()  # one that was made for another endpoint
         yield proxy
@@ -49,7 +59,12 @@ def faulty_store() -> Iterator["Proxy"]:
 @contextmanager
 def s3_server() -> Iterator[int]:
     """The port; the server ends with the block, and with its parent."""
-    process = subprocess.Popen([sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
     assert process.stdin is not None
     assert process.stdout is not None
     try:
@@ -61,8 +76,8 @@ def s3_server() -> Iterator[int]:
 
 
 class Proxy:
-    """Forwards to `upstream`. `faults[part of a path]` lists what befalls the next GETs of it: a status, or a fault named below.
-    `gets` counts GETs by path."""
+    """Forwards to `upstream`. `faults[part of a path]` lists what befalls the next GETs of it: a
+    status, or a fault named below. `gets` counts GETs by path."""
 
     def __init__(self, upstream: int) -> None:
         self.upstream = upstream
@@ -81,7 +96,13 @@ class Proxy:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 proxy.gets[self.path.split("?")[0]] += 1
-                proxy.answer(self, next((f.pop(0) for part, f in proxy.faults.items() if f and part in self.path), None))
+                proxy.answer(
+                    self,
+                    next(
+                        (f.pop(0) for part, f in proxy.faults.items() if f and part in self.path),
+                        None,
+                    ),
+                )
 
             def forward(self) -> None:
                 proxy.answer(self, None)
@@ -122,7 +143,9 @@ class Proxy:
     def delete(self, path: str) -> None:
         self.request("DELETE", path, b"", SIGNED)
 
-    def request(self, method: str, path: str, body: bytes, headers: dict[str, str]) -> tuple[int, list[tuple[str, str]], bytes]:
+    def request(
+        self, method: str, path: str, body: bytes, headers: dict[str, str]
+    ) -> tuple[int, list[tuple[str, str]], bytes]:
         connection = http.client.HTTPConnection("127.0.0.1", self.upstream, timeout=10)
         try:
             connection.request(method, path, body or None, headers)
@@ -142,10 +165,14 @@ class Proxy:
             handler.end_headers()
             return
         if fault == "reset":
-            handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            handler.connection.setsockopt(
+                socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+            )
             handler.connection.close()
             return
-        status, headers, body = self.request(handler.command, handler.path, asked, dict(handler.headers))
+        status, headers, body = self.request(
+            handler.command, handler.path, asked, dict(handler.headers)
+        )
         told = {"length": len(body)}
         if fault == "wrong bytes":
             body = body[:600] + bytes([body[600] ^ 1]) + body[601:]
@@ -154,7 +181,9 @@ class Proxy:
             told["length"] = len(body)
         handler.send_response_only(status)
         for name, value in headers:
-            if name.lower() not in ("transfer-encoding", "connection") and (handler.command == "HEAD" or name.lower() != "content-length"):
+            if name.lower() not in ("transfer-encoding", "connection") and (
+                handler.command == "HEAD" or name.lower() != "content-length"
+            ):
                 handler.send_header(name, value)
         if handler.command != "HEAD":
             handler.send_header("content-length", str(told["length"]))

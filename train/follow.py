@@ -1,5 +1,5 @@
-"""What a person sees of a run: one progress line, events as they happen, a table at the end. Read from the run's record, so it is the
-same whether the workers are threads away or nodes away."""
+"""What a person sees of a run: one progress line, events as they happen, a table at the end. Read
+from the run's record, so it is the same whether the workers are threads away or nodes away."""
 
 import threading
 import time
@@ -8,7 +8,14 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from manyfaces.train.record import EVENTS, METRICS, parse
@@ -22,7 +29,10 @@ class Follower:
 
     def __init__(self, folder: Path, num_steps: int, console: Console) -> None:
         self.folder, self.num_steps, self.console = folder, num_steps, console
-        self._read_to = {name: (folder / name).stat().st_size if (folder / name).exists() else 0 for name in (EVENTS, METRICS)}
+        self._read_to = {
+            name: (folder / name).stat().st_size if (folder / name).exists() else 0
+            for name in (EVENTS, METRICS)
+        }
         self._shown_at = -PLAIN_PERIOD_S
         self._last: dict[str, Any] = {}
         text = TextColumn("{task.description}")
@@ -34,7 +44,9 @@ class Follower:
             TimeRemainingColumn(),
             TextColumn("{task.fields[figures]}"),
         )
-        self._bar = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
+        self._bar = Progress(
+            *columns, console=console, disable=not console.is_terminal, transient=True
+        )
         self._task = self._bar.add_task("training", total=num_steps, figures="starting workers")
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="follow", daemon=True)
@@ -53,7 +65,10 @@ class Follower:
         while True:
             ended = self._ended.wait(PERIOD_S)
             for row in self._new_rows(EVENTS):
-                self.console.print(f"[dim]{time.strftime('%H:%M:%S', time.localtime(row['time']))}[/dim] {escape(row['message'])}")
+                self.console.print(
+                    f"[dim]{time.strftime('%H:%M:%S', time.localtime(row['time']))}[/dim] "
+                    f"{escape(row['message'])}"
+                )
             for row in self._new_rows(METRICS):
                 self._last |= row
                 if "train/loss" in row:
@@ -63,10 +78,16 @@ class Follower:
 
     def _show(self, row: dict[str, Any]) -> None:
         figures = f"loss {row['train/loss']:.3f}  {row['images_per_s']:,.0f} images/s"
-        if accuracy := [f"{k.rpartition('/')[0]} {v:.1%}" for k, v in self._last.items() if k.endswith("/accuracy")]:
+        if accuracy := [
+            f"{k.rpartition('/')[0]} {v:.1%}"
+            for k, v in self._last.items()
+            if k.endswith("/accuracy")
+        ]:
             figures += "  " + " ".join(accuracy)
         self._bar.update(self._task, completed=row["step"], figures=figures)
-        if not self.console.is_terminal and (time.monotonic() - self._shown_at > PLAIN_PERIOD_S or row["step"] == self.num_steps):
+        if not self.console.is_terminal and (
+            time.monotonic() - self._shown_at > PLAIN_PERIOD_S or row["step"] == self.num_steps
+        ):
             self._shown_at = time.monotonic()
             self.console.print(f"step {row['step']}/{self.num_steps}  {figures}")
 
@@ -84,7 +105,8 @@ class Follower:
 
 
 def summary_table(metrics: list[dict[str, Any]], wall_s: float) -> Table:
-    """Steps, rate, loss, wall time, and each verification set's accuracy and TARs, from the run's last rows."""
+    """Steps, rate, loss, wall time, and each verification set's accuracy and TARs, from the run's
+    last rows."""
     last: dict[str, Any] = {}
     rates = [row["images_per_s"] for row in metrics if "images_per_s" in row]
     for row in metrics:
@@ -102,7 +124,10 @@ def summary_table(metrics: list[dict[str, Any]], wall_s: float) -> Table:
             table.add_row(f"{name}: AUC", f"{last[f'{name}/auc']:.4f}")
         for far in ("1e-02", "1e-03"):
             tar = last.get(f"{name}/tar_at_far_{far}")
-            table.add_row(f"{name}: TAR at FAR {far}", f"{tar:.2%}" if tar is not None else "too few pairs to tell")
+            table.add_row(
+                f"{name}: TAR at FAR {far}",
+                f"{tar:.2%}" if tar is not None else "too few pairs to tell",
+            )
     table.add_row("training time", f"{last.get('minutes', 0):.1f} min")
     table.add_row("wall time of this command", f"{wall_s / 60:.1f} min")
     return table

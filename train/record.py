@@ -1,4 +1,5 @@
-"""The run's own record, on disk before anything else knows it: `metrics.jsonl` (numbers by step) and `events.jsonl` (what happened)."""
+"""The run's own record, on disk before anything else knows it: `metrics.jsonl` (numbers by step)
+and `events.jsonl` (what happened)."""
 
 import contextlib
 import json
@@ -6,13 +7,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from manyfaces.data.index import write_atomic
+from manyfaces.data.dataset.index import write_atomic
 
 METRICS, EVENTS = "metrics.jsonl", "events.jsonl"
 
 
 class Record:
-    """Append-only; written by rank 0. One line is one write, so a kill leaves at most a torn last line."""
+    """Append-only; written by rank 0. One line is one write, so a kill leaves at most a torn last
+    line."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from manyfaces.configs import counter
-from manyfaces.data.loader import Batch
-from manyfaces.models.partial_fc import PartialFC
+from manyfaces.configs import rng
+from manyfaces.data.feed.loader import Batch
+from manyfaces.models.head.partial_fc import PartialFC
 from manyfaces.train.engine import Engine, NotFiniteError
 
 _STREAM = 31  # of the counter: dropout, stochastic depth and token masking
@@ -24,13 +24,29 @@ class StepResult:
 
 
 def train_step(
-    engine: Engine, head: PartialFC, batch: Batch, *, lr: float, batch_size: int, seed: int, rank: int, last: bool = False
+    engine: Engine,
+    head: PartialFC,
+    batch: Batch,
+    *,
+    lr: float,
+    batch_size: int,
+    seed: int,
+    rank: int,
+    last: bool = False,
 ) -> StepResult:
-    """`last` is told to all ranks. Raises `NotFiniteError` on every rank alike; then neither weights nor rows of this step may be kept."""
-    torch.manual_seed(counter.key(seed, _STREAM, batch.position, rank) >> 1)
+    """`last` is told to all ranks. Raises `NotFiniteError` on every rank alike; then neither
+    weights nor rows of this step may be kept."""
+    torch.manual_seed(rng.key(seed, _STREAM, batch.position, rank) >> 1)
     head.prefetch(batch.position, batch_size)
     embeddings_ND = engine.embed(batch.images_NHWC)
-    head_step = head.step(embeddings_ND, batch.labels_N, lr=lr, position=batch.position, batch_size=batch_size, last=last)
+    head_step = head.step(
+        embeddings_ND,
+        batch.labels_N,
+        lr=lr,
+        position=batch.position,
+        batch_size=batch_size,
+        last=last,
+    )
     engine.backward(embeddings_ND, head_step.d_embeddings_ND)
     grad_norm = engine.step(lr)
     if not bool(head_step.finite):

@@ -1,7 +1,8 @@
 """MLflow as a mirror of the run's own record, off the step's path. The one file that knows mlflow.
 
-A thread of the process that launched the run reads `metrics.jsonl` and sends what the server does not have yet. A server that is
-away costs the run nothing: the record catches up, in this session or a later one, without doubles.
+A thread of the process that launched the run reads `metrics.jsonl` and sends what the server does
+not have yet. A server that is away costs the run nothing: the record catches up, in this session or
+a later one, without doubles.
 """
 
 import json
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from manyfaces.configs import schema
-from manyfaces.data.index import write_atomic
+from manyfaces.data.dataset.index import write_atomic
 from manyfaces.train.record import METRICS, read_rows
 
 RUN_FILE = "mlflow.json"
@@ -30,21 +31,31 @@ def tracking_uri(config: schema.Config) -> str:
 class Mirror:
     """Mirrors one run into MLflow; the same MLflow run is continued when the run is resumed."""
 
-    def __init__(self, folder: Path, config: schema.Config, params: dict[str, Any], period_s: float = 5.0) -> None:
+    def __init__(
+        self, folder: Path, config: schema.Config, params: dict[str, Any], period_s: float = 5.0
+    ) -> None:
         self.folder, self.config, self.params, self.period_s = folder, config, params, period_s
         self.uri = tracking_uri(config)
         self.problem = ""
         """Why the server does not have everything; "" when it does."""
         self._client: Any = None
         self._run_id = ""
-        self._last_step: dict[str, int] = {}  # by metric: steps that are measured again after a resume are not sent twice
+        self._last_step: dict[
+            str, int
+        ] = {}  # by metric: steps that are measured again after a resume are not sent twice
         self._ended = threading.Event()
         self._outcome: tuple[Literal["FINISHED", "FAILED"], list[Path]] = ("FAILED", [])
         self._thread = threading.Thread(target=self._follow, name="mlflow", daemon=True)
         self._thread.start()
 
-    def close(self, status: Literal["FINISHED", "FAILED"], artifacts: Iterable[Path] = (), timeout_s: float = 60.0) -> str:
-        """Send the rest, the artifacts and the status; returns `problem`. Waits no longer than `timeout_s`."""
+    def close(
+        self,
+        status: Literal["FINISHED", "FAILED"],
+        artifacts: Iterable[Path] = (),
+        timeout_s: float = 60.0,
+    ) -> str:
+        """Send the rest, the artifacts and the status; returns `problem`. Waits no longer than
+        `timeout_s`."""
         self._outcome = (status, list(artifacts))
         self._ended.set()
         self._thread.join(timeout_s)
@@ -65,8 +76,13 @@ class Mirror:
                     if ended:
                         self._finish()
                 self.problem = ""
-            except Exception as error:  # whatever a server or its client raises must not reach the run
-                self.problem = f"{self.uri}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            except (
+                Exception
+            ) as error:  # whatever a server or its client raises must not reach the run
+                self.problem = (
+                    f"{self.uri}: {type(error).__name__}: "
+                    f"{str(error).splitlines()[0] if str(error) else ''}"
+                )
             if ended:
                 return
 
@@ -76,7 +92,11 @@ class Mirror:
         import mlflow
 
         client = mlflow.MlflowClient(self.uri)
-        known = json.loads((self.folder / RUN_FILE).read_text()) if (self.folder / RUN_FILE).exists() else {}
+        known = (
+            json.loads((self.folder / RUN_FILE).read_text())
+            if (self.folder / RUN_FILE).exists()
+            else {}
+        )
         if known.get("uri") == self.uri:
             run_id = known["run_id"]
             client.update_run(run_id, status="RUNNING")
@@ -85,8 +105,16 @@ class Mirror:
         else:
             name = self.config.tracking.experiment
             experiment = client.get_experiment_by_name(name)
-            artifacts = (Path(self.config.run.dir).resolve() / "mlartifacts").as_uri() if self.uri.startswith("sqlite:") else None
-            experiment_id = experiment.experiment_id if experiment else client.create_experiment(name, artifact_location=artifacts)
+            artifacts = (
+                (Path(self.config.run.dir).resolve() / "mlartifacts").as_uri()
+                if self.uri.startswith("sqlite:")
+                else None
+            )
+            experiment_id = (
+                experiment.experiment_id
+                if experiment
+                else client.create_experiment(name, artifact_location=artifacts)
+            )
             run_id = client.create_run(experiment_id, run_name=self.config.run.name).info.run_id
             params = [mlflow.entities.Param(k, str(v)[:500]) for k, v in self.params.items()]
             for start in range(0, len(params), 100):
@@ -114,5 +142,9 @@ class Mirror:
         status, artifacts = self._outcome
         for path in artifacts:
             if path.exists():
-                self._client.log_artifact(self._run_id, str(path), artifact_path="plots" if path.suffix == ".png" else None)
+                self._client.log_artifact(
+                    self._run_id,
+                    str(path),
+                    artifact_path="plots" if path.suffix == ".png" else None,
+                )
         self._client.set_terminated(self._run_id, status)

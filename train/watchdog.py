@@ -1,6 +1,8 @@
-"""A bound on every wait: a step that takes too long ends its process with rank, phase and all stacks, so that the launcher restarts it.
+"""A bound on every wait: a step that takes too long ends its process with rank, phase and all
+stacks, so that the launcher restarts it.
 
-DeepSpeed's groups ignore the process group's timeout, and a train thread that hangs in a collective still answers Ray's health check.
+DeepSpeed's groups ignore the process group's timeout, and a train thread that hangs in a collective
+still answers Ray's health check.
 """
 
 import faulthandler
@@ -30,7 +32,10 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._closed.wait(min(self.timeout_s / 4, 5.0)):
             if time.monotonic() - self._since > self.timeout_s:
-                line = f"rank {self.rank} has been in {self._phase!r} for more than {self.timeout_s:.0f} s (cluster.step_timeout_s)"
+                line = (
+                    f"rank {self.rank} has been in {self._phase!r} for more than "
+                    f"{self.timeout_s:.0f} s (cluster.step_timeout_s)"
+                )
                 # The shared folder that it is told to may be what hangs.
                 telling = threading.Thread(target=self.tell, args=(line,), daemon=True)
                 telling.start()

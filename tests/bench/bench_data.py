@@ -1,11 +1,15 @@
-"""The input path beside what else there is: images a second of shuffled uint8 RGB batches with flips, on two cores; a resume.
+"""The input path beside what else there is: images a second of shuffled uint8 RGB batches with
+flips, on two cores; a resume.
 
-    python tests/bench/bench_data.py IMAGE_FOLDER [--work FOLDER] [--batch 256] [--repeat 5] [--streaming-python PATH] [--json]
+    python tests/bench/bench_data.py IMAGE_FOLDER [--work FOLDER] [--batch 256] [--repeat 5]
+    [--streaming-python PATH] [--json]
 
-IMAGE_FOLDER holds a folder an identity (here ../shared/faces/train); it is converted once by `manyfaces data convert` into FOLDER and
-its shards are repeated there. Every contender lives in a process of its own; they are measured in turn, `--repeat` times round, and the
-median counts, because other work on the machine comes and goes. All read from the page cache. MosaicML streaming needs another numpy:
-make it an environment of its own (`pip install mosaicml-streaming`) and give its python.
+IMAGE_FOLDER holds a folder an identity (here ../shared/faces/train); it is converted once by
+`manyfaces data convert` into FOLDER and its shards are repeated there. Every contender lives in a
+process of its own; they are measured in turn, `--repeat` times round, and the median counts,
+because other work on the machine comes and goes. All read from the page cache. MosaicML streaming
+needs another numpy: make it an environment of its own (`pip install mosaicml-streaming`) and give
+its python.
 """
 
 import argparse
@@ -48,12 +52,16 @@ RATES: list[tuple[str, str, float | None]] = [
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("images", type=Path)
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "bench_data")
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--streaming-python", type=Path, metavar="PATH", help="a python that has mosaicml-streaming")
+    parser.add_argument(
+        "--streaming-python", type=Path, metavar="PATH", help="a python that has mosaicml-streaming"
+    )
     parser.add_argument("--only", help="contenders whose names hold this word, and ours")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
@@ -81,7 +89,11 @@ def prepare(images: Path, shards: Path) -> None:
     if (shards / "manyfaces.json").exists():
         return
     manyfaces = [sys.executable, "-m", "manyfaces.train", "data"]
-    subprocess.run([*manyfaces, "convert", str(images), str(shards), "--shard-images", str(SHARD_IMAGES)], check=True, stdout=sys.stderr)
+    subprocess.run(
+        [*manyfaces, "convert", str(images), str(shards), "--shard-images", str(SHARD_IMAGES)],
+        check=True,
+        stdout=sys.stderr,
+    )
     for shard, copy in itertools.product(sorted(shards.glob("*.tar")), range(1, COPIES)):
         shutil.copy(shard, shards / f"{shard.stem}-copy{copy}.tar")
     subprocess.run([*manyfaces, "index", str(shards)], check=True, stdout=sys.stderr)
@@ -89,30 +101,63 @@ def prepare(images: Path, shards: Path) -> None:
 
 def prepare_long(shards: Path, long: Path) -> None:
     """The same shards many times over, as an index alone, once."""
-    from manyfaces.data.index import COLUMNS, MANIFEST, Shard, open_dataset, write_index
+    from manyfaces.data.dataset.index import COLUMNS, MANIFEST, Shard, open_dataset, write_index
 
     if (long / MANIFEST).exists():
         return
     long.mkdir(exist_ok=True)
     dataset = open_dataset(shards)
     columns = {name: np.tile(getattr(dataset, f"{name}_N"), REPEATS) for name in COLUMNS}
-    columns["shard"] += np.repeat(np.arange(REPEATS), dataset.manifest.num_images).astype(np.uint32) * len(dataset.manifest.shards)
-    own = [Shard(f"../{shards.name}/{s.name}", s.bytes, s.samples, s.sha256) for s in dataset.manifest.shards]
-    facts = {"num_identities": dataset.manifest.num_identities, "image_px": dataset.manifest.image_px}
+    columns["shard"] += np.repeat(np.arange(REPEATS), dataset.manifest.num_images).astype(
+        np.uint32
+    ) * len(dataset.manifest.shards)
+    own = [
+        Shard(f"../{shards.name}/{s.name}", s.bytes, s.samples, s.sha256)
+        for s in dataset.manifest.shards
+    ]
+    facts = {
+        "num_identities": dataset.manifest.num_identities,
+        "image_px": dataset.manifest.image_px,
+    }
     write_index(long, columns, own * REPEATS, **facts)
 
 
-def take_turns(names: list[str], arguments: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
+def take_turns(
+    names: list[str], arguments: argparse.Namespace
+) -> dict[str, list[dict[str, float]]]:
     """What each contender said each round; nothing of those that cannot run here."""
-    words = [sys.executable, __file__, str(arguments.images), "--work", str(arguments.work), "--batch", str(arguments.batch), "--worker"]
+    words = [
+        sys.executable,
+        __file__,
+        str(arguments.images),
+        "--work",
+        str(arguments.work),
+        "--batch",
+        str(arguments.batch),
+        "--worker",
+    ]
     commands = {name: [*words, name] for name in names}
     if arguments.streaming_python:
         script = Path(__file__).with_name("streaming_resume.py")
-        given = arguments.streaming_python, script, arguments.images, arguments.work, arguments.batch, FAR
+        given = (
+            arguments.streaming_python,
+            script,
+            arguments.images,
+            arguments.work,
+            arguments.batch,
+            FAR,
+        )
         commands[STREAMING] = [str(word) for word in given]
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in commands}
-    workers = {n: subprocess.Popen(c, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for n, c in commands.items()}
-    waiting = {name: worker for name, worker in workers.items() if worker.stdout and worker.stdout.readline().strip() == "ready"}
+    workers = {
+        n: subprocess.Popen(c, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for n, c in commands.items()
+    }
+    waiting = {
+        name: worker
+        for name, worker in workers.items()
+        if worker.stdout and worker.stdout.readline().strip() == "ready"
+    }
     for _ in range(arguments.repeat):
         for name, worker in waiting.items():
             assert worker.stdin is not None
@@ -132,7 +177,11 @@ def work(name: str, images: Path, shards: Path, batch: int) -> None:
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is not an answer
     try:
-        measure = resume(shards, batch) if name == "resume" else rate(CONTENDERS[name](images, shards, batch), batch)
+        measure = (
+            resume(shards, batch)
+            if name == "resume"
+            else rate(CONTENDERS[name](images, shards, batch), batch)
+        )
     except ImportError:
         print("not installed", file=out, flush=True)
         return
@@ -150,7 +199,10 @@ def rate(stream: Iterator[object], batch: int) -> Callable[[], dict[str, float]]
         for _ in range(BATCHES):
             next(stream)
         took = time.perf_counter() - began
-        return {"images/s": BATCHES * batch / took, "cpu us an image": 1e6 * (sum(os.times()[:4]) - cpu) / (BATCHES * batch)}
+        return {
+            "images/s": BATCHES * batch / took,
+            "cpu us an image": 1e6 * (sum(os.times()[:4]) - cpu) / (BATCHES * batch),
+        }
 
     measure()
     return measure
@@ -158,23 +210,33 @@ def rate(stream: Iterator[object], batch: int) -> Callable[[], dict[str, float]]
 
 def manyfaces(images: Path, shards: Path, batch: int, position: int = 0) -> Iterator[torch.Tensor]:
     from manyfaces.configs.schema import Augment, Data
-    from manyfaces.data.index import open_dataset
-    from manyfaces.data.loader import Loader, Quarantine
+    from manyfaces.data.dataset.index import open_dataset
+    from manyfaces.data.feed.loader import Loader, Quarantine
 
     dataset = open_dataset(shards)
     config = Data(augment=Augment(flip=0.5), decode_threads=CORES)
     quarantine = Quarantine(Path(tempfile.mkdtemp()) / "quarantine.jsonl", dataset, 0.0)
     loader = Loader(
-        dataset, config, seed=0, batch_size=batch, rank=0, world_size=1, position=position, end=2**62, device=torch.device("cpu"),
+        dataset,
+        config,
+        seed=0,
+        batch_size=batch,
+        rank=0,
+        world_size=1,
+        position=position,
+        end=2**62,
+        device=torch.device("cpu"),
         quarantine=quarantine,
-    )  # fmt: skip
+    )
     with loader:
         for item in loader:
             yield item.images_NHWC
 
 
-def manyfaces_floats(images: Path, shards: Path, batch: int, layout: torch.memory_format = torch.contiguous_format) -> Iterator[object]:
-    from manyfaces.models.backbone import normalise
+def manyfaces_floats(
+    images: Path, shards: Path, batch: int, layout: torch.memory_format = torch.contiguous_format
+) -> Iterator[object]:
+    from manyfaces.models.backbones.backbone import normalise
 
     floats_NCHW = None  # used again for each batch, as a train loop can
     for images_NHWC in manyfaces(images, shards, batch):
@@ -202,12 +264,16 @@ class ImageFolder(torch.utils.data.Dataset[torch.Tensor]):
 
 
 def flipped(pixels: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(pixels[:, ::-1]) if np.random.random() < 0.5 else pixels.copy())
+    return torch.from_numpy(
+        np.ascontiguousarray(pixels[:, ::-1]) if np.random.random() < 0.5 else pixels.copy()
+    )
 
 
 def image_folder(images: Path, shards: Path, batch: int) -> Iterator[object]:
     # One long epoch: a DataLoader stands still at the end of each.
-    loader = torch.utils.data.DataLoader(ImageFolder(images, 400), batch, shuffle=True, num_workers=CORES, drop_last=True)
+    loader = torch.utils.data.DataLoader(
+        ImageFolder(images, 400), batch, shuffle=True, num_workers=CORES, drop_last=True
+    )
     return iter(loader)
 
 
@@ -215,13 +281,16 @@ def webdataset_pil(images: Path, shards: Path, batch: int) -> Iterator[object]:
     import webdataset
 
     urls = [str(p) for p in sorted(shards.glob("*.tar"))]
-    samples = webdataset.WebDataset(urls, resampled=True, shardshuffle=False).shuffle(5000).decode("rgb8")
+    samples = (
+        webdataset.WebDataset(urls, resampled=True, shardshuffle=False).shuffle(5000).decode("rgb8")
+    )
     batches = samples.to_tuple("jpg", "cls").map_tuple(flipped, int).batched(batch)
     return iter(webdataset.WebLoader(batches, batch_size=None, num_workers=CORES))
 
 
 def dali(build: Callable[[], object], batch: int, torch_out: bool = True) -> Iterator[object]:
-    """A pipeline with DALI's own settings, two threads; its batches as torch tensors by DALI's own iterator."""
+    """A pipeline with DALI's own settings, two threads; its batches as torch tensors by DALI's own
+    iterator."""
     from nvidia.dali.pipeline import Pipeline
     from nvidia.dali.plugin.pytorch import DALIGenericIterator
 
@@ -239,7 +308,9 @@ def dali_reader(shards: Path) -> object:
     from nvidia.dali import fn, types
 
     paths = [str(p) for p in sorted(shards.glob("*.tar"))]
-    jpegs = fn.readers.webdataset(paths=paths, ext=["jpg"], random_shuffle=True, initial_fill=5000, name="reader")
+    jpegs = fn.readers.webdataset(
+        paths=paths, ext=["jpg"], random_shuffle=True, initial_fill=5000, name="reader"
+    )
     return fn.decoders.image(jpegs, output_type=types.RGB)
 
 
@@ -254,7 +325,12 @@ def dali_floats(images: Path, shards: Path, batch: int, layout: str = "CHW") -> 
 
     def build() -> object:
         return fn.crop_mirror_normalize(
-            dali_reader(shards), dtype=types.FLOAT, output_layout=layout, mean=[127.5] * 3, std=[127.5] * 3, mirror=fn.random.coin_flip()
+            dali_reader(shards),
+            dtype=types.FLOAT,
+            output_layout=layout,
+            mean=[127.5] * 3,
+            std=[127.5] * 3,
+            mirror=fn.random.coin_flip(),
         )
 
     return dali(build, batch)
@@ -269,14 +345,20 @@ def in_memory(images: Path) -> list[np.ndarray]:
 
 
 def dali_bare(images: Path, shards: Path, batch: int, flip: bool = False) -> Iterator[object]:
-    """The upper bound: whole lists of bytes, cut into batches beforehand, and nobody takes the images out."""
+    """The upper bound: whole lists of bytes, cut into batches beforehand, and nobody takes the
+    images out."""
     from nvidia.dali import fn, types
 
     blobs = in_memory(images)
-    source = itertools.cycle([blobs[n : n + batch] for n in range(0, len(blobs) - batch + 1, batch)])
+    source = itertools.cycle(
+        [blobs[n : n + batch] for n in range(0, len(blobs) - batch + 1, batch)]
+    )
 
     def build() -> object:
-        decoded = fn.decoders.image(fn.external_source(source=source, dtype=types.UINT8, ndim=1, no_copy=True), output_type=types.RGB)
+        decoded = fn.decoders.image(
+            fn.external_source(source=source, dtype=types.UINT8, ndim=1, no_copy=True),
+            output_type=types.RGB,
+        )
         return fn.flip(decoded, horizontal=fn.random.coin_flip()) if flip else decoded
 
     return dali(build, batch, torch_out=False)
@@ -293,7 +375,9 @@ def simplejpeg_raw(images: Path, shards: Path, batch: int) -> Iterator[object]:
     import simplejpeg
 
     blobs = [blob.tobytes() for blob in in_memory(images)]
-    halves = itertools.cycle([blobs[n : n + batch // CORES] for n in range(0, len(blobs) - batch, batch // CORES)])
+    halves = itertools.cycle(
+        [blobs[n : n + batch // CORES] for n in range(0, len(blobs) - batch, batch // CORES)]
+    )
 
     def some(part: list[bytes]) -> None:
         for blob in part:
@@ -323,7 +407,8 @@ CONTENDERS: dict[str, Callable[[Path, Path, int], Iterator[object]]] = {
 
 
 def resume(shards: Path, batch: int) -> Callable[[], dict[str, float]]:
-    """Seconds to the first batch at two positions; and of webdataset's way there, reading and dropping samples (not decoded)."""
+    """Seconds to the first batch at two positions; and of webdataset's way there, reading and
+    dropping samples (not decoded)."""
     import webdataset
 
     urls = [str(p) for p in sorted(shards.glob("*.tar"))]
@@ -338,19 +423,31 @@ def resume(shards: Path, batch: int) -> Callable[[], dict[str, float]]:
 
     def skip(count: int) -> float:
         began = time.perf_counter()
-        next(itertools.islice(iter(webdataset.WebDataset(urls, resampled=True, shardshuffle=False)), count, None))
+        next(
+            itertools.islice(
+                iter(webdataset.WebDataset(urls, resampled=True, shardshuffle=False)), count, None
+            )
+        )
         return time.perf_counter() - began
 
     def measure() -> dict[str, float]:
         first(batch)  # whichever comes first in a turn pays for what others left in the caches
         long = {LONG: first(FAR, shards.with_name(LONG))} if shards.with_name(LONG).exists() else {}
-        return {**{str(n): first(n) for n in (0, FAR)}, **long, **{f"skip {n}": skip(n) for n in SKIPS}}
+        return {
+            **{str(n): first(n) for n in (0, FAR)},
+            **long,
+            **{f"skip {n}": skip(n) for n in SKIPS},
+        }
 
     measure()
     return measure
 
 
-def show(rounds: dict[str, list[dict[str, float]]], theirs: list[tuple[str, str, float | None]], arguments: argparse.Namespace) -> None:
+def show(
+    rounds: dict[str, list[dict[str, float]]],
+    theirs: list[tuple[str, str, float | None]],
+    arguments: argparse.Namespace,
+) -> None:
     table = Table("", "images/s", "least to most", "CPU µs an image", "ours is", "asked for")
     ours_shown: set[str] = set()
     for name, ours, target in theirs:
@@ -358,7 +455,9 @@ def show(rounds: dict[str, list[dict[str, float]]], theirs: list[tuple[str, str,
             if one in ours_shown or not rounds[one]:
                 continue
             ours_shown.add(one)
-            rates, cpu = (sorted(r[key] for r in rounds[one]) for key in ("images/s", "cpu us an image"))
+            rates, cpu = (
+                sorted(r[key] for r in rounds[one]) for key in ("images/s", "cpu us an image")
+            )
             cells = [f"{statistics.median(rates):,.0f}", f"{rates[0]:,.0f} to {rates[-1]:,.0f}"]
             # The CPU time of workers is not seen from here before they end.
             cells.append(f"{statistics.median(cpu):.1f}" if "Loader" not in one else "")
@@ -372,27 +471,50 @@ def show(rounds: dict[str, list[dict[str, float]]], theirs: list[tuple[str, str,
             table.add_row(name, "not installed")
     console = Console()
     console.print(table)
-    resumed = {key: statistics.median(r[key] for r in rounds["resume"]) for key in rounds["resume"][0]}
+    resumed = {
+        key: statistics.median(r[key] for r in rounds["resume"]) for key in rounds["resume"][0]
+    }
     slope = np.polyfit(SKIPS, [resumed[f"skip {n}"] for n in SKIPS], 1)[0]
     ratio = statistics.median(r[str(FAR)] / r["0"] for r in rounds["resume"])
     table = Table("resume: to the first batch", "seconds", "")
     table.add_row("manyfaces at position 0", f"{resumed['0']:.3f}", "")
-    table.add_row(f"manyfaces at position {FAR:,}", f"{resumed[str(FAR)]:.3f}", f"{ratio:.2f} x of position 0 (asked for: <= 1.1 x)")
+    table.add_row(
+        f"manyfaces at position {FAR:,}",
+        f"{resumed[str(FAR)]:.3f}",
+        f"{ratio:.2f} x of position 0 (asked for: <= 1.1 x)",
+    )
     for n in SKIPS:
-        table.add_row(f"webdataset, skipping to {n:,}", f"{resumed[f'skip {n}']:.3f}", "samples read and dropped, not decoded")
+        table.add_row(
+            f"webdataset, skipping to {n:,}",
+            f"{resumed[f'skip {n}']:.3f}",
+            "samples read and dropped, not decoded",
+        )
     far = slope * FAR
-    table.add_row(f"webdataset, skipping to {FAR:,}", f"{far:,.0f}", f"EXTRAPOLATED from the above; {far / resumed[str(FAR)]:,.0f} x ours")
+    table.add_row(
+        f"webdataset, skipping to {FAR:,}",
+        f"{far:,.0f}",
+        f"EXTRAPOLATED from the above; {far / resumed[str(FAR)]:,.0f} x ours",
+    )
     for epoch, ours in (("shards", str(FAR)), (LONG, LONG)) if rounds.get(STREAMING) else ():
         pairs = zip(rounds["resume"], rounds[STREAMING], strict=True)
         ratio = statistics.median(theirs[epoch] / mine[ours] for mine, theirs in pairs)
         took = statistics.median(theirs[epoch] for theirs in rounds[STREAMING])
         what = f"ours {resumed[ours]:.3f}: {ratio:.1f} x faster (asked for: >= 2 x)"
-        table.add_row(f"{STREAMING} there" + ", epochs of ten million" * (epoch == LONG), f"{took:.3f}", what)
+        table.add_row(
+            f"{STREAMING} there" + ", epochs of ten million" * (epoch == LONG), f"{took:.3f}", what
+        )
     if not rounds.get(STREAMING):
-        why = "it does not run there" if arguments.streaming_python else "it needs another numpy: give --streaming-python"
+        why = (
+            "it does not run there"
+            if arguments.streaming_python
+            else "it needs another numpy: give --streaming-python"
+        )
         table.add_row(STREAMING, "not run", why)
     console.print(table)
-    console.print(f"batches of {arguments.batch}, {CORES} cores, median of {arguments.repeat} rounds of {BATCHES} batches, in page cache")
+    console.print(
+        f"batches of {arguments.batch}, {CORES} cores, median of {arguments.repeat} rounds of "
+        f"{BATCHES} batches, in page cache"
+    )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""The peer of configs/faces_small_cpu.yaml: a plain dense PyTorch loop on the same identity folders, scored alike, over minutes.
+"""The peer of configs/faces_small_cpu.yaml: a plain dense PyTorch loop on the same identity
+folders, scored alike, over minutes.
 
     python tests/bench/bench_faces.py TRAIN_FOLDER PAIRS.bin [--minutes 10] [--run runs/first]
 
-MobileFaceNet with torch's own PReLU, CosFace m=0.2 s=32, batch 128, SGD 0.1, float32, flips only. With --run the loop is scored at the
-minutes of training at which that run was, and both are printed side by side; train the run first, with `evaluation.pairs`.
+MobileFaceNet with torch's own PReLU, CosFace m=0.2 s=32, batch 128, SGD 0.1, float32, flips only.
+With --run the loop is scored at the minutes of training at which that run was, and both are printed
+side by side; train the run first, with `evaluation.pairs`.
 """
 
 import argparse
@@ -19,44 +21,73 @@ from rich.table import Table
 from torch import nn
 from torch.nn import functional as F
 
-from manyfaces.data.pairs import read_bin
-from manyfaces.models.backbone import normalise
-from manyfaces.models.mobilefacenet import MobileFaceNet
-from manyfaces.train.evaluate import evaluate
+from manyfaces.data.sources.pairs import read_bin
+from manyfaces.models.backbones.backbone import normalise
+from manyfaces.models.backbones.mobilefacenet import MobileFaceNet
+from manyfaces.train.evaluation.evaluate import evaluate
 from manyfaces.train.record import METRICS, read_rows
 
 MARKS = (1.0, 3.0, 6.0, 10.0, 15.0, 20.0, 25.0, 30.0)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("pairs", type=Path)
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--run", type=Path)
     arguments = parser.parse_args()
-    rows = [r for r in read_rows(arguments.run / METRICS) if any(k.endswith("/best_accuracy") for k in r)] if arguments.run else []
-    runs = {r["minutes"]: next(v for k, v in r.items() if k.endswith("/best_accuracy")) for r in rows if r["minutes"] <= arguments.minutes}
+    rows = (
+        [
+            r
+            for r in read_rows(arguments.run / METRICS)
+            if any(k.endswith("/best_accuracy") for k in r)
+        ]
+        if arguments.run
+        else []
+    )
+    runs = {
+        r["minutes"]: next(v for k, v in r.items() if k.endswith("/best_accuracy"))
+        for r in rows
+        if r["minutes"] <= arguments.minutes
+    }
     marks = sorted(runs) or [m for m in MARKS if m <= arguments.minutes]
     curve = plain_loop(arguments.folder, arguments.pairs, marks)
-    table = Table("minutes", "plain loop: images", "images/s", "best threshold", "the run: best threshold")
+    table = Table(
+        "minutes", "plain loop: images", "images/s", "best threshold", "the run: best threshold"
+    )
     for mark, (minutes, images, accuracy) in zip(marks, curve, strict=True):
         ours = f"{runs[mark]:.2%}" if mark in runs else ""
-        table.add_row(f"{minutes:.1f}", f"{images:,}", f"{images / minutes / 60:.0f}", f"{accuracy:.2%}", ours)
+        table.add_row(
+            f"{minutes:.1f}", f"{images:,}", f"{images / minutes / 60:.0f}", f"{accuracy:.2%}", ours
+        )
     Console().print(table)
 
 
-def plain_loop(folder: Path, pairs_path: Path, marks: list[float]) -> list[tuple[float, int, float]]:
+def plain_loop(
+    folder: Path, pairs_path: Path, marks: list[float]
+) -> list[tuple[float, int, float]]:
     """(minutes, images, accuracy at the best threshold) at each mark; evaluation is not counted."""
     torch.set_num_threads(os.cpu_count() or 1)
     torch.manual_seed(0)
     people = sorted(p for p in folder.iterdir() if p.is_dir())
-    files = [(path, label) for label, person in enumerate(people) for path in sorted(person.glob("*.jpg"))]
+    files = [
+        (path, label)
+        for label, person in enumerate(people)
+        for path in sorted(person.glob("*.jpg"))
+    ]
     images = torch.from_numpy(np.stack([cv2.imread(str(path))[:, :, ::-1] for path, _ in files]))
     labels = torch.tensor([label for _, label in files])
     pairs = read_bin(pairs_path)
-    model, centres = _with_torch_prelu(MobileFaceNet()), nn.Parameter(torch.randn(len(people), 512) * 0.01)
-    optimizer = torch.optim.SGD([*model.parameters(), centres], 0.1, momentum=0.9, weight_decay=5e-4)
+    model, centres = (
+        _with_torch_prelu(MobileFaceNet()),
+        nn.Parameter(torch.randn(len(people), 512) * 0.01),
+    )
+    optimizer = torch.optim.SGD(
+        [*model.parameters(), centres], 0.1, momentum=0.9, weight_decay=5e-4
+    )
     curve: list[tuple[float, int, float]] = []
     seconds, seen, order = 0.0, 0, torch.empty(0, dtype=torch.long)
     while len(curve) < len(marks):
@@ -67,7 +98,9 @@ def plain_loop(folder: Path, pairs_path: Path, marks: list[float]) -> list[tuple
         flips = torch.rand(128, 1, 1, 1) < 0.5
         batch = torch.where(flips, images[chosen].flip(2), images[chosen])
         cosines = F.linear(F.normalize(model(normalise(batch))), F.normalize(centres))
-        loss = F.cross_entropy(32 * (cosines - 0.2 * F.one_hot(labels[chosen], len(people))), labels[chosen])
+        loss = F.cross_entropy(
+            32 * (cosines - 0.2 * F.one_hot(labels[chosen], len(people))), labels[chosen]
+        )
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 5)
@@ -81,7 +114,13 @@ def plain_loop(folder: Path, pairs_path: Path, marks: list[float]) -> list[tuple
 
 def _with_torch_prelu(module: nn.Module) -> nn.Module:
     for name, child in module.named_children():
-        setattr(module, name, nn.PReLU(child.num_parameters) if isinstance(child, nn.PReLU) else _with_torch_prelu(child))
+        setattr(
+            module,
+            name,
+            nn.PReLU(child.num_parameters)
+            if isinstance(child, nn.PReLU)
+            else _with_torch_prelu(child),
+        )
     return module
 
 

@@ -1,11 +1,13 @@
-"""The head's step beside a plain version of the published algorithm (Partial FC, arXiv 2203.15565), in one table with ratios.
+"""The head's step beside a plain version of the published algorithm (Partial FC, arXiv 2203.15565),
+in one table with ratios.
 
     python tests/bench/bench_head.py [--only NAME ...] [--rounds 5] [--json]
 
-The peer: float32 logits of the whole batch, sampled classes gathered by index, autograd, momentum and decay of all rows in every step.
-Each contender has a process and two threads; they step in turn, and a ratio is the median of the rounds' ratios. Memory is the peak of the
-resident set of a process of its own, by `VmHWM`, above what stood before the head was built ("all") or above what stays after a step
-("beyond"). `growth` needs 18 GB, `capacity` 20 GB, either some minutes.
+The peer: float32 logits of the whole batch, sampled classes gathered by index, autograd, momentum
+and decay of all rows in every step. Each contender has a process and two threads; they step in
+turn, and a ratio is the median of the rounds' ratios. Memory is the peak of the resident set of a
+process of its own, by `VmHWM`, above what stood before the head was built ("all") or above what
+stays after a step ("beyond"). `growth` needs 18 GB, `capacity` 20 GB, either some minutes.
 """
 
 import argparse
@@ -29,13 +31,17 @@ from torch import Tensor
 
 from manyfaces.cluster.launch import KEEP_MEMORY
 from manyfaces.configs import schema
-from manyfaces.models.partial_fc import PartialFC
-from manyfaces.models.products import times_transposed
+from manyfaces.models.head.partial_fc import PartialFC
+from manyfaces.models.head.products import times_transposed
 
 D = 512
 CPU = torch.device("cpu")
 ROWWISE = schema.Rows(optimizer="rowwise", dtype="float16")
-KINDS: dict[str, dict[str, Any]] = {"recompute": {}, "store16": {"logits": "store16"}, "rowwise": {"rows": ROWWISE}}
+KINDS: dict[str, dict[str, Any]] = {
+    "recompute": {},
+    "store16": {"logits": "store16"},
+    "rowwise": {"rows": ROWWISE},
+}
 PLAIN = {name: value for name, value in os.environ.items() if name not in KEEP_MEMORY}
 Step = Callable[[], float]
 
@@ -64,11 +70,17 @@ class Peer:
             scores = torch.rand(len(weight))
             positives = torch.unique(labels_B)
             scores[positives] = 2
-            index = torch.topk(scores, max(int(self.rate * len(weight)), len(positives))).indices.sort().values
+            index = (
+                torch.topk(scores, max(int(self.rate * len(weight)), len(positives)))
+                .indices.sort()
+                .values
+            )
             labels_B, weight = torch.searchsorted(index, labels_B), weight[index]
         logits_BC = (F.normalize(embeddings_BD) @ F.normalize(weight).T).clamp(-1, 1)
         target_B1 = logits_BC.gather(1, labels_B[:, None])
-        logits_BC = logits_BC.scatter(1, labels_B[:, None], torch.cos(torch.acos(target_B1 * (1 - 1e-7)) + 0.5))
+        logits_BC = logits_BC.scatter(
+            1, labels_B[:, None], torch.cos(torch.acos(target_B1 * (1 - 1e-7)) + 0.5)
+        )
         loss = F.cross_entropy(logits_BC * 64, labels_B)
         loss.backward()
         self.optimizer.step()
@@ -78,16 +90,26 @@ class Peer:
 
 
 class LinearCrossEntropy:
-    """torch's chunked `linear_cross_entropy` with normalised inputs, without a margin, which it cannot have; the optimiser is fused."""
+    """torch's chunked `linear_cross_entropy` with normalised inputs, without a margin, which it
+    cannot have; the optimiser is fused."""
 
     def __init__(self, num_classes: int, batch_chunk: int) -> None:
         self.weight = torch.nn.Parameter(torch.normal(0, 0.01, (num_classes, D)))
-        self.optimizer = torch.optim.SGD([self.weight], lr=0.1, momentum=0.9, weight_decay=5e-4, fused=True)
-        self.options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=batch_chunk, chunking_method=None)
+        self.optimizer = torch.optim.SGD(
+            [self.weight], lr=0.1, momentum=0.9, weight_decay=5e-4, fused=True
+        )
+        self.options = torch.nn.LinearCrossEntropyOptions(
+            batch_chunk_size=batch_chunk, chunking_method=None
+        )
 
     def step(self, embeddings_BD: Tensor, labels_B: Tensor) -> float:
         embeddings_BD = embeddings_BD.detach().requires_grad_()
-        loss = F.linear_cross_entropy(F.normalize(embeddings_BD) * 64, F.normalize(self.weight), labels_B, options=self.options)
+        loss = F.linear_cross_entropy(
+            F.normalize(embeddings_BD) * 64,
+            F.normalize(self.weight),
+            labels_B,
+            options=self.options,
+        )
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -96,7 +118,9 @@ class LinearCrossEntropy:
 
 def batch(num_classes: int, B: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
-    return torch.randn(B, D, generator=generator), torch.randint(0, num_classes, (B,), generator=generator)
+    return torch.randn(B, D, generator=generator), torch.randint(
+        0, num_classes, (B,), generator=generator
+    )
 
 
 def ours(num_classes: int, B: int, **settings: Any) -> Step:
@@ -108,7 +132,9 @@ def ours(num_classes: int, B: int, **settings: Any) -> Step:
     def step() -> float:
         nonlocal position
         position += B
-        return head.step(embeddings_BD, labels_B, lr=0.1, position=position, batch_size=B).loss.item()
+        return head.step(
+            embeddings_BD, labels_B, lr=0.1, position=position, batch_size=B
+        ).loss.item()
 
     return step
 
@@ -118,9 +144,20 @@ def peers(num_classes: int, B: int, rate: float) -> Step:
     return lambda: peer.step(embeddings_BD, labels_B)[0]
 
 
-def matrix_rate(num_classes: int, B: int, chunk: int, dtype: torch.dtype, product: Callable[[Tensor, Tensor], Tensor]) -> Step:
-    """The three products of a full softmax, 6BCD operations, and nothing else; `product(a, b)` is a @ b.T."""
-    unit_BD, rows_CD, scores_Bn = torch.randn(B, D).to(dtype), torch.randn(num_classes, D).to(dtype), torch.randn(B, chunk).to(dtype)
+def matrix_rate(
+    num_classes: int,
+    B: int,
+    chunk: int,
+    dtype: torch.dtype,
+    product: Callable[[Tensor, Tensor], Tensor],
+) -> Step:
+    """The three products of a full softmax, 6BCD operations, and nothing else; `product(a, b)` is a
+    @ b.T."""
+    unit_BD, rows_CD, scores_Bn = (
+        torch.randn(B, D).to(dtype),
+        torch.randn(num_classes, D).to(dtype),
+        torch.randn(B, chunk).to(dtype),
+    )
 
     def step() -> float:
         for first in range(0, num_classes, chunk):
@@ -135,13 +172,17 @@ def matrix_rate(num_classes: int, B: int, chunk: int, dtype: torch.dtype, produc
 
 
 class Remote:
-    """A contender in a process of its own, which steps when told to: as CPU workers start, or with the system's own allocator settings."""
+    """A contender in a process of its own, which steps when told to: as CPU workers start, or with
+    the system's own allocator settings."""
 
     def __init__(self, kind: str, *words: object, keep_memory: bool = True) -> None:
         self.process = subprocess.Popen(
             [sys.executable, __file__, "--part", "serve", kind, *map(str, words)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**PLAIN, **KEEP_MEMORY} if keep_memory else PLAIN,
-        )  # fmt: skip
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**PLAIN, **KEEP_MEMORY} if keep_memory else PLAIN,
+        )
 
     def seconds(self) -> float:
         assert self.process.stdin is not None
@@ -196,7 +237,11 @@ def ms(seconds: list[float]) -> str:
 def memory(part: str, *words: object) -> dict[str, float]:
     """Facts of `--part` in a process of its own."""
     command = [sys.executable, __file__, "--part", part, *map(str, words)]
-    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True, env=PLAIN).stdout.splitlines()[-1])  # type: ignore[no-any-return]
+    return json.loads(
+        subprocess.run(
+            command, capture_output=True, text=True, check=True, env=PLAIN
+        ).stdout.splitlines()[-1]
+    )  # type: ignore[no-any-return]
 
 
 def resident(name: str) -> float:
@@ -238,15 +283,22 @@ def full(arguments: argparse.Namespace) -> list[Row]:
         "torch.mm": Remote("torch.mm", C, B, 1024, "float32"),
     }
     seconds = interleaved(contenders, arguments.rounds)
-    products = min((seconds[name] for name in seconds if name.startswith("products")), key=statistics.median)
+    products = min(
+        (seconds[name] for name in seconds if name.startswith("products")), key=statistics.median
+    )
     contenders = {
         "store16": Remote("store16", C, B, 1.0),
         "bfloat16": Remote("products", C, B, 4096, "bfloat16"),
         **{f"linear of {n}": Remote("linear_cross_entropy", C, B, n) for n in (128, 512)},
     }
     others = interleaved(contenders, arguments.rounds)  # all at once would not fit
-    linear = min((others[name] for name in others if name.startswith("linear")), key=statistics.median)
-    beyond = {kind: memory("memory", kind, C, B, 1.0)["beyond"] for kind in ("peer", "recompute", "store16")}
+    linear = min(
+        (others[name] for name in others if name.startswith("linear")), key=statistics.median
+    )
+    beyond = {
+        kind: memory("memory", kind, C, B, 1.0)["beyond"]
+        for kind in ("peer", "recompute", "store16")
+    }
     name, rows = f"full, C = {C:,}, B = {B}", []
 
     def rate(seconds: list[float]) -> str:
@@ -255,14 +307,59 @@ def full(arguments: argparse.Namespace) -> list[Row]:
     for kind, faster, share, less in (("recompute", 1.3, 65, 50), ("store16", 1.6, 80, 8)):
         for peer, target in (("peer", f">= {faster}"), ("peer, allocator kept", "reported")):
             detail = f"{ms(seconds[kind])}, {ms(seconds[peer])}"
-            rows.append(Row(name, f"{kind}: faster than the {peer}", ratio(seconds[peer], seconds[kind]), "x", target, detail))
+            rows.append(
+                Row(
+                    name,
+                    f"{kind}: faster than the {peer}",
+                    ratio(seconds[peer], seconds[kind]),
+                    "x",
+                    target,
+                    detail,
+                )
+            )
         detail = f"{rate(seconds[kind])}, {rate(products)}"
-        rows.append(Row(name, f"{kind}: of the products' rate", 100 * ratio(products, seconds[kind]), "%", f">= {share}", detail))
+        rows.append(
+            Row(
+                name,
+                f"{kind}: of the products' rate",
+                100 * ratio(products, seconds[kind]),
+                "%",
+                f">= {share}",
+                detail,
+            )
+        )
         detail = f"{rate(seconds[kind])}, {rate(seconds['torch.mm'])}"
-        rows.append(Row(name, f"{kind}: of torch.mm's rate", 100 * ratio(seconds["torch.mm"], seconds[kind]), "%", "reported", detail))
+        rows.append(
+            Row(
+                name,
+                f"{kind}: of torch.mm's rate",
+                100 * ratio(seconds["torch.mm"], seconds[kind]),
+                "%",
+                "reported",
+                detail,
+            )
+        )
         detail = f"{beyond[kind]:,.0f} MB, {beyond['peer']:,.0f} MB"
-        rows.append(Row(name, f"{kind}: less memory beyond", beyond["peer"] / beyond[kind], "x", f">= {less}", detail))
-    rows.append(Row(name, "store16: faster than linear_cross_entropy", ratio(linear, others["store16"]), "x", ">= 1", ms(linear)))
+        rows.append(
+            Row(
+                name,
+                f"{kind}: less memory beyond",
+                beyond["peer"] / beyond[kind],
+                "x",
+                f">= {less}",
+                detail,
+            )
+        )
+    rows.append(
+        Row(
+            name,
+            "store16: faster than linear_cross_entropy",
+            ratio(linear, others["store16"]),
+            "x",
+            ">= 1",
+            ms(linear),
+        )
+    )
     rows.append(
         Row(
             name,
@@ -279,25 +376,67 @@ def full(arguments: argparse.Namespace) -> list[Row]:
 def sampled(arguments: argparse.Namespace) -> list[Row]:
     C, B, rate = 1_000_000, 128, 0.1
     name = f"sampled {rate}, C = {C:,}, B = {B}"
-    rows = pairs(name, C, B, rate, arguments.rounds, {"recompute": ">= 5", "store16": ">= 5", "rowwise": "reported"})
-    used = {kind: memory("memory", kind, C, B, rate)["all"] for kind in ("peer", "recompute", "rowwise")}
+    rows = pairs(
+        name,
+        C,
+        B,
+        rate,
+        arguments.rounds,
+        {"recompute": ">= 5", "store16": ">= 5", "rowwise": "reported"},
+    )
+    used = {
+        kind: memory("memory", kind, C, B, rate)["all"] for kind in ("peer", "recompute", "rowwise")
+    }
     for kind, target in (("recompute", "<= 0.5"), ("rowwise", "<= 0.2")):
-        rows.append(Row(name, f"{kind}: memory", used[kind] / used["peer"], "x", target, f"{used[kind]:,.0f} MB, {used['peer']:,.0f} MB"))
+        rows.append(
+            Row(
+                name,
+                f"{kind}: memory",
+                used[kind] / used["peer"],
+                "x",
+                target,
+                f"{used[kind]:,.0f} MB, {used['peer']:,.0f} MB",
+            )
+        )
     return rows
 
 
 def few(arguments: argparse.Namespace) -> list[Row]:
     name = "20,000 rows of C = 1,000,000, B = 128"
-    return pairs(name, 1_000_000, 128, 0.02, arguments.rounds, {"recompute": ">= 15", "store16": ">= 15", "rowwise": "reported"})
+    return pairs(
+        name,
+        1_000_000,
+        128,
+        0.02,
+        arguments.rounds,
+        {"recompute": ">= 15", "store16": ">= 15", "rowwise": "reported"},
+    )
 
 
-def pairs(name: str, C: int, B: int, rate: float, rounds: int, targets: dict[str, str]) -> list[Row]:
+def pairs(
+    name: str, C: int, B: int, rate: float, rounds: int, targets: dict[str, str]
+) -> list[Row]:
     """The peer beside one of ours at a time: more would not fit."""
     rows = []
     for kind, target in targets.items():
-        seconds = interleaved({"peer": Remote("peer", C, B, rate, keep_memory=False), "ours": Remote(kind, C, B, rate)}, rounds)
+        seconds = interleaved(
+            {
+                "peer": Remote("peer", C, B, rate, keep_memory=False),
+                "ours": Remote(kind, C, B, rate),
+            },
+            rounds,
+        )
         detail = f"{ms(seconds['ours'])}, {ms(seconds['peer'])}"
-        rows.append(Row(name, f"{kind}: faster than the peer", ratio(seconds["peer"], seconds["ours"]), "x", target, detail))
+        rows.append(
+            Row(
+                name,
+                f"{kind}: faster than the peer",
+                ratio(seconds["peer"], seconds["ours"]),
+                "x",
+                target,
+                detail,
+            )
+        )
     return rows
 
 
@@ -307,7 +446,16 @@ def growth(arguments: argparse.Namespace) -> list[Row]:
         contenders = {f"{C:,}": Remote(kind, C, 128, 20_000 / C) for C in (250_000, large)}
         small, big = interleaved(contenders, 5 * arguments.rounds).values()
         name = f"{kind}: time at C = {large:,} over 250,000"
-        rows.append(Row("20,000 rows of any C, B = 128", name, ratio(big, small), "x", "<= 1.1", f"{ms(big)}, {ms(small)}"))
+        rows.append(
+            Row(
+                "20,000 rows of any C, B = 128",
+                name,
+                ratio(big, small),
+                "x",
+                "<= 1.1",
+                f"{ms(big)}, {ms(small)}",
+            )
+        )
     return rows
 
 
@@ -318,14 +466,26 @@ def capacity(arguments: argparse.Namespace) -> list[Row]:
     each = (theirs["peak"] - theirs["before"]) / 1_000_000
     most = (20_000 - theirs["before"]) / each
     ours_each = (mine["peak"] - mine["before"]) / 18_000_000
-    detail = f"{mine['peak']:,.0f} MB at 18,000,000, loss {mine['loss']:.1f}; {theirs['peak']:,.0f} MB at 1,000,000"
+    detail = (
+        f"{mine['peak']:,.0f} MB at 18,000,000, loss {mine['loss']:.1f}; {theirs['peak']:,.0f} MB "
+        "at 1,000,000"
+    )
     times = (20_000 - mine["before"]) / ours_each / most
-    return [Row("MobileFaceNet, B = 8, rate 0.01, 20 GB", "identities over the peer's", times, "x", ">= 7.5", detail)]
+    return [
+        Row(
+            "MobileFaceNet, B = 8, rate 0.01, 20 GB",
+            "identities over the peer's",
+            times,
+            "x",
+            ">= 7.5",
+            detail,
+        )
+    ]
 
 
 def part_capacity(kind: str, num_classes: str) -> dict[str, float]:
     """Three steps of the backbone and the head."""
-    from manyfaces.models import backbone
+    from manyfaces.models.backbones import backbone
 
     C, B, rate = int(num_classes), 8, 0.01
     model = backbone.build(schema.MobileFaceNetModel(kind="mobilefacenet"), 112).train()
@@ -342,7 +502,14 @@ def part_capacity(kind: str, num_classes: str) -> dict[str, float]:
             if kind == "peer":
                 peer = Peer(C, rate)
             else:
-                head = PartialFC(schema.Head(sample_rate=rate, rows=ROWWISE), C, D, seed=0, weight_decay=5e-4, device=CPU)
+                head = PartialFC(
+                    schema.Head(sample_rate=rate, rows=ROWWISE),
+                    C,
+                    D,
+                    seed=0,
+                    weight_decay=5e-4,
+                    device=CPU,
+                )
         elif peer is not None:
             facts["loss"], d_embeddings_BD = peer.step(embeddings_BD, labels_B)
             embeddings_BD.backward(d_embeddings_BD)
@@ -357,20 +524,36 @@ def part_capacity(kind: str, num_classes: str) -> dict[str, float]:
 
 
 def wire(arguments: argparse.Namespace) -> list[Row]:
-    """Bytes that four gloo ranks really send, by the loopback device's own count: nothing else may use it meanwhile."""
-    sent = {kind: memory("wire", kind)["bytes"] / 1000 for kind in ("idle", "peer", "float32", "bfloat16")}
+    """Bytes that four gloo ranks really send, by the loopback device's own count: nothing else may
+    use it meanwhile."""
+    sent = {
+        kind: memory("wire", kind)["bytes"] / 1000
+        for kind in ("idle", "peer", "float32", "bfloat16")
+    }
     peer, rows = sent["peer"] - sent["idle"], []
     for kind, target in (("float32", "reported"), ("bfloat16", "<= 0.5")):
         mine = sent[kind] - sent["idle"]
         detail = f"{mine:,.0f} kB, {peer:,.0f} kB a step"
-        rows.append(Row("4 gloo ranks, B = 512", f"{kind}: bytes over the peer's", mine / peer, "x", target, detail))
+        rows.append(
+            Row(
+                "4 gloo ranks, B = 512",
+                f"{kind}: bytes over the peer's",
+                mine / peer,
+                "x",
+                target,
+                detail,
+            )
+        )
     return rows
 
 
 def part_wire(kind: str) -> dict[str, float]:
     store = dist.TCPStore("127.0.0.1", 0, 4, is_master=True, wait_for_workers=False)
     command = [sys.executable, __file__, "--part", "wire_rank", kind, str(store.port)]
-    ranks = [subprocess.Popen([*command, str(rank)], stdout=subprocess.PIPE, text=True) for rank in range(4)]
+    ranks = [
+        subprocess.Popen([*command, str(rank)], stdout=subprocess.PIPE, text=True)
+        for rank in range(4)
+    ]
     outputs = [rank.communicate(timeout=300)[0] for rank in ranks]
     return json.loads(outputs[0].splitlines()[-1])  # type: ignore[no-any-return]
 
@@ -396,7 +579,8 @@ def part_wire_rank(kind: str, port: str, rank: str) -> dict[str, float]:
     )
 
     def published() -> None:
-        """What its step sends: embeddings and labels, three reductions of B numbers, one reduction of gradients to each rank."""
+        """What its step sends: embeddings and labels, three reductions of B numbers, one reduction
+        of gradients to each rank."""
         dist.all_gather([torch.empty(b, D) for _ in range(4)], embeddings_BD)
         dist.all_gather([torch.empty(b, dtype=torch.int64) for _ in range(4)], labels_B)
         for op in (dist.ReduceOp.MAX, dist.ReduceOp.SUM, dist.ReduceOp.SUM):
@@ -423,16 +607,26 @@ def part_wire_rank(kind: str, port: str, rank: str) -> dict[str, float]:
 
 
 WORKLOADS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
-    "full": full, "sampled": sampled, "few": few, "growth": growth, "capacity": capacity, "wire": wire,
-}  # fmt: skip
+    "full": full,
+    "sampled": sampled,
+    "few": few,
+    "growth": growth,
+    "capacity": capacity,
+    "wire": wire,
+}
 PARTS: dict[str, Callable[..., dict[str, float]]] = {
     "serve": part_serve,
-    "memory": part_memory, "capacity": part_capacity, "wire": part_wire, "wire_rank": part_wire_rank,
-}  # fmt: skip
+    "memory": part_memory,
+    "capacity": part_capacity,
+    "wire": part_wire,
+    "wire_rank": part_wire_rank,
+}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", action="store_true")

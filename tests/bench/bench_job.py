@@ -1,8 +1,10 @@
-"""Images a second of the input path alone, the backbone alone, the head alone, and the whole job, in one table.
+"""Images a second of the input path alone, the backbone alone, the head alone, and the whole job,
+in one table.
 
     python tests/bench/bench_job.py configs/demo.yaml [path.to.key=value ...] [--steps 20] [--json]
 
-In this one process, with the recipe's threads; the whole job is the train loop itself, without evaluation and checkpoints.
+In this one process, with the recipe's threads; the whole job is the train loop itself, without
+evaluation and checkpoints.
 """
 
 import argparse
@@ -23,10 +25,10 @@ from manyfaces.cluster.launch import KEEP_MEMORY
 from manyfaces.cluster.world import World
 from manyfaces.configs.load import load
 from manyfaces.configs.schema import Config
-from manyfaces.data.loader import Batch, Loader, Quarantine
-from manyfaces.data.mixture import AnyDataset, open_data
-from manyfaces.models.backbone import build
-from manyfaces.models.partial_fc import PartialFC
+from manyfaces.data.dataset.mixture import AnyDataset, open_data
+from manyfaces.data.feed.loader import Batch, Loader, Quarantine
+from manyfaces.models.backbones.backbone import build
+from manyfaces.models.head.partial_fc import PartialFC
 from manyfaces.train.engine import Engine
 from manyfaces.train.step import train_step
 
@@ -34,17 +36,26 @@ WARM_UP = 3
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("config")
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    if not torch.cuda.is_available() and not KEEP_MEMORY.items() <= os.environ.items():  # as CPU workers start
+    if (
+        not torch.cuda.is_available() and not KEEP_MEMORY.items() <= os.environ.items()
+    ):  # as CPU workers start
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **KEEP_MEMORY})
     config = load(arguments.config, arguments.overrides)
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", store=dist.HashStore(), rank=0, world_size=1)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+        store=dist.HashStore(),
+        rank=0,
+        world_size=1,
+    )
     torch.set_num_threads(config.cluster.threads_per_worker)
     rates = measure(config, open_data(config.data), arguments.steps)
     dist.destroy_process_group()
@@ -61,18 +72,33 @@ def main() -> None:
 
 def measure(config: Config, dataset: AnyDataset, steps: int) -> dict[str, float]:
     world, batch_size = World.current(), config.train.batch_size
-    engine = Engine(build(config.model, config.data.image_px), config.train, config.engine, world.device, 1)
+    engine = Engine(
+        build(config.model, config.data.image_px), config.train, config.engine, world.device, 1
+    )
     decay = config.train.optimizer.weight_decay
     head = PartialFC(
-        config.head, dataset.manifest.num_identities, config.model.embedding_dim, seed=0, weight_decay=decay, device=world.device
+        config.head,
+        dataset.manifest.num_identities,
+        config.model.embedding_dim,
+        seed=0,
+        weight_decay=decay,
+        device=world.device,
     )
 
     def loader(count: int) -> Loader:
         quarantine = Quarantine(Path(tempfile.mkdtemp()) / "quarantine.jsonl", dataset, 0.0)
         return Loader(
-            dataset, config.data, seed=0, batch_size=batch_size, rank=0, world_size=1, position=0, end=count * batch_size,
-            device=world.device, quarantine=quarantine,
-        )  # fmt: skip
+            dataset,
+            config.data,
+            seed=0,
+            batch_size=batch_size,
+            rank=0,
+            world_size=1,
+            position=0,
+            end=count * batch_size,
+            device=world.device,
+            quarantine=quarantine,
+        )
 
     def step(batch: Batch) -> None:
         train_step(engine, head, batch, lr=1e-3, batch_size=batch_size, seed=0, rank=0)
@@ -98,7 +124,12 @@ def measure(config: Config, dataset: AnyDataset, steps: int) -> dict[str, float]
         "input path": input_rate,
         "backbone": rate(backbone, steps, batch_size, world.device),
         "head": rate(
-            lambda: head.step(detached_ND, batch.labels_N, lr=0.0, position=0, batch_size=batch_size), steps, batch_size, world.device
+            lambda: head.step(
+                detached_ND, batch.labels_N, lr=0.0, position=0, batch_size=batch_size
+            ),
+            steps,
+            batch_size,
+            world.device,
         ),
     }
     with loader(steps + WARM_UP) as batches:

@@ -1,4 +1,5 @@
-"""Checkpoints: whole or not there, read at any world size, rot found, disk full told, old ones kept until newer ones stand."""
+"""Checkpoints: whole or not there, read at any world size, rot found, disk full told, old ones kept
+until newer ones stand."""
 
 import json
 import shutil
@@ -11,9 +12,9 @@ import torch.distributed as dist
 from launcher import run_ranks
 
 from manyfaces.configs.schema import UserError
-from manyfaces.train import checkpoint
-from manyfaces.train.head_files import HeadFiles, SubCentres
-from manyfaces.train.checkpoint import HEAD, Checkpointer, Snapshot, candidates, newest, read_backbone, retain
+from manyfaces.train.checkpoint import checkpoint
+from manyfaces.train.checkpoint.head_files import HeadFiles, SubCentres
+from manyfaces.train.checkpoint.checkpoint import HEAD, Checkpointer, Snapshot, candidates, newest, read_backbone, retain
 
 CLASSES, DIM = 11, 4
 

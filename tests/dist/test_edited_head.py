@@ -1,4 +1,5 @@
-"""A head that many ranks wrote is edited in one process, and any number of ranks goes on from it."""
+"""A head that many ranks wrote is edited in one process, and any number of ranks goes on from
+it."""
 
 from pathlib import Path
 
@@ -7,9 +8,9 @@ import torch
 import torch.distributed as dist
 from launcher import run_ranks
 
-from manyfaces.data.names import Names
-from manyfaces.train.checkpoint import Checkpointer, Snapshot
-from manyfaces.train.head_edit import merge, remove
+from manyfaces.data.dataset.names import Names
+from manyfaces.train.checkpoint.checkpoint import Checkpointer, Snapshot
+from manyfaces.train.curation.head_edit import merge, remove
 
 DIM = 4
 

@@ -1,4 +1,5 @@
-"""DeepSpeed at real gloo ranks: exact gradients with uneven shares, bit-exact state at stages 0 to 2, nothing taken when not finite."""
+"""DeepSpeed at real gloo ranks: exact gradients with uneven shares, bit-exact state at stages 0 to
+2, nothing taken when not finite."""
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from torch import nn
 
 from manyfaces.cluster.world import World
 from manyfaces.configs import schema
-from manyfaces.models.backbone import build, checkpoint_activations
+from manyfaces.models.backbones.backbone import build, checkpoint_activations
 
 PX, DIM, BATCH = 16, 8, 7
 CPU = torch.device("cpu")
@@ -99,7 +100,8 @@ def results() -> dict[int, list[dict]]:
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])
 @pytest.mark.parametrize("stage", [0, 1, 2])
 def test_weights_agree_with_plain_torch_at_any_world_size(results, kind: str, stage: int) -> None:
-    """Oracle: one process, torch's optimiser, the whole batch, the gradient of the mean; clipped alike."""
+    """Oracle: one process, torch's optimiser, the whole batch, the gradient of the mean; clipped
+    alike."""
     model = plain_backbone()
     options = schema.Train(optimizer={"kind": kind}).optimizer.model_dump(exclude={"kind"}) | {"lr": 0.05}
     optimizer = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}[kind](model.parameters(), **options)

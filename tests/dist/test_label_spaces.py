@@ -11,8 +11,9 @@ from launcher import run_ranks
 from torch import Tensor
 
 from manyfaces.configs import schema
-from manyfaces.models import collectives, sampling
-from manyfaces.models.partial_fc import PartialFC
+from manyfaces.models.head import collectives
+from manyfaces.models.head import sampling
+from manyfaces.models.head.partial_fc import PartialFC
 
 CPU = torch.device("cpu")
 C, D, B, FIRST = 700, 16, 21, (0, 300, 310)
@@ -47,11 +48,12 @@ def step_of_a_rank() -> list[dict[str, Any]]:
 @pytest.mark.parametrize("logits", ["recompute", "store16"])
 @pytest.mark.parametrize(("kind", "scale"), [("arcface", 256.0), ("curricularface", 128.0)])
 def test_a_foreign_class_may_be_much_nearer_than_all_own_ones(kind: str, scale: float, logits: str) -> None:
-    """The same person in the other dataset: no sum has that class in it, so nothing bounds its exponential."""
+    """The same person in the other dataset: no sum has that class in it, so nothing bounds its
+    exponential."""
     head = PartialFC(
         schema.Head.model_validate({"margin": {"kind": kind}, "scale": scale, "logits": logits}), C, 64, seed=2, weight_decay=0, device=CPU,
         spaces=FIRST,
-    )  # fmt: skip
+    )
     before_CD = head.planes[0].rows_CD[:-1].clone()
     step = head.step(before_CD[400:408] * 100, torch.arange(8), lr=0.1, position=0, batch_size=8)
     assert step.finite

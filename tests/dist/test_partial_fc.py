@@ -1,4 +1,5 @@
-"""The class-sharded head on 1 to 4 real gloo ranks against tests/dense_head.py. Ranks only gather facts; this process judges them."""
+"""The class-sharded head on 1 to 4 real gloo ranks against tests/dense_head.py. Ranks only gather
+facts; this process judges them."""
 
 from typing import Any, NamedTuple
 
@@ -16,9 +17,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from manyfaces.configs import schema
 from manyfaces.configs.schema import UserError
-from manyfaces.models import collectives, sampling, softmax
-from manyfaces.models import rows as rows_module
-from manyfaces.models.partial_fc import PartialFC
+from manyfaces.models.head import collectives
+from manyfaces.models.head import sampling
+from manyfaces.models.head import passes as softmax
+from manyfaces.models.head import rows as rows_module
+from manyfaces.models.head.partial_fc import PartialFC
 
 CPU = torch.device("cpu")
 WORLD_SIZES = [1, 2, 3]
@@ -56,7 +59,8 @@ class Case(NamedTuple):
 
 
 def draw_case(number: int) -> Case:
-    """Every margin with all classes and some, with one sub-centre and three; scales and batches in turn; the other sizes are random."""
+    """Every margin with all classes and some, with one sub-centre and three; scales and batches in
+    turn; the other sizes are random."""
     rng = np.random.default_rng(number)
     each, kind = number % len(MARGINS), number // len(MARGINS)
     turn = number + kind
@@ -104,7 +108,8 @@ def first_rows(case: Case) -> Tensor:
 
 
 def batch(case: Case, rows_CD: Tensor, step: int) -> tuple[Tensor, Tensor]:
-    """Embeddings of all lengths, float32; labels with repetitions and, here and there, -1 on an embedding that is NaN."""
+    """Embeddings of all lengths, float32; labels with repetitions and, here and there, -1 on an
+    embedding that is NaN."""
     rng = np.random.default_rng([case.seed, step])
     labels = rng.integers(case.low_classes, size=case.batch_size)
     embeddings = rng.standard_normal((case.batch_size, case.dim))
@@ -268,13 +273,15 @@ def largest_logit(case: Case) -> float:
 
 
 def drift(case: Case) -> float:
-    """How far rows may be from float64's after steps: each step's gradient feels the rows' last error, and the steeper the more."""
+    """How far rows may be from float64's after steps: each step's gradient feels the rows' last
+    error, and the steeper the more."""
     return 1e-5 * max(1, largest_logit(case) / 64)
 
 
 def agree(case: Case, loss: float, d_embeddings_BD: Tensor, d_rows_CD: Tensor, true_loss: Tensor, true_BD: Tensor, true_CD: Tensor) -> None:
     assert abs(loss - true_loss.item()) <= 5e-6 * true_loss.item() + 1e-12
-    # CurricularFace's logits reach twice the scale: from 200 on, which no scale in use comes to, float32 leaves more of them.
+    # CurricularFace's logits reach twice the scale: from 200 on, which no scale in use comes to,
+    # float32 leaves more of them.
     limit = 3e-5 if case.config.scale < largest_logit(case) >= 200 else 2e-5
     assert error(d_embeddings_BD, true_BD) <= limit
     assert error(d_rows_CD, true_CD) <= limit
@@ -287,7 +294,7 @@ def heads(draw: st.DrawFn) -> Case:
         margin=draw(st.sampled_from(MARGINS)), scale=draw(st.floats(1, 256)), sample_rate=draw(st.sampled_from([0.0, 0.3, 1.0])),
         sub_centers=draw(st.sampled_from([1, 1, 2, 3])), filter_above=draw(st.sampled_from([None, None, 0.2, 0.9])),
         chunk_classes=draw(st.integers(1, 500)), logits=draw(st.sampled_from(LOGITS)), rows=schema.Rows(momentum=0.9),
-    )  # fmt: skip
+    )
     cosine = draw(st.one_of(st.none(), st.floats(-0.9, 0.99)))
     low = draw(st.integers(1, C))
     return Case(0, config, C, draw(st.integers(2, 128)), draw(st.integers(1, 40)), draw(st.integers(0, 999)), cosine, draw(st.booleans()), low)
@@ -339,7 +346,8 @@ def test_rows_after_steps(worlds: Worlds, case: Case) -> None:
             numbers = world[0]["runs"][case.number][step]["numbers"]
             assert all(facts["runs"][case.number][step]["numbers"] == numbers for facts in world)
             bias = {"bias": dense.bias.item()} if "bias" in numbers else {}
-            for name, number in {**dense.numbers, **bias}.items():  # norms do not depend on rows, which drift apart
+            # norms do not depend on rows, which drift apart
+            for name, number in {**dense.numbers, **bias}.items():
                 assert abs(numbers[name] - number) <= (1e-6 if "norm" in name else drift(case)) * max(abs(number), 0.2), name
             before[world_size] = now
     for now in before.values():

@@ -1,4 +1,5 @@
-"""Rows on the host against rows on the device: bit for bit the same, on 1 and 2 real gloo ranks, and nothing but chosen rows travels."""
+"""Rows on the host against rows on the device: bit for bit the same, on 1 and 2 real gloo ranks,
+and nothing but chosen rows travels."""
 
 import threading
 import time
@@ -12,16 +13,19 @@ from launcher import run_ranks
 from torch import Tensor
 
 from manyfaces.configs import schema
-from manyfaces.models import collectives, row_optimizers, sampling
-from manyfaces.models.partial_fc import PartialFC
-from manyfaces.models.rows import Rows
-from manyfaces.models.sampling import Columns
-from manyfaces.models.staging import Staging
+from manyfaces.models.head import collectives
+from manyfaces.models.head import row_optimizers
+from manyfaces.models.head import sampling
+from manyfaces.models.head.partial_fc import PartialFC
+from manyfaces.models.head.rows import Rows
+from manyfaces.models.head.sampling import Columns
+from manyfaces.models.head.staging import Staging
 
 CPU = torch.device("cpu")
 C, D, B, SEED, STEPS = 700, 16, 14, 3, 9
 NOT_FINITE, NO_LABELS, FORGET, RESUME = 2, 6, 1, 7
-"""Steps that are called off, before which classes are forgotten, and before which the head is made anew from its state."""
+"""Steps that are called off, before which classes are forgotten, and before which the head is made
+anew from its state."""
 GONE = torch.arange(0, C, 5)
 
 
@@ -39,7 +43,7 @@ SGD, LAZY = schema.Rows(), schema.Rows(lazy_decay=True)
 ROWS = [
     SGD, LAZY, schema.Rows(optimizer="rowwise", dtype="float16"), schema.Rows(optimizer="adamw", lr_scale=0.05),
     schema.Rows(lazy_decay=True, dtype="bfloat16", momentum=0.0),
-]  # fmt: skip
+]
 SETTINGS = [
     *(Setting(rate, rows, 1 + 2 * ((i + j) % 2)) for i, rate in enumerate((0.0, 0.1, 0.6)) for j, rows in enumerate(ROWS)),
     Setting(0.6, SGD, spaces=(0, 300, 301), margin=schema.CurricularFaceMargin(kind="curricularface")),
@@ -175,7 +179,8 @@ def test_rows_that_are_not_chosen_are_neither_read_nor_written(staged: list[Any]
 
 
 def test_a_class_chosen_twice_in_a_row_is_the_new_one_however_slow_its_way_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows are held up on their way back until the next step asks for rows, or somebody for the state."""
+    """Rows are held up on their way back until the next step asks for rows, or somebody for the
+    state."""
     setting = Setting(0.6, SGD)
     expected = [take_step(plain, step) for plain in [build(setting, "device")] for step in range(4)]
     asked, order = threading.Event(), []
@@ -216,7 +221,7 @@ def test_a_class_chosen_twice_in_a_row_is_the_new_one_however_slow_its_way_back(
 
 
 def test_drawn_rows_are_on_their_way_before_the_backbone_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    from manyfaces.data.loader import Batch  # here, as ranks need none of it
+    from manyfaces.data.feed.loader import Batch  # here, as ranks need none of it
     from manyfaces.train.step import train_step
 
     head, order = build(Setting(0.6, SGD), "host"), []
@@ -243,7 +248,8 @@ def test_drawn_rows_are_on_their_way_before_the_backbone_runs(monkeypatch: pytes
     images_NHWC = torch.zeros(B, 1, 1, 3, dtype=torch.uint8)
     train_step(Backbone(), head, Batch(0, np.arange(B), images_NHWC, labels_B), lr=0.1, batch_size=B, seed=0, rank=0)  # type: ignore[arg-type]
     drawn = sum(min(C - b * 128, 128) for b in sampling.blocks(C, 0.6, SEED, 0).tolist())
-    assert order == [f"{drawn} rows", "forward", f"{len(chosen(0.6, 0)) - drawn + 1} rows"]  # and the one for no class
+    # and the one for no class
+    assert order == [f"{drawn} rows", "forward", f"{len(chosen(0.6, 0)) - drawn + 1} rows"]
 
 
 def test_what_fails_beside_the_step_is_told_by_the_next(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,5 @@
-"""Row optimisers over many steps of the head on 1 and 2 real gloo ranks, against torch's own in float64 (tests/dense_head.py)."""
+"""Row optimisers over many steps of the head on 1 and 2 real gloo ranks, against torch's own in
+float64 (tests/dense_head.py)."""
 
 import math
 from typing import Any, NamedTuple
@@ -14,10 +15,13 @@ from test_partial_fc import Watch
 from torch import Tensor
 
 from manyfaces.configs import schema
-from manyfaces.models import collectives, row_optimizers, sampling, softmax
-from manyfaces.models import rows as rows_module
-from manyfaces.models.partial_fc import PartialFC
-from manyfaces.models.rows import DTYPES
+from manyfaces.models.head import collectives
+from manyfaces.models.head import row_optimizers
+from manyfaces.models.head import sampling
+from manyfaces.models.head import passes as softmax
+from manyfaces.models.head import rows as rows_module
+from manyfaces.models.head.partial_fc import PartialFC
+from manyfaces.models.head.rows import DTYPES
 
 CPU = torch.device("cpu")
 C, D, B, SEED, WEIGHT_DECAY = 600, 16, 12, 5, 0.02
@@ -83,7 +87,8 @@ def head_of(setting: Setting) -> schema.Head:
 
 
 def run_steps(settings: list[Setting]) -> list[dict[str, Any]]:
-    """All that one rank sees: of each setting the rows as they stand after each step, and the state in the end."""
+    """All that one rank sees: of each setting the rows as they stand after each step, and the state
+    in the end."""
     facts = []
     for setting in settings:
         with pytest.MonkeyPatch.context() as patch:
@@ -169,7 +174,8 @@ def test_rows_and_state_are_those_of_torchs_optimiser(worlds: dict[int, list[lis
         for name, tensor in expected.state.items():
             assert error(whole([each[name] for each in facts]), tensor) <= setting.limit
         if setting.rows.lazy_decay and setting.rate < 0.5:
-            assert error(before, expected.after[-1]) > 10 * setting.limit  # rows had been left behind
+            # rows had been left behind
+            assert error(before, expected.after[-1]) > 10 * setting.limit
 
 
 @pytest.mark.parametrize("rate", [1.0, 0.2, 0.0])

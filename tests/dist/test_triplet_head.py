@@ -1,4 +1,5 @@
-"""A triplet loss in the head, alone and beside a margin, on 1 to 3 real ranks against every triplet looked at one by one."""
+"""A triplet loss in the head, alone and beside a margin, on 1 to 3 real ranks against every triplet
+looked at one by one."""
 
 from typing import Any
 
@@ -11,8 +12,8 @@ from launcher import run_ranks
 from torch import Tensor
 
 from manyfaces.configs import schema
-from manyfaces.models import collectives
-from manyfaces.models.partial_fc import PartialFC
+from manyfaces.models.head import collectives
+from manyfaces.models.head.partial_fc import PartialFC
 
 CPU = torch.device("cpu")
 C, D, B = 40, 12, 17
@@ -45,7 +46,7 @@ def steps_of_a_rank() -> list[dict[str, Any]]:
         facts.append({
             "loss": step.loss.item(), "d_embeddings": step.d_embeddings_ND / head.world_size, "rows": rows_CD,
             "momentum": head.tensors()["momentum"].clone(), "collectives": collectives_made, "one_owner": step.one_owner.item(),
-        })  # fmt: skip
+        })
     return facts
 
 

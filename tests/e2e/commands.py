@@ -47,7 +47,9 @@ def manyfaces(*words: object) -> subprocess.CompletedProcess[str]:
 def started(*words: object) -> Iterator[subprocess.Popen[str]]:
     """Run in the background; whatever happens, the whole tree is gone afterwards."""
     command = [sys.executable, "-m", "manyfaces.train", *map(str, words)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
     try:
         yield process
     finally:
@@ -70,13 +72,20 @@ def rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def wait_until(done: Callable[[], Any], process: subprocess.Popen[str] | None = None, timeout_s: float = TIMEOUT_S) -> Any:
-    """What `done` returns once it is true. Fails when the time is over or the process ends first."""
+def wait_until(
+    done: Callable[[], Any],
+    process: subprocess.Popen[str] | None = None,
+    timeout_s: float = TIMEOUT_S,
+) -> Any:
+    """What `done` returns once it is true. Fails when the time is over or the process ends
+    first."""
     deadline = time.monotonic() + timeout_s
     while not (value := done()):
         assert time.monotonic() < deadline, "waited too long"
         if process is not None and process.poll() is not None and not done():
-            raise AssertionError(f"the command ended with {process.returncode}: {process.communicate()[0]}")
+            raise AssertionError(
+                f"the command ended with {process.returncode}: {process.communicate()[0]}"
+            )
         time.sleep(0.05)
     return value
 

@@ -1,4 +1,5 @@
-"""One rank of two loses its data in the middle: all stop together behind a checkpoint, and the run goes on when the data are back."""
+"""One rank of two loses its data in the middle: all stop together behind a checkpoint, and the run
+goes on when the data are back."""
 
 import json
 import warnings
@@ -10,15 +11,18 @@ from launcher import run_ranks
 
 from manyfaces.configs.load import load
 from manyfaces.configs.schema import UserError
-from manyfaces.data import loader
+from manyfaces.data.feed import loader
 from manyfaces.train.run import work
 
 LOST_AT = 7 * 16
 
 
 def run_worker(config_path: str) -> None:
-    """The worker function itself, with a store that fails on rank 1 from the eighth batch on; and again with a whole one."""
-    warnings.simplefilter("default")  # DeepSpeed and what it imports warn of torch and of themselves
+    """The worker function itself, with a store that fails on rank 1 from the eighth batch on; and
+    again with a whole one."""
+    warnings.simplefilter(
+        "default"
+    )  # DeepSpeed and what it imports warn of torch and of themselves
     config = load(config_path, [])
     payload = {"name": "run", "config": config.model_dump(mode="json")}
     real = loader.Loader._begin
@@ -39,10 +43,16 @@ def test_all_ranks_stop_behind_a_checkpoint(dataset_path: Path, tmp_path: Path) 
     run = tmp_path / "runs" / "run"
     run.mkdir(parents=True)
     run_ranks(2, run_worker, str(config))
-    events = [(row["kind"], row["message"]) for row in rows(run / "events.jsonl") if row["kind"] != "checkpoint"]
+    events = [
+        (row["kind"], row["message"])
+        for row in rows(run / "events.jsonl")
+        if row["kind"] != "checkpoint"
+    ]
     assert [kind for kind, _ in events] == ["start", "stopped", "start", "finished"]
     assert events[1][1] == "rank 1: shard-000001.tar: gone"
     assert "resuming step-00000007 at sample 112" in events[2][1]
     state = json.loads((run / "checkpoints" / "step-00000007" / "state.json").read_text())
     assert state["position"] == LOST_AT
-    assert [row["step"] for row in rows(run / "metrics.jsonl") if "train/loss" in row] == list(range(1, 31))
+    assert [row["step"] for row in rows(run / "metrics.jsonl") if "train/loss" in row] == list(
+        range(1, 31)
+    )

@@ -21,14 +21,19 @@ def config(dataset_path: Path, tmp_path: Path) -> Path:
         (["data.path=nowhere"], "nowhere: no such folder"),
         (["evaluation.pairs=[nowhere.bin]"], "nowhere.bin: No such file"),
         (["engine.zero_stage=3"], "engine.zero_stage 3 cannot be checkpointed yet"),
-        (["cluster.launcher=ray", "cluster.workers=64", "train.batch_size=64"], "64 workers of 1 threads need 64 CPUs"),
+        (
+            ["cluster.launcher=ray", "cluster.workers=64", "train.batch_size=64"],
+            "64 workers of 1 threads need 64 CPUs",
+        ),
         (["train.batch_size=500"], "500 is more than the dataset's 120 images"),
         (["data.expect_images=5"], "data.expect_images is 5"),
         (["run.resume_from=nowhere"], "no checkpoint there"),
         (["run.name=../up"], "run.name"),
     ],
 )
-def test_one_line(config: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_one_line(
+    config: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     assert main(["train", str(config), *words]) == 2
     told = capsys.readouterr().err
     assert message in told
@@ -36,7 +41,9 @@ def test_one_line(config: Path, words: list[str], message: str, capsys: pytest.C
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_local_ray_that_does_not_start(config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_local_ray_that_does_not_start(
+    config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def too_slow(**_: object) -> None:
         raise Exception("The current node timed out during startup.\nThis could happen because ...")
 
@@ -47,19 +54,37 @@ def test_a_local_ray_that_does_not_start(config: Path, capsys: pytest.CaptureFix
     assert len(told.strip().splitlines()) == 1
 
 
-def test_a_loss_that_is_not_finite_stops_with_step_samples_and_checkpoint(config: Path, tmp_path: Path) -> None:
-    refused = manyfaces("train", config, "train.optimizer.lr=1e30", "train.schedule.warmup_epochs=0", "checkpoint.every_steps=1")
+def test_a_loss_that_is_not_finite_stops_with_step_samples_and_checkpoint(
+    config: Path, tmp_path: Path
+) -> None:
+    refused = manyfaces(
+        "train",
+        config,
+        "train.optimizer.lr=1e30",
+        "train.schedule.warmup_epochs=0",
+        "checkpoint.every_steps=1",
+    )
     assert refused.returncode == 2
-    for part in ("not finite", "at samples", "shard-", "the last good checkpoint is", "events.jsonl"):
+    for part in (
+        "not finite",
+        "at samples",
+        "shard-",
+        "the last good checkpoint is",
+        "events.jsonl",
+    ):
         assert part in refused.stderr, refused.stderr
     run = tmp_path / "runs" / "run"
     (stopped,) = [row for row in rows(run / "events.jsonl") if row["kind"] == "not_finite"]
     assert len(stopped["samples"]) == 16
-    committed = sorted(p.name for p in (run / "checkpoints").glob("step-*") if (p / "COMMIT.json").exists())
+    committed = sorted(
+        p.name for p in (run / "checkpoints").glob("step-*") if (p / "COMMIT.json").exists()
+    )
     assert all(int(name[5:13]) < stopped["step"] for name in committed)
 
 
-def test_a_shorter_shard_is_found_before_step_0(config: Path, dataset_path: Path, tmp_path: Path) -> None:
+def test_a_shorter_shard_is_found_before_step_0(
+    config: Path, dataset_path: Path, tmp_path: Path
+) -> None:
     copy = Path(shutil.copytree(dataset_path, tmp_path / "copy"))
     shard = copy / "shard-000001.tar"
     shard.write_bytes(shard.read_bytes()[:-1024])

@@ -1,4 +1,5 @@
-"""The main job on a local Ray: killed and typed again it ends bit for bit where the run that was never stopped ends."""
+"""The main job on a local Ray: killed and typed again it ends bit for bit where the run that was
+never stopped ends."""
 
 import json
 import subprocess
@@ -14,21 +15,34 @@ STEPS = 30
 
 
 def losses(run: Path) -> list[tuple[int, float]]:
-    return [(row["step"], row["train/loss"]) for row in rows(run / "metrics.jsonl") if "train/loss" in row]
+    return [
+        (row["step"], row["train/loss"])
+        for row in rows(run / "metrics.jsonl")
+        if "train/loss" in row
+    ]
 
 
 def final_state(run: Path) -> dict[str, torch.Tensor]:
     """Every tensor of the last checkpoint: weights, optimiser, class rows and their momentum."""
     checkpoint = run / "checkpoints" / f"step-{STEPS:08d}"
-    return {f"{f.relative_to(checkpoint)}:{k}": t for f in sorted(checkpoint.rglob("*.safetensors")) for k, t in load_file(f).items()}
+    return {
+        f"{f.relative_to(checkpoint)}:{k}": t
+        for f in sorted(checkpoint.rglob("*.safetensors"))
+        for k, t in load_file(f).items()
+    }
 
 
 @pytest.fixture(scope="module")
 def twin(dataset_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a recipe whose run, two Ray workers under ZeRO-1, was never stopped."""
     folder = tmp_path_factory.mktemp("twin")
-    head = {"margin": {"kind": "adaface", "m": 0.2}, "sub_centers": 2}  # whose running numbers and second rows go on too
-    config = recipe(folder, dataset_path, evaluation={"pairs": [str(_pairs(folder, dataset_path))]}, head=head)
+    head = {
+        "margin": {"kind": "adaface", "m": 0.2},
+        "sub_centers": 2,
+    }  # whose running numbers and second rows go on too
+    config = recipe(
+        folder, dataset_path, evaluation={"pairs": [str(_pairs(folder, dataset_path))]}, head=head
+    )
     done = manyfaces("train", config, "run.name=never-stopped")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "finished at step 30" in done.stdout
@@ -59,7 +73,12 @@ def test_kill_9_of_the_whole_tree_and_the_same_command_again(twin: Path) -> None
 
     whole, ours = final_state(twin / "runs" / "never-stopped"), final_state(run)
     assert whole.keys() == ours.keys()
-    assert {name.rpartition(":")[2] for name in whole} >= {"rows", "momentum.1", "features.running_mean", "step"}
+    assert {name.rpartition(":")[2] for name in whole} >= {
+        "rows",
+        "momentum.1",
+        "features.running_mean",
+        "step",
+    }
     assert all(torch.equal(whole[name], ours[name]) for name in whole)
     assert losses(run) == losses(twin / "runs" / "never-stopped")
     numbers = [
@@ -75,8 +94,15 @@ def test_kill_9_of_the_whole_tree_and_the_same_command_again(twin: Path) -> None
     known = json.loads(first_mlflow)
     client = MlflowClient(known["uri"])
     assert client.get_run(known["run_id"]).info.status == "FINISHED"
-    assert [m.step for m in client.get_metric_history(known["run_id"], "train/loss")] == list(range(1, STEPS + 1))
-    assert {a.path for a in client.list_artifacts(known["run_id"])} >= {"config.yaml", "plan.txt", "evaluation.json", "plots"}
+    assert [m.step for m in client.get_metric_history(known["run_id"], "train/loss")] == list(
+        range(1, STEPS + 1)
+    )
+    assert {a.path for a in client.list_artifacts(known["run_id"])} >= {
+        "config.yaml",
+        "plan.txt",
+        "evaluation.json",
+        "plots",
+    }
 
 
 def test_a_finished_run_says_so(twin: Path) -> None:
@@ -86,7 +112,13 @@ def test_a_finished_run_says_so(twin: Path) -> None:
 
 
 def test_another_experiment_under_the_same_name_is_refused(twin: Path) -> None:
-    words = ["run.name=never-stopped", "train.optimizer.lr=0.01", "head.margin.m=0.3", "run.seed=1", "checkpoint.every_steps=7"]
+    words = [
+        "run.name=never-stopped",
+        "train.optimizer.lr=0.01",
+        "head.margin.m=0.3",
+        "run.seed=1",
+        "checkpoint.every_steps=7",
+    ]
     refused = manyfaces("train", twin / "recipe.yaml", *words)
     assert refused.returncode == 2
     for key in ("train.optimizer.lr: 0.05 there, 0.01 here", "head.margin.m", "run.seed"):
@@ -102,20 +134,54 @@ def test_evaluate_a_finished_run(twin: Path) -> None:
     ours = json.loads((run / "evaluation" / "evaluation.json").read_text())["sets"]["pairs"]
     theirs = json.loads((run / "evaluation.json").read_text())["sets"]["pairs"]
     assert ours["auc"] == pytest.approx(theirs["auc"], abs=1e-3)
-    assert {p.name for p in (run / "evaluation").glob("*.png")} == {"roc-pairs.png", "scores-pairs.png"}
+    assert {p.name for p in (run / "evaluation").glob("*.png")} == {
+        "roc-pairs.png",
+        "scores-pairs.png",
+    }
 
 
 def test_torchrun_resumes_what_ray_began_at_another_world_size(twin: Path) -> None:
-    """The same worker function, one process then three: the samples go on exactly, the samples' order does not know the ranks."""
-    words = ["run.name=torchrun", "train.batch_size=15", "cluster.workers=1", "cluster.launcher=process"]
-    words += ["head.sample_rate=0.5", "head.logits=store16", "head.rows.optimizer=rowwise", "head.rows.dtype=float16"]  # the small state
-    words += ["head.margin={kind: curricularface, m: 0.2}", "head.sub_centers=1", "head.placement=host"]
+    """The same worker function, one process then three: the samples go on exactly, the samples'
+    order does not know the ranks."""
+    words = [
+        "run.name=torchrun",
+        "train.batch_size=15",
+        "cluster.workers=1",
+        "cluster.launcher=process",
+    ]
+    words += [
+        "head.sample_rate=0.5",
+        "head.logits=store16",
+        "head.rows.optimizer=rowwise",
+        "head.rows.dtype=float16",
+    ]  # the small state
+    words += [
+        "head.margin={kind: curricularface, m: 0.2}",
+        "head.sub_centers=1",
+        "head.placement=host",
+    ]
     run = twin / "runs" / "torchrun"
     with started("train", twin / "recipe.yaml", *words) as process:
-        wait_until(lambda: (run / "checkpoints" / "step-00000005" / "COMMIT.json").exists(), process)
+        wait_until(
+            lambda: (run / "checkpoints" / "step-00000005" / "COMMIT.json").exists(), process
+        )
         kill_tree(process)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=3", "--master-port=0", "--rdzv-backend=c10d"]
-    command += ["--rdzv-endpoint=localhost:0", "-m", "manyfaces.train", "train", str(twin / "recipe.yaml"), *words]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node=3",
+        "--master-port=0",
+        "--rdzv-backend=c10d",
+    ]
+    command += [
+        "--rdzv-endpoint=localhost:0",
+        "-m",
+        "manyfaces.train",
+        "train",
+        str(twin / "recipe.yaml"),
+        *words,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "3 workers on cpu: resuming step-000000" in done.stdout

@@ -1,4 +1,5 @@
-"""A mixture on real ranks, killed and resumed at other world sizes: every step sees what it sees in a run that was never stopped."""
+"""A mixture on real ranks, killed and resumed at other world sizes: every step sees what it sees in
+a run that was never stopped."""
 
 import json
 import os
@@ -16,9 +17,9 @@ from launcher import run_ranks
 
 from manyfaces.configs.load import load
 from manyfaces.configs.schema import Config
-from manyfaces.data.convert import synthesise
-from manyfaces.data.loader import Batch, Loader, Quarantine
-from manyfaces.data.mixture import open_data
+from manyfaces.data.dataset.mixture import open_data
+from manyfaces.data.feed.loader import Batch, Loader, Quarantine
+from manyfaces.data.sources.convert import synthesise
 from manyfaces.train import loop
 from manyfaces.train.run import work
 
@@ -26,12 +27,16 @@ pytestmark = pytest.mark.slow
 STEPS, BATCH = 17, 64
 
 Seen = dict[int, list[tuple[int, int, int]]]
-"""By position of the global batch: sample id, label and the CRC-32 of the augmented pixels of each of its samples."""
+"""By position of the global batch: sample id, label and the CRC-32 of the augmented pixels of each
+of its samples."""
 
 
 def run_worker(config_path: str, seen: str, dies_at: int | None, behind: str) -> None:
-    """The worker function itself, with each rank's batches written down; kill -9 before the step `dies_at`, once `behind` is committed."""
-    warnings.simplefilter("default")  # DeepSpeed and what it imports warn of torch and of themselves
+    """The worker function itself, with each rank's batches written down; kill -9 before the step
+    `dies_at`, once `behind` is committed."""
+    warnings.simplefilter(
+        "default"
+    )  # DeepSpeed and what it imports warn of torch and of themselves
     config = load(config_path, [])
     real, file = loop.train_step, Path(f"{seen}-{dist.get_rank()}.jsonl")
 
@@ -40,7 +45,9 @@ def run_worker(config_path: str, seen: str, dies_at: int | None, behind: str) ->
             out.write(json.dumps([batch.position, *columns(batch)]) + "\n")
         if batch.position == dies_at:
             dist.barrier()  # all have written what they see
-            while not Path(config.run.dir, config.run.name, "checkpoints", behind, "COMMIT.json").exists():
+            while not Path(
+                config.run.dir, config.run.name, "checkpoints", behind, "COMMIT.json"
+            ).exists():
                 time.sleep(0.02)
             os.kill(os.getpid(), signal.SIGKILL)
         return real(engine, head, batch, **options)
@@ -63,9 +70,17 @@ def stream(config: Config, folder: Path) -> Seen:
     """What one rank that is never stopped is given."""
     dataset = open_data(config.data)
     with Loader(
-        dataset, config.data, seed=config.run.seed, batch_size=BATCH, rank=0, world_size=1, position=0, end=STEPS * BATCH,
-        device=torch.device("cpu"), quarantine=Quarantine(folder / "quarantine.jsonl", dataset, 0.0),
-    ) as loader:  # fmt: skip
+        dataset,
+        config.data,
+        seed=config.run.seed,
+        batch_size=BATCH,
+        rank=0,
+        world_size=1,
+        position=0,
+        end=STEPS * BATCH,
+        device=torch.device("cpu"),
+        quarantine=Quarantine(folder / "quarantine.jsonl", dataset, 0.0),
+    ) as loader:
         return {batch.position: list(zip(*columns(batch), strict=True)) for batch in loader}
 
 
@@ -76,22 +91,37 @@ def columns(batch: Batch) -> tuple[list[int], list[int], list[int]]:
 
 @pytest.fixture
 def config(dataset_path: Path, tmp_path: Path) -> Path:
-    """20 identities x 6 images, two thirds of the stream, and 10 x 5; a block of 1,000 slots ends on the way."""
+    """20 identities x 6 images, two thirds of the stream, and 10 x 5; a block of 1,000 slots ends
+    on the way."""
     synthesise(tmp_path / "other", 10, 5, seed=8, processes=1, shard_images=20)
-    mixture = [{"path": str(dataset_path), "weight": 2}, {"path": str(tmp_path / "other"), "weight": 1}]
+    mixture = [
+        {"path": str(dataset_path), "weight": 2},
+        {"path": str(tmp_path / "other"), "weight": 1},
+    ]
     return recipe(
-        tmp_path, tmp_path,
-        data={"path": "", "order": "mixture", "mixture": mixture, "image_px": 32, "window_shards": 2},
+        tmp_path,
+        tmp_path,
+        data={
+            "path": "",
+            "order": "mixture",
+            "mixture": mixture,
+            "image_px": 32,
+            "window_shards": 2,
+        },
         train={"batch_size": BATCH, "epochs": STEPS * BATCH / 170},
         checkpoint={"every_steps": 5, "keep": 20},
-    )  # fmt: skip
+    )
 
 
 def test_two_ranks_then_one_then_two_see_what_one_sees(config: Path, tmp_path: Path) -> None:
     run = tmp_path / "runs" / "run"
     run.mkdir(parents=True)
     sessions = []
-    for world, dies_at, behind in ((2, 7, "step-00000005"), (1, 13, "step-00000010"), (2, None, "")):
+    for world, dies_at, behind in (
+        (2, 7, "step-00000005"),
+        (1, 13, "step-00000010"),
+        (2, None, ""),
+    ):
         prefix = tmp_path / f"session{len(sessions)}"
         if dies_at is None:
             run_ranks(world, run_worker, str(config), str(prefix), None, behind)
@@ -99,10 +129,19 @@ def test_two_ranks_then_one_then_two_see_what_one_sees(config: Path, tmp_path: P
             with pytest.raises(RuntimeError, match=r"a rank died without a word"):
                 run_ranks(world, run_worker, str(config), str(prefix), dies_at * BATCH, behind)
         sessions.append(seen_by(world, prefix))
-    assert [[min(seen) // BATCH, max(seen) // BATCH] for seen in sessions] == [[0, 7], [5, 13], [10, STEPS - 1]]
+    assert [[min(seen) // BATCH, max(seen) // BATCH] for seen in sessions] == [
+        [0, 7],
+        [5, 13],
+        [10, STEPS - 1],
+    ]
     never_stopped = stream(load(str(config), []), tmp_path)
     assert len(never_stopped) == STEPS
-    assert {label < 20 for slots in never_stopped.values() for _, label, _ in slots} == {True, False}, "people of both datasets"
+    assert {label < 20 for slots in never_stopped.values() for _, label, _ in slots} == {
+        True,
+        False,
+    }, "people of both datasets"
     for seen in sessions:
         assert seen == {position: never_stopped[position] for position in seen}
-    assert [row["step"] for row in rows(run / "metrics.jsonl") if "train/loss" in row] == list(range(1, STEPS + 1))
+    assert [row["step"] for row in rows(run / "metrics.jsonl") if "train/loss" in row] == list(
+        range(1, STEPS + 1)
+    )

@@ -9,12 +9,20 @@ from safetensors.torch import load_file
 
 
 def head_of(checkpoint: Path) -> dict[str, torch.Tensor]:
-    return {name: tensor for file in (checkpoint / "head").glob("*.safetensors") for name, tensor in load_file(file).items()}
+    return {
+        name: tensor
+        for file in (checkpoint / "head").glob("*.safetensors")
+        for name, tensor in load_file(file).items()
+    }
 
 
-def test_later_checkpoints_hold_no_centre_of_a_forgotten_identity(dataset_path: Path, tmp_path: Path) -> None:
+def test_later_checkpoints_hold_no_centre_of_a_forgotten_identity(
+    dataset_path: Path, tmp_path: Path
+) -> None:
     dataset = shutil.copytree(dataset_path, tmp_path / "dataset")
-    config = recipe(tmp_path, dataset, cluster={"workers": 1, "launcher": "process"}, head={"sample_rate": 1.0})
+    config = recipe(
+        tmp_path, dataset, cluster={"workers": 1, "launcher": "process"}, head={"sample_rate": 1.0}
+    )
     checkpoints = tmp_path / "runs" / "run" / "checkpoints"
     with started("train", config) as process:
         wait_until(lambda: (checkpoints / "step-00000010" / "COMMIT.json").exists(), process)

@@ -1,4 +1,5 @@
-"""Submit to a Ray cluster of three nodes, kill a worker, remove a node, stop the job: it finishes, and every sample was seen in order."""
+"""Submit to a Ray cluster of three nodes, kill a worker, remove a node, stop the job: it finishes,
+and every sample was seen in order."""
 
 import contextlib
 import os
@@ -19,11 +20,18 @@ def cluster(monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "15")
-    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")  # a job's `python` is the cluster's first
+    monkeypatch.setenv(
+        "PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    )  # a job's `python` is the cluster's first
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    head = {"num_cpus": 1, "include_dashboard": True, "dashboard_port": port, "object_store_memory": 100 << 20}
+    head = {
+        "num_cpus": 1,
+        "include_dashboard": True,
+        "dashboard_port": port,
+        "object_store_memory": 100 << 20,
+    }
     nodes = Cluster(initialize_head=True, head_node_args=head)
     try:
         extra = [nodes.add_node(num_cpus=1, object_store_memory=100 << 20) for _ in range(2)]
@@ -32,9 +40,16 @@ def cluster(monkeypatch: pytest.MonkeyPatch):
         nodes.shutdown()
 
 
-def test_a_job_survives_a_killed_worker_and_a_lost_node(cluster, dataset_path: Path, tmp_path: Path) -> None:
+def test_a_job_survives_a_killed_worker_and_a_lost_node(
+    cluster, dataset_path: Path, tmp_path: Path
+) -> None:
     nodes, extra, address = cluster
-    config = recipe(tmp_path, dataset_path, cluster={"workers": {"min": 1, "max": 3}}, train={"batch_size": 16, "epochs": 16})
+    config = recipe(
+        tmp_path,
+        dataset_path,
+        cluster={"workers": {"min": 1, "max": 3}},
+        train={"batch_size": 16, "epochs": 16},
+    )
     run = tmp_path / "runs" / "run"
     submitted = manyfaces("submit", config, "run.name=run", "--address", address)
     assert submitted.returncode == 0, submitted.stderr
@@ -52,7 +67,9 @@ def test_a_job_survives_a_killed_worker_and_a_lost_node(cluster, dataset_path: P
         nodes.remove_node(extra[1], allow_graceful=False)
         wait_until(lambda: len(starts(run)) >= 3)
         assert manyfaces("jobs", "status", job, "--address", address).stdout.startswith("RUNNING")
-        wait_until(lambda: "SUCCEEDED" in manyfaces("jobs", "status", job, "--address", address).stdout)
+        wait_until(
+            lambda: "SUCCEEDED" in manyfaces("jobs", "status", job, "--address", address).stdout
+        )
     finally:
         logs = manyfaces("jobs", "logs", job, "--address", address).stdout
         print(logs)  # noqa: T201 - shown when the test fails
@@ -60,13 +77,19 @@ def test_a_job_survives_a_killed_worker_and_a_lost_node(cluster, dataset_path: P
             manyfaces("jobs", "stop", job, "--address", address)
     assert starts(run)[0]["world_size"] == 3
     assert starts(run)[-1]["world_size"] < 3
-    assert [row["step"] for row in rows(run / "metrics.jsonl") if "train/loss" in row] == list(range(1, 121))
+    assert [row["step"] for row in rows(run / "metrics.jsonl") if "train/loss" in row] == list(
+        range(1, 121)
+    )
     assert "finished at step 120" in logs
 
 
-def test_a_fixed_number_of_workers_a_lost_node_and_a_job_that_is_stopped(cluster, dataset_path: Path, tmp_path: Path) -> None:
+def test_a_fixed_number_of_workers_a_lost_node_and_a_job_that_is_stopped(
+    cluster, dataset_path: Path, tmp_path: Path
+) -> None:
     nodes, extra, address = cluster
-    config = recipe(tmp_path, dataset_path, cluster={"workers": 2}, train={"batch_size": 16, "epochs": 16})
+    config = recipe(
+        tmp_path, dataset_path, cluster={"workers": 2}, train={"batch_size": 16, "epochs": 16}
+    )
     run = tmp_path / "runs" / "run"
 
     def submit() -> str:
@@ -78,7 +101,9 @@ def test_a_fixed_number_of_workers_a_lost_node_and_a_job_that_is_stopped(cluster
         return manyfaces("jobs", "status", job, "--address", address).stdout
 
     def last_step() -> int:
-        return max((row["step"] for row in rows(run / "metrics.jsonl") if "train/loss" in row), default=0)
+        return max(
+            (row["step"] for row in rows(run / "metrics.jsonl") if "train/loss" in row), default=0
+        )
 
     job = submit()
     try:
@@ -107,7 +132,9 @@ def test_a_fixed_number_of_workers_a_lost_node_and_a_job_that_is_stopped(cluster
     assert {start["world_size"] for start in starts(run)} == {2}
     assert len(starts(run)) == sessions + 1
     assert starts(run)[-1]["step"] > before
-    assert [row["step"] for row in rows(run / "metrics.jsonl") if "train/loss" in row] == list(range(1, 121))
+    assert [row["step"] for row in rows(run / "metrics.jsonl") if "train/loss" in row] == list(
+        range(1, 121)
+    )
     listed = manyfaces("jobs", "list", "--address", address).stdout
     assert listed.count(" run") == 2
 

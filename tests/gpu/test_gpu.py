@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from manyfaces.configs import schema
-from manyfaces.data import augment
-from manyfaces.data.decode import Decoder
-from manyfaces.data.store import Store
-from manyfaces.models.partial_fc import PartialFC
-from manyfaces.models.triplet import triplet
+from manyfaces.data.feed.decode import Decoder
+from manyfaces.data.store.mapped import Store
+from manyfaces.data.transforms import augment
+from manyfaces.models.head.partial_fc import PartialFC
+from manyfaces.models.head.triplet import triplet
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -19,10 +19,22 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a G
 def test_both_devices_decode_alike(dataset) -> None:
     """nvJPEG and libjpeg-turbo round differently: within JPEG tolerance."""
     config = schema.Augment(
-        mask=0.3, flip=0.5, shift_px=3, rotate_deg=5, crop=0.3, brightness=0.2, blur=0.3, low_resolution=0.3, jpeg=0.3, erase=0.5
+        mask=0.3,
+        flip=0.5,
+        shift_px=3,
+        rotate_deg=5,
+        crop=0.3,
+        brightness=0.2,
+        blur=0.3,
+        low_resolution=0.3,
+        jpeg=0.3,
+        erase=0.5,
     )
     blobs, choices = Store(dataset).read(range(16)), augment.draw(config, 0, np.arange(16), 112)
-    images = [Decoder(112, 16, augment=config, device=torch.device(d))(blobs, choices)[0].cpu().int() for d in ("cpu", "cuda:0")]
+    images = [
+        Decoder(112, 16, augment=config, device=torch.device(d))(blobs, choices)[0].cpu().int()
+        for d in ("cpu", "cuda:0")
+    ]
     assert (images[0] - images[1]).abs().float().mean() < 2
 
 
@@ -37,11 +49,15 @@ def test_a_corrupt_image_costs_itself_only(dataset) -> None:
 HEADS = [
     schema.Head(chunk_classes=128),
     schema.Head(sample_rate=0.5, chunk_classes=128, logits="store16"),
-    schema.Head(sample_rate=0.5, chunk_classes=128, rows=schema.Rows(optimizer="rowwise", dtype="float16")),
+    schema.Head(
+        sample_rate=0.5, chunk_classes=128, rows=schema.Rows(optimizer="rowwise", dtype="float16")
+    ),
     schema.Head(sample_rate=0, rows=schema.Rows(dtype="bfloat16")),
     schema.Head(sample_rate=0.5, chunk_classes=128, rows=schema.Rows(lazy_decay=True)),
 ]
-ADAMW = schema.Head(sample_rate=0.5, chunk_classes=128, rows=schema.Rows(optimizer="adamw"))  # its first steps are signs: no limit holds
+ADAMW = schema.Head(
+    sample_rate=0.5, chunk_classes=128, rows=schema.Rows(optimizer="adamw")
+)  # its first steps are signs: no limit holds
 
 
 @pytest.mark.parametrize("config", HEADS, ids=range(len(HEADS)))
@@ -49,7 +65,15 @@ ADAMW = schema.Head(sample_rate=0.5, chunk_classes=128, rows=schema.Rows(optimiz
 def test_the_head_is_the_same_on_both_devices(config: schema.Head, kernels: bool) -> None:
     outcomes = []
     for device in ("cpu", "cuda:0"):
-        head = PartialFC(config, 1000, 64, seed=0, weight_decay=5e-4, device=torch.device(device), kernels=kernels)
+        head = PartialFC(
+            config,
+            1000,
+            64,
+            seed=0,
+            weight_decay=5e-4,
+            device=torch.device(device),
+            kernels=kernels,
+        )
         generator = torch.Generator().manual_seed(0)
         embeddings = torch.randn(32, 64, generator=generator).to(device)
         labels = torch.randint(0, 1000, (32,), generator=generator).to(device)
@@ -64,10 +88,14 @@ def test_the_head_is_the_same_on_both_devices(config: schema.Head, kernels: bool
 @pytest.mark.parametrize("config", [*HEADS, ADAMW], ids=range(len(HEADS) + 1))
 @pytest.mark.parametrize("kernels", [False, True])
 def test_the_host_waits_for_nothing_in_the_heads_step(config: schema.Head, kernels: bool) -> None:
-    head = PartialFC(config, 1000, 64, seed=0, weight_decay=5e-4, device=torch.device("cuda:0"), kernels=kernels)
+    head = PartialFC(
+        config, 1000, 64, seed=0, weight_decay=5e-4, device=torch.device("cuda:0"), kernels=kernels
+    )
     embeddings, labels = torch.randn(32, 64, device="cuda:0"), torch.arange(32, device="cuda:0")
     for position in range(3):
-        torch.cuda.set_sync_debug_mode("error" if position else "default")  # the first step compiles
+        torch.cuda.set_sync_debug_mode(
+            "error" if position else "default"
+        )  # the first step compiles
         try:
             head.step(embeddings, labels, lr=0.1, position=32 * position, batch_size=32)
         finally:
@@ -79,7 +107,9 @@ SOME = [config for config in HEADS if config.sample_rate < 1]
 
 def placed(config: schema.Head, placement: str, kernels: bool) -> PartialFC:
     config = config.model_copy(update={"placement": placement})
-    return PartialFC(config, 1000, 64, seed=0, weight_decay=5e-4, device=torch.device("cuda:0"), kernels=kernels)
+    return PartialFC(
+        config, 1000, 64, seed=0, weight_decay=5e-4, device=torch.device("cuda:0"), kernels=kernels
+    )
 
 
 @pytest.mark.parametrize("config", SOME, ids=range(len(SOME)))
@@ -103,7 +133,9 @@ def test_rows_on_the_host_give_the_same_and_the_host_waits_for_labels_only(
             labels = torch.randint(0, 1000, (32,), generator=generator).to("cuda:0")
             with monkeypatch.context() as patch:
                 patch.setattr(torch.cuda.Event, "synchronize", counted)
-                torch.cuda.set_sync_debug_mode("error" if step else "default")  # the first step compiles, and pins its buffers
+                torch.cuda.set_sync_debug_mode(
+                    "error" if step else "default"
+                )  # the first step compiles, and pins its buffers
                 try:
                     head.prefetch(32 * step, 32)
                     before = sum(waits)
@@ -121,7 +153,13 @@ def test_rows_on_the_host_give_the_same_and_the_host_waits_for_labels_only(
 
 def test_drawn_rows_come_while_the_device_is_busy() -> None:
     head = placed(SOME[0], "host", False)
-    head.step(torch.randn(32, 64, device="cuda:0"), torch.arange(32, device="cuda:0"), lr=0.1, position=0, batch_size=32)
+    head.step(
+        torch.randn(32, 64, device="cuda:0"),
+        torch.arange(32, device="cuda:0"),
+        lr=0.1,
+        position=0,
+        batch_size=32,
+    )
     head.prefetch(32, 32)
     torch.cuda._sleep(4_000_000_000)  # some two seconds, as a backbone
     busy = torch.cuda.current_stream().record_event()

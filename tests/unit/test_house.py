@@ -12,12 +12,12 @@ ENTRIES = {
     "ray.train": "cluster/launch.py",
     "ray.job_submission": "cluster/jobs.py",
     "deepspeed": "train/engine.py",
-    "nvidia": "data/decode.py",
-    "webdataset": "data/write.py",
+    "nvidia": "data/feed/decode.py",
+    "webdataset": "data/dataset/write.py",
     "mlflow": "train/tracking.py",
-    "triton": "models/kernels.py",
-    "fsspec": "data/remote.py",
-    "tenacity": "data/remote.py",
+    "triton": "models/head/kernels.py",
+    "fsspec": "data/store/remote.py",
+    "tenacity": "data/store/remote.py",
 }
 
 
@@ -32,26 +32,37 @@ def imports(path: Path) -> set[str]:
 
 
 def sources() -> list[Path]:
-    return [path for room in ROOMS for path in sorted((ROOT / room).glob("*.py"))]
+    return [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
 
 
-def test_the_packages_are_the_rooms() -> None:
+def test_the_packages_are_the_rooms_and_their_folders() -> None:
     setup = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    assert setup["packages"] == [f"manyfaces.{room}" for room in ROOMS]
+    folders = sorted(path.parent for path in sources() if path.name == "__init__.py")
+    packages = [".".join(["manyfaces", *folder.relative_to(ROOT).parts]) for folder in folders]
+    assert sorted(setup["packages"]) == sorted(packages)
     assert setup["package-dir"] == {f"manyfaces.{room}": room for room in ROOMS}
+    assert {path.parent for path in sources()} == set(folders), "every folder of code is a package"
+    assert all(len(folder.relative_to(ROOT).parts) <= 2 for folder in folders), (
+        "one level of folders"
+    )
     for room in ROOMS:
         assert (ROOT / room / "py.typed").exists()
-        assert not [p for p in (ROOT / room).iterdir() if p.is_dir() and p.name != "__pycache__"], "folders stay flat"
 
 
 @pytest.mark.parametrize("dependency", ENTRIES)
 def test_each_heavy_dependency_enters_through_one_file(dependency: str) -> None:
     users = {
-        str(path.relative_to(ROOT)) for path in sources() if any(n == dependency or n.startswith(dependency + ".") for n in imports(path))
+        str(path.relative_to(ROOT))
+        for path in sources()
+        if any(n == dependency or n.startswith(dependency + ".") for n in imports(path))
     }
     assert users <= {ENTRIES[dependency]}
 
 
 def test_files_are_one_concept() -> None:
-    long = {str(path.relative_to(ROOT)): n for path in sources() if (n := len(path.read_text().splitlines())) > 400}
+    long = {
+        str(path.relative_to(ROOT)): n
+        for path in sources()
+        if (n := len(path.read_text().splitlines())) > 400
+    }
     assert not long

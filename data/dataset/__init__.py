@@ -1,0 +1,1 @@
+"""The dataset on disk: manifest, index, names, writing, what is forgotten, checks."""

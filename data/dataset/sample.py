@@ -1,0 +1,120 @@
+"""One sample on disk: a JPEG and a label, as two neighbouring members of a WebDataset shard
+(`KEY.jpg`, and `KEY.cls` or `KEY.json`)."""
+
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from manyfaces.configs.schema import UserError
+
+IMAGE_SUFFIXES = ("jpg", "jpeg")
+LABEL_SUFFIXES = ("cls", "json")
+JSON_LABELS = ("identity", "label", "cls")
+TAR_BLOCK = 512
+TAR_NAME = 100
+"""Bytes of a name in a member's own header."""
+
+
+class Sample(NamedTuple):
+    """Where a sample's JPEG lies in its shard, and whose face it is."""
+
+    key: str
+    offset: int
+    size: int
+    identity: int
+
+
+def scan(shard: Path) -> Iterator[Sample]:
+    """The samples of one shard in file order; members that are neither image nor label are passed
+    over.
+
+    Raises `UserError` naming shard and key for half a pair, a label that is no non-negative
+    integer, or a torn tar.
+    """
+    key, image, label = "", None, None
+
+    def finished() -> Sample:
+        if image is None or label is None:
+            raise UserError(
+                f"{shard}: sample {key!r} has no {'.jpg' if image is None else '.cls or .json'}; "
+                "every sample needs both"
+            )
+        return Sample(key, image[0], image[1], label)
+
+    try:
+        with tarfile.open(shard, "r:") as tar:
+            for member in tar:
+                folder, _, name = member.name.rpartition("/")
+                stem, _, suffix = name.partition(".")
+                suffix, member_key = suffix.lower(), f"{folder}/{stem}" if folder else stem
+                if not member.isfile() or suffix not in IMAGE_SUFFIXES + LABEL_SUFFIXES:
+                    continue
+                if member_key != key:
+                    if key:
+                        yield finished()
+                    key, image, label = member_key, None, None
+                if suffix in IMAGE_SUFFIXES:
+                    image = (member.offset_data, member.size)
+                else:
+                    body = tar.extractfile(member)
+                    assert body is not None
+                    label = parse_label(body.read(), suffix, f"{shard}: sample {key!r}")
+            if key:
+                yield finished()
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise UserError(
+            f"{shard}: not a whole tar file after sample {key!r} ({error}); fetch or write it again"
+        ) from error
+
+
+def parse_label(body: bytes, suffix: str, where: str) -> int:
+    """The identity in a `.cls` (an integer as text) or `.json` member (under "identity", "label" or
+    "cls")."""
+    try:
+        value = (
+            body.decode().strip()
+            if suffix == "cls"
+            else next(v for k in JSON_LABELS if (v := json.loads(body).get(k)) is not None)
+        )
+        number = int(value)
+    except (ValueError, AttributeError, StopIteration):
+        number = -1
+    if not 0 <= number < 2**32 - 1:
+        raise UserError(f"{where}: label {body[:60]!r} is not an integer in [0, {2**32 - 1})")
+    return number
+
+
+def member_at(shard: Path, offset: int) -> tuple[str, int]:
+    """Name and size of the tar member whose data begin at `offset`: ("", -1) where no member
+    does."""
+    with shard.open("rb") as file:
+        file.seek(max(offset - TAR_BLOCK, 0))
+        header = file.read(TAR_BLOCK)
+    try:
+        info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+    except tarfile.TarError:
+        return "", -1
+    return info.name, info.size
+
+
+def whole_jpeg(blob: NDArray[np.uint8] | bytes) -> bool:
+    """Whether the bytes begin and end as a JPEG does; a decoder paints what is missing gray without
+    an error."""
+    tail = bytes(blob[-64:]).rstrip(b"\0")
+    return bytes(blob[:3]) == b"\xff\xd8\xff" and tail[-2:] == b"\xff\xd9"
+
+
+def jpeg_size(blob: bytes) -> tuple[int, int] | None:
+    """(height, width) from the frame header (ITU T.81, B.2.2); None where there is none."""
+    at = 2
+    while at + 9 < len(blob) and blob[at] == 0xFF:
+        marker = blob[at + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            return int.from_bytes(blob[at + 5 : at + 7]), int.from_bytes(blob[at + 7 : at + 9])
+        at += 2 + int.from_bytes(blob[at + 2 : at + 4])
+    return None

@@ -1,0 +1,309 @@
+"""JPEG bytes to uint8 images by DALI, on the CPU or a GPU, augmented by choices made elsewhere. The
+one file that knows nvidia.dali."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from nvidia.dali import fn, pipeline_def, types
+from nvidia.dali.pipeline import Pipeline
+from torch import Tensor
+from torch.utils.dlpack import from_dlpack
+
+from manyfaces.configs import schema
+from manyfaces.data.dataset.sample import whole_jpeg
+from manyfaces.data.transforms.augment import Choices
+
+Blobs = Sequence[NDArray[np.uint8]]
+_GRAY = (127, 127, 127)
+_PACKED_BYTES_PER_BYTE = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Decoding:
+    """A batch that is being decoded."""
+
+    blobs: Blobs
+    choices: Choices | None
+    good: NDArray[np.bool_]
+    """[N]: which blobs begin and end as a JPEG does."""
+    pipeline: Pipeline | None
+    """That has the good ones; none where there are none, or it would not take them."""
+
+
+class Decoder:
+    """Decodes batches of up to `max_batch` images into [N, image_px, image_px, 3] uint8 RGB
+    tensors.
+
+    A call decodes one batch; `start` one batch before `finish` of the last keeps all threads busy
+    in between. A corrupt image costs itself only, though it ends a DALI pipeline for good: its
+    batch is bisected with pipelines of their own.
+    """
+
+    def __init__(
+        self,
+        image_px: int,
+        max_batch: int,
+        *,
+        augment: schema.Augment | None = None,
+        threads: int = 1,
+        device: torch.device,
+    ) -> None:
+        self.image_px, self.max_batch, self.threads, self.device = (
+            image_px,
+            max_batch,
+            threads,
+            device,
+        )
+        self.augment = augment or schema.Augment(flip=0)
+        self._choice_names = _choice_names(self.augment)
+        # Flips alone, the usual augmentation, are cheaper in place: DALI's would write every image
+        # to fresh memory.
+        self._flips = device.type == "cpu" and self._choice_names == ["flip"]
+        self._choice_names = [] if self._flips else self._choice_names
+        # Asking each image for its size costs a tenth of the time: until one is seen that differs,
+        # the result's size tells, if no change sets it.
+        self._resizes = not {"matrix", "low_px"}.isdisjoint(self._choice_names)
+        self._pipeline: Pipeline | None = None
+        self._spare: Pipeline | None = None
+        self._problem = ""
+
+    def __call__(
+        self, blobs: Blobs, choices: Choices | None = None
+    ) -> tuple[Tensor, NDArray[np.bool_]]:
+        """Images, and which of them are real; the others show the next good image of the batch
+        (black if there is none)."""
+        return self.finish(self.start(blobs, choices))
+
+    def start(self, blobs: Blobs, choices: Choices | None = None) -> Decoding:
+        """Begin to decode a batch in the background; `finish` it before the one that is started
+        after the next."""
+        packed = _pack(blobs)
+        good = _whole(blobs, packed)
+        rows = np.flatnonzero(good)
+        if len(rows) == 0:
+            return Decoding(blobs, choices, good, None)
+        if len(rows) < len(blobs):
+            packed = packed[rows] if packed is not None else None
+        self._pipeline = self._pipeline or self._build(self._resizes)
+        started = Decoding(blobs, choices, good, self._pipeline)
+        try:
+            self._feed(self._pipeline, blobs, choices, rows, packed)
+        except RuntimeError as error:
+            self._pipeline, self._problem = None, str(error)
+        return started
+
+    def finish(self, started: Decoding) -> tuple[Tensor, NDArray[np.bool_]]:
+        """Images and which of them are real, as of a call, for batches in the order in which they
+        were started."""
+        blobs, good = started.blobs, started.good.copy()
+        rows, images = np.flatnonzero(good), None
+        tried = len(rows)
+        # A pipeline that another batch has ended is not the one at hand any more.
+        if started.pipeline is not None and started.pipeline is self._pipeline:
+            try:
+                images = self._collect(started.pipeline, started.choices, rows)
+            except RuntimeError as error:
+                self._pipeline, self._problem = None, str(error)
+        if images is None or tried < len(blobs):
+            whole = torch.zeros(
+                len(blobs), self.image_px, self.image_px, 3, dtype=torch.uint8, device=self.device
+            )
+            if images is not None:
+                whole[torch.from_numpy(rows).to(self.device)] = images
+            else:
+                self._bisect(whole, blobs, started.choices, rows, good)
+            images = whole
+        if tried > 1 and not good.any():  # then it is not the images
+            raise RuntimeError(f"DALI could not decode any of {tried} images: {self._problem}")
+        if not good.all() and good.any():
+            real = np.flatnonzero(good)
+            stand_in = real[np.searchsorted(real, np.flatnonzero(~good)) % len(real)]
+            images[torch.from_numpy(np.flatnonzero(~good))] = images[torch.from_numpy(stand_in)]
+        return images, good
+
+    def _bisect(
+        self,
+        images: Tensor,
+        blobs: Blobs,
+        choices: Choices | None,
+        rows: NDArray[np.int64],
+        good: NDArray[np.bool_],
+    ) -> None:
+        if len(rows) == 0:
+            return
+        self._spare = self._spare or self._build(resizes=True)
+        try:
+            self._feed(self._spare, blobs, choices, rows, None)
+            images[torch.from_numpy(rows).to(self.device)] = self._collect(
+                self._spare, choices, rows
+            )
+        except RuntimeError as error:
+            self._spare, self._problem = None, str(error)
+            if len(rows) == 1:
+                good[rows] = False
+                return
+            half = len(rows) // 2
+            self._bisect(images, blobs, choices, rows[:half], good)
+            self._bisect(images, blobs, choices, rows[half:], good)
+
+    def _feed(
+        self,
+        pipeline: Pipeline,
+        blobs: Blobs,
+        choices: Choices | None,
+        rows: NDArray[np.int64],
+        packed: NDArray[np.uint8] | None,
+    ) -> None:
+        pipeline.feed_input("jpeg", packed if packed is not None else [blobs[i] for i in rows])
+        for name in self._choice_names:
+            assert choices is not None
+            values = getattr(choices, name)
+            pipeline.feed_input(name, values if len(rows) == len(blobs) else values[rows])
+        pipeline.schedule_run()
+
+    def _collect(
+        self, pipeline: Pipeline, choices: Choices | None, rows: NDArray[np.int64]
+    ) -> Tensor:
+        (output,) = pipeline.share_outputs()
+        px = self.image_px
+        if not self._resizes and any(shape != (px, px, 3) for shape in set(output.shape())):
+            self._resizes = True
+            raise RuntimeError(f"images of other sizes than {px}x{px}")
+        decoded = from_dlpack(output.as_tensor())
+        if (
+            self.device.type == "cuda"
+        ):  # where DALI would take its memory back while torch's stream still reads it
+            decoded = decoded.clone()
+            torch.cuda.current_stream(self.device).synchronize()
+        pipeline.release_outputs()
+        if self._flips:
+            assert choices is not None
+            pixels = decoded.numpy()
+            for i in np.flatnonzero(choices.flip[rows]).tolist():
+                cv2.flip(pixels[i], 1, pixels[i])
+        return decoded
+
+    def _build(self, resizes: bool) -> Pipeline:
+        device_id = self.device.index or 0 if self.device.type == "cuda" else None
+        # The dynamic executor (DALI's default) makes each output anew: on the CPU torch gets DALI's
+        # memory itself.
+        pipeline: Pipeline = _graph(
+            self.image_px,
+            self.augment,
+            self._choice_names,
+            resizes,
+            batch_size=self.max_batch,
+            num_threads=self.threads,
+            device_id=device_id,
+            # runs the first batch once; a second one may still be started meanwhile
+            prefetch_queue_depth=1,
+        )
+        pipeline.build()
+        return pipeline
+
+
+def _pack(blobs: Blobs) -> NDArray[np.uint8] | None:
+    """The blobs as rows [N, longest], zeros behind each, which DALI takes faster than a list. None
+    where most of it would be zeros."""
+    longest, total = max(map(len, blobs), default=0), sum(map(len, blobs))
+    if longest * len(blobs) > _PACKED_BYTES_PER_BYTE * total:
+        return None
+    packed = np.empty((len(blobs), longest), np.uint8)
+    for row, blob in zip(packed, blobs, strict=True):
+        row[: len(blob)] = blob
+        row[len(blob) :] = 0
+    return packed
+
+
+def _whole(blobs: Blobs, packed: NDArray[np.uint8] | None) -> NDArray[np.bool_]:
+    """[N]: `whole_jpeg` of each."""
+    if packed is None:
+        return np.array([whole_jpeg(blob) for blob in blobs], bool)
+    ends = np.fromiter(map(len, blobs), np.int64) - 1
+    at = np.arange(len(blobs))
+    good: NDArray[np.bool_] = (
+        (ends >= 4)
+        & (packed[:, :3] == (0xFF, 0xD8, 0xFF)).all(1)
+        & (packed[at, ends - 1] == 0xFF)
+        & (packed[at, ends] == 0xD9)
+    )
+    for i in np.flatnonzero(~good).tolist():  # some have zeros behind their end
+        good[i] = whole_jpeg(blobs[i])
+    return good
+
+
+def _choice_names(augment: schema.Augment) -> list[str]:
+    """The fields of `Choices` that this configuration needs fed."""
+    names = ["mask_anchor", "mask_shape"] if augment.mask else []
+    warps = augment.shift_px or augment.scale or augment.rotate_deg or augment.crop
+    names += ["matrix"] if warps else ["flip"] if augment.flip else []
+    colours = augment.brightness or augment.contrast or augment.saturation or augment.gray
+    names += ["brightness", "contrast", "saturation"] if colours else []
+    names += ["blur_sigma"] if augment.blur else []
+    names += ["low_px"] if augment.low_resolution else []
+    names += ["jpeg_quality"] if augment.jpeg else []
+    return names + (["erase_anchor", "erase_shape"] if augment.erase else [])
+
+
+@pipeline_def(enable_conditionals=True)  # type: ignore[untyped-decorator]
+def _graph(px: int, augment: schema.Augment, names: list[str], resizes: bool) -> object:
+    """JPEG bytes and choices to images. An `if` on a choice splits the batch: only the images that
+    it is about pay for the change."""
+    image = fn.external_source(name="jpeg", dtype=types.UINT8, ndim=1, no_copy=True)
+    fed = {
+        name: fn.external_source(
+            name=name,
+            dtype=types.INT32 if name in ("flip", "jpeg_quality") else types.FLOAT,
+            ndim=2 if name == "matrix" else 1 if name.endswith(("anchor", "shape")) else 0,
+        )
+        for name in names
+    }
+    on_gpu = Pipeline.current().device_id is not None
+    image = fn.decoders.image(image, device="mixed" if on_gpu else "cpu", output_type=types.RGB)
+    if resizes:
+        height, width = (image.shape()[axis] for axis in (0, 1))
+        if (height != px) or (
+            width != px
+        ):  # DALI would resample one that has the size already: twice the time of decoding it
+            image = fn.resize(image, size=(px, px), antialias=True)
+    if "mask_shape" in fed:
+        image = fn.erase(
+            image,
+            anchor=fed["mask_anchor"],
+            shape=fed["mask_shape"],
+            axis_names="HW",
+            fill_value=_GRAY,
+        )
+    if "matrix" in fed:
+        image = fn.warp_affine(
+            image, matrix=fed["matrix"], size=(px, px), interp_type=types.INTERP_LINEAR
+        )
+    if "flip" in fed:
+        image = fn.flip(image, horizontal=fed["flip"])
+    if "saturation" in fed:
+        image = fn.color_twist(
+            image, **{name: fed[name] for name in ("brightness", "contrast", "saturation")}
+        )
+    if "blur_sigma" in fed:  # noqa: SIM102 - this condition is of the graph, the next one of each image
+        if fed["blur_sigma"] > 0:
+            image = fn.gaussian_blur(image, sigma=fed["blur_sigma"])
+    if "low_px" in fed:  # noqa: SIM102
+        if fed["low_px"] > 0:
+            image = fn.resize(image, resize_x=fed["low_px"], resize_y=fed["low_px"], antialias=True)
+            image = fn.resize(image, size=(px, px), antialias=True)
+    if "jpeg_quality" in fed:  # noqa: SIM102
+        if fed["jpeg_quality"] > 0:
+            image = fn.jpeg_compression_distortion(image, quality=fed["jpeg_quality"])
+    if "erase_shape" in fed:
+        image = fn.erase(
+            image,
+            anchor=fed["erase_anchor"],
+            shape=fed["erase_shape"],
+            axis_names="HW",
+            fill_value=_GRAY,
+        )
+    return image

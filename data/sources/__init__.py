@@ -1,0 +1,2 @@
+"""Foreign files to samples: folders, lists, zips, records, parquet; alignment; conversion to a
+dataset."""

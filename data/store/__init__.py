@@ -1,0 +1,1 @@
+"""Shard bytes, near or far: memory-mapped, cached on the node, fetched from a store."""

@@ -1,0 +1,177 @@
+"""A remote dataset's shards on this node, fetched in the background along the order's windows, once
+for all processes of the node.
+
+`data.cache_dir` holds `shards/` (see shelf.py) and `datasets/`, the indexes, which the bound on
+bytes does not count.
+"""
+
+import contextlib
+import hashlib
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from manyfaces.data.store.remote import Remote
+from manyfaces.data.store.shard_cache import Patience, Shelf, locked, shard_path
+
+FETCHERS = 4  # one stream of an object store gives some 50 to 100 MB/s
+
+
+class Shard(Protocol):
+    """What a cache asks of an index's shard."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def bytes(self) -> int: ...
+    @property
+    def sha256(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Far:
+    """Where a dataset's files come from, and where they are kept on this node."""
+
+    url: str
+    folder: Path
+    """The cache, of all datasets."""
+    limit_bytes: int
+    patience_s: float
+    with_index: bool = True
+    """Whether the index is there too, and with it what is forgotten; else only the shards are."""
+
+    @property
+    def shards(self) -> Path:
+        return self.folder / "shards"
+
+    def shard_path(self, shard: Shard) -> Path:
+        """Where the shard lies once it was fetched, until it is evicted."""
+        return shard_path(self.shards, shard.sha256)
+
+    def dataset(self, fingerprint: str) -> Path:
+        """Where the index lies; of the URL too, as what is forgotten may differ."""
+        return (
+            self.folder
+            / "datasets"
+            / f"{hashlib.sha256(self.url.encode()).hexdigest()[:16]}-{fingerprint[:16]}"
+        )
+
+
+def fetch_once(far: Far, remote: Remote, name: str, to: Path, sha256: str) -> None:
+    """A file that all processes of the node use, fetched by the first: at `to` stand verified bytes
+    or nothing. Raises `UserError`."""
+    to.parent.mkdir(parents=True, exist_ok=True)
+    part = to.with_name(f".{to.name}.part")
+    wait = Patience(far.folder, far.patience_s, part)
+    with locked(to.with_name(f".{to.name}.lock"), wait):
+        if not to.exists():
+            remote.fetch(name, part, None, sha256, wait.waited_s)
+            part.replace(to)
+
+
+class Cache:
+    """`map` gives a shard's bytes; `need` says which come next, so that they are fetched meanwhile.
+    `close` ends the threads.
+
+    `tell` gets a line about a store that goes on failing. Not for several threads at once.
+    """
+
+    def __init__(
+        self, far: Far, shards: Sequence[Shard], tell: Callable[[str], None] = lambda line: None
+    ) -> None:
+        self.far, self.shards = far, shards
+        self.needs: dict[int, int] = {}
+        """Shards needed soon, and how many windows from now."""
+        self._asked: list[NDArray[np.int64]] = []
+        self._stopping = threading.Event()
+        self._remote = Remote(far.url, far.patience_s, tell, self._stopping)
+        self._shelf = Shelf(far.shards, far.limit_bytes, far.patience_s, self._stopping)
+        self._jobs: queue.SimpleQueue[tuple[int, Future[None]] | None] = queue.SimpleQueue()
+        self._pending: dict[int, Future[None]] = {}
+        self._threads: list[threading.Thread] = []
+
+    def need(self, windows: Sequence[NDArray[np.int64]]) -> bool:
+        """Fetch the shards of these windows in the background, the first window's first; returns
+        whether they are others than before."""
+        if len(windows) == len(self._asked) and all(
+            map(np.array_equal, windows, self._asked)
+        ):  # asked for every batch
+            return False
+        self._asked = list(windows)
+        needs: dict[int, int] = {}
+        for distance, window in enumerate(windows):
+            for shard in window.tolist():
+                needs.setdefault(shard, distance)
+        self.needs = needs
+        self._shelf.tell_needs(
+            {self.shards[shard].sha256: distance for shard, distance in needs.items()}
+        )
+        for shard in self._pending.keys() - needs:
+            self._pending.pop(shard).cancel()
+        for shard in needs:
+            if (
+                not (shard in self._pending and not self._pending[shard].done())
+                and not self._path(shard).exists()
+            ):
+                self._pending[shard] = Future()
+                self._jobs.put((shard, self._pending[shard]))
+        while len(self._threads) < FETCHERS:
+            self._threads.append(threading.Thread(target=self._work, name="fetcher", daemon=True))
+            self._threads[-1].start()
+        return True
+
+    def map(self, shard: int) -> NDArray[np.uint8]:
+        """The shard's bytes, memory-mapped: they stay readable when the file is evicted. Waits for
+        what is not here yet.
+
+        Raises `UserError` where it cannot be had: `data.store_patience_s` is counted from now, or
+        from a fetch that is under way in any process of the node.
+        """
+        while True:
+            with contextlib.suppress(FileNotFoundError):
+                return np.asarray(np.memmap(self._path(shard), np.uint8, mode="r"))
+            pending = self._pending.pop(shard, None)
+            if pending is not None and not pending.cancel() and not pending.done():
+                pending.result()
+            else:
+                self._fetch(shard, None)
+
+    def close(self) -> None:
+        self._stopping.set()
+        for _ in self._threads:
+            self._jobs.put(None)
+        for thread in self._threads:
+            thread.join(
+                timeout=2
+            )  # one may hang in a dead connection until a read times out; it is a daemon
+        self._shelf.close()
+
+    def _path(self, shard: int) -> Path:
+        return self.far.shard_path(self.shards[shard])
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            shard, future = job
+            if self._stopping.is_set() or not future.set_running_or_notify_cancel():
+                continue
+            try:
+                if (distance := self.needs.get(shard)) is not None:
+                    self._fetch(shard, distance)
+                future.set_result(None)
+            except BaseException as error:  # for who waits for it now; who comes later tries afresh
+                future.set_exception(error)
+
+    def _fetch(self, shard: int, nearer_than: float | None) -> None:
+        spec = self.shards[shard]
+
+        def fetch(to: Path, waited_s: float) -> None:
+            self._remote.fetch(spec.name, to, spec.bytes, spec.sha256, waited_s)
+
+        self._shelf.put(spec.sha256, spec.bytes, fetch, nearer_than)

@@ -1,0 +1,97 @@
+"""What went wrong at a store, told from the errors of any fsspec driver: whether it may pass, and
+what to do where it does not."""
+
+import errno
+from collections.abc import Iterator
+from pathlib import Path
+
+_LOCAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+# By name, over an error's ancestors: the drivers are optional. aiohttp's, botocore's, google's.
+_TRANSPORT = {
+    "ClientConnectionError",
+    "ClientPayloadError",
+    "ConnectionError",
+    "FlexibleChecksumError",
+    "HTTPClientError",
+}
+_TRANSPORT |= {"IncompleteReadError", "ResponseParserError", "TimeoutError", "TransportError"}
+
+
+class WrongBytesError(Exception):
+    """What came is not what the manifest says; `lasting` where it comes again and again."""
+
+    def __init__(self, message: str, lasting: bool) -> None:
+        super().__init__(message)
+        self.lasting = lasting
+
+
+def remedy(error: BaseException, local: Path | None = None) -> str | None:
+    """What to do about an error that waiting does not mend; none for one that may pass. `local` is
+    the file that was written to."""
+    if isinstance(error, WrongBytesError):
+        return (
+            "the store holds it so: put the right file there, or run `manyfaces data index` to "
+            "accept it"
+            if error.lasting
+            else None
+        )
+    if isinstance(error, OSError) and (
+        error.errno in _LOCAL or (local is not None and error.filename == str(local))
+    ):
+        return f"make room or set another data.cache_dir (it was written to {local})"
+    if any(
+        _TRANSPORT & {c.__name__ for c in type(e).__mro__} for e in _chain(error)
+    ):  # first: aiohttp calls a torn body status 400
+        return None
+    told = status(error)
+    if told in (404, 410):
+        return "restore it, or run `manyfaces data index` to do without it"
+    if (
+        told in (401, 403)
+        or isinstance(error, PermissionError)
+        or any("Credential" in type(e).__name__ for e in _chain(error))
+    ):
+        return (
+            "set credentials that may read and list there (AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, AWS_PROFILE, gcloud's login)"
+        )
+    if told is not None:
+        return (
+            None
+            if told >= 500 or told in (408, 425, 429)
+            else "correct the URL or the store's settings"
+        )
+    return (
+        None
+        if any(isinstance(e, OSError) for e in _chain(error))
+        else "correct the URL, the endpoint or the driver's settings"
+    )
+
+
+def status(error: BaseException) -> int | None:
+    """The HTTP status behind an error; 404 for a file that is not there where there is no HTTP."""
+    for each in _chain(error):
+        response = getattr(each, "response", None)  # botocore's
+        if isinstance(response, dict) and "HTTPStatusCode" in (
+            facts := response.get("ResponseMetadata", {})
+        ):
+            return int(facts["HTTPStatusCode"])
+        for name in ("status", "code"):  # aiohttp's, gcsfs's
+            if isinstance(number := getattr(each, name, None), int):
+                return number
+    # fsspec's HTTP calls a refused connection "not found" as well, but names the cause.
+    return 404 if isinstance(list(_chain(error))[-1], FileNotFoundError) else None
+
+
+def words(error: BaseException) -> str:
+    """One line: the kind of error and what it says; a driver's empty wrapper gives way to its
+    cause."""
+    says = next((" ".join(str(e).split()) for e in _chain(error) if str(e).strip()), "")
+    kind = type(error).__name__
+    return f"{kind}: {says[:200]}" if says else kind
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__

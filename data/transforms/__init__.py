@@ -1,0 +1,1 @@
+"""Random changes of an image: pure functions of (seed, position)."""

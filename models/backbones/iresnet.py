@@ -1,0 +1,73 @@
+"""IResNet: the pre-activation residual network of ArcFace (arXiv 1801.07698, section 3.1), with
+InsightFace's parameter names."""
+
+from torch import Tensor, nn
+
+from manyfaces.configs.architectures import IRESNET_BLOCKS, IRESNET_WIDTHS
+from manyfaces.models.backbones.prelu import PReLU
+
+
+class Block(nn.Module):
+    """BatchNorm - 3x3 - BatchNorm - PReLU - 3x3 (strided) - BatchNorm, added to a shortcut."""
+
+    def __init__(self, in_width: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(in_width)
+        self.conv1 = nn.Conv2d(in_width, width, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.prelu = PReLU(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride=stride, padding=1, bias=False)
+        self.bn3 = nn.BatchNorm2d(width)
+        self.downsample: nn.Module = nn.Identity()
+        if stride > 1:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(in_width, width, 1, stride=stride, bias=False), nn.BatchNorm2d(width)
+            )
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        out = self.prelu(self.bn2(self.conv1(self.bn1(x_NCHW))))
+        out = self.bn3(self.conv2(out))
+        return out + self.downsample(x_NCHW)  # type: ignore[no-any-return]
+
+
+class IResNet(nn.Module):
+    """Images [N, 3, P, P] float to embeddings [N, D].
+
+    Raises `KeyError` for a depth that `IRESNET_BLOCKS` does not have.
+    """
+
+    def __init__(
+        self, depth: int, image_px: int = 112, embedding_dim: int = 512, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        width = IRESNET_WIDTHS[0]
+        self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.prelu = PReLU(width)
+        stages = []
+        px = image_px
+        for out_width, num_blocks in zip(IRESNET_WIDTHS, IRESNET_BLOCKS[depth], strict=True):
+            stages.append(
+                nn.Sequential(
+                    *(
+                        Block(out_width if b else width, out_width, 1 if b else 2)
+                        for b in range(num_blocks)
+                    )
+                )
+            )
+            width, px = out_width, (px + 1) // 2
+        self.layer1, self.layer2, self.layer3, self.layer4 = stages
+        self.bn2 = nn.BatchNorm2d(width)
+        self.dropout = nn.Dropout(dropout)
+        self.fc = nn.Linear(width * px * px, embedding_dim)
+        self.features = nn.BatchNorm1d(embedding_dim)
+        # The scale of an embedding is free under a normalised softmax, so InsightFace freezes it.
+        self.features.weight.requires_grad_(False)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, 0, 0.1)
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        x = self.prelu(self.bn1(self.conv1(images_NCHW)))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return self.features(self.fc(self.dropout(self.bn2(x).flatten(1))))  # type: ignore[no-any-return]

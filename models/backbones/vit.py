@@ -1,0 +1,110 @@
+"""Vision transformer for 112 x 112 faces as InsightFace trains it: 9 px patches, ReLU6, no class
+token, random token masking."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from manyfaces.configs.architectures import VIT, ViTShape
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (arXiv 1603.09382): a residual branch is dropped per sample and rescaled."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x_NTD: Tensor) -> Tensor:
+        if not self.training or self.rate == 0:
+            return x_NTD
+        keep = torch.rand(x_NTD.shape[0], 1, 1, device=x_NTD.device) >= self.rate
+        return x_NTD * (keep / (1 - self.rate)).to(x_NTD.dtype)
+
+
+class Block(nn.Module):
+    def __init__(self, shape: ViTShape, drop_path: float) -> None:
+        super().__init__()
+        self.heads = shape.heads
+        self.norm1 = nn.LayerNorm(shape.width)
+        self.qkv = nn.Linear(shape.width, 3 * shape.width, bias=False)
+        self.proj = nn.Linear(shape.width, shape.width)
+        self.norm2 = nn.LayerNorm(shape.width)
+        self.mlp = nn.Sequential(
+            nn.Linear(shape.width, shape.mlp_ratio * shape.width),
+            nn.ReLU6(),
+            nn.Linear(shape.mlp_ratio * shape.width, shape.width),
+        )
+        self.drop_path = DropPath(drop_path)
+
+    def attention(self, x_NTD: Tensor) -> Tensor:
+        queries, keys, values = (
+            self.qkv(x_NTD).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        )
+        return self.proj(  # type: ignore[no-any-return]
+            F.scaled_dot_product_attention(queries, keys, values).transpose(1, 2).flatten(2)
+        )
+
+    def forward(self, x_NTD: Tensor) -> Tensor:
+        x_NTD = x_NTD + self.drop_path(self.attention(self.norm1(x_NTD)))
+        return x_NTD + self.drop_path(self.mlp(self.norm2(x_NTD)))  # type: ignore[no-any-return]
+
+
+class ViT(nn.Module):
+    """Images [N, 3, P, P] float to embeddings [N, D]. `mask_ratio` of the tokens is hidden in
+    training, a fresh choice an image."""
+
+    def __init__(
+        self,
+        size: str,
+        image_px: int = 112,
+        embedding_dim: int = 512,
+        drop_path: float = 0.1,
+        mask_ratio: float = 0.1,
+    ) -> None:
+        super().__init__()
+        shape = VIT[size]
+        num_tokens = (image_px // shape.patch_px) ** 2
+        self.mask_ratio = mask_ratio
+        self.patch_embed = nn.Conv2d(3, shape.width, shape.patch_px, stride=shape.patch_px)
+        self.pos_embed = nn.Parameter(torch.zeros(1, num_tokens, shape.width))
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, shape.width))
+        self.blocks = nn.ModuleList(
+            Block(shape, drop_path * i / (shape.depth - 1)) for i in range(shape.depth)
+        )
+        self.norm = nn.LayerNorm(shape.width)
+        self.feature = nn.Sequential(
+            nn.Linear(num_tokens * shape.width, shape.width, bias=False),
+            nn.BatchNorm1d(shape.width, eps=2e-5),
+            nn.Linear(shape.width, embedding_dim, bias=False),
+            nn.BatchNorm1d(embedding_dim, eps=2e-5),
+        )
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        x_NTD = self.patch_embed(images_NCHW).flatten(2).transpose(1, 2) + self.pos_embed
+        num_images, num_tokens, width = x_NTD.shape
+        num_kept = int(num_tokens * (1 - self.mask_ratio)) if self.training else num_tokens
+        if num_kept < num_tokens:
+            kept = (
+                torch.rand(num_images, num_tokens, device=x_NTD.device)
+                .argsort(1)[:, :num_kept, None]
+                .expand(-1, -1, width)
+            )
+            x_NTD = x_NTD.gather(1, kept)
+        for block in self.blocks:
+            x_NTD = block(x_NTD)
+        x_NTD = self.norm(x_NTD)
+        if num_kept < num_tokens:
+            x_NTD = (
+                self.mask_token.to(x_NTD.dtype)
+                .expand(num_images, num_tokens, width)
+                .scatter(1, kept, x_NTD)
+            )
+        return self.feature(x_NTD.flatten(1))  # type: ignore[no-any-return]

@@ -1,0 +1,1 @@
+"""Margins: what is done to cosines before they become a loss."""

@@ -1,0 +1,303 @@
+"""The plan against arithmetic done by hand, and its laws over many shapes of a run."""
+
+from dataclasses import replace
+from itertools import pairwise
+from math import ceil
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from manyfaces.configs.head_cost import head_cost
+from manyfaces.configs.plan import (
+    Plan,
+    backbone_cost,
+    head_lines,
+    machine,
+    num_steps,
+    plan,
+    total_samples,
+    warmup_samples,
+    world_size,
+)
+from manyfaces.configs.schema import Config, Head, Rows, UserError
+
+
+def make(**tree: object) -> Config:
+    return Config.model_validate({"model": {"kind": "iresnet", "depth": 50}, **tree})
+
+
+def test_ms1mv3_on_eight_workers_by_hand() -> None:
+    config = make(
+        train={"batch_size": 1024, "precision": "bfloat16"},
+        head={"wire_dtype": "bfloat16"},
+        cluster={"gpus_per_worker": 1},
+    )
+    found = plan(config, 5_179_510, 93_431, 8)
+    weights = 43_590_848 * 4
+    rows = 11_679 * 512 * 4
+    assert found.num_steps == 101_163  # 103,590,200 / 1024
+    assert found.images_per_worker == 128
+    assert found.weight_bytes == weights + weights // 2
+    assert found.gradient_bytes == weights
+    assert (
+        found.optimizer_bytes == weights // 8 * 2
+    )  # momentum and the float32 copy, an eighth of each
+    assert found.head_bytes == 2 * rows
+    assert found.head_workspace_bytes == 4 * (1024 * 11679 + 3 * 11679 * 512 + 4 * 1024 * 512)
+    assert found.activation_bytes == 128 * backbone_cost(config).activations * 2
+    assert found.gradient_wire_bytes == weights // 2 * 7 // 8 + weights * 7 // 8
+    assert found.head_wire_bytes == 2 * 1024 * 512 * 2 * 7 // 8
+    assert found.upload_bytes == 128 * 112 * 112 * 3
+    assert found.read_bytes == 1024 * 5000
+    assert found.checkpoint_bytes == 2 * weights + 2 * 93_431 * 512 * 4
+    assert found.backbone_flops == 6 * 6_309_330_944 * 1024  # 37.9 GFLOP an image
+    assert found.head_flops == 8 * 1024 * 93_431 * 512
+
+
+def test_zero_stages_and_optimizers() -> None:
+    weights = backbone_cost(make()).parameters * 4
+
+    def state(stage: int, **optimizer: object) -> tuple[float, ...]:
+        found = plan(
+            make(engine={"zero_stage": stage}, train={"optimizer": optimizer}), 1000, 100, 4
+        )
+        parts = (
+            found.weight_bytes,
+            found.gradient_bytes,
+            found.optimizer_bytes,
+            found.gradient_wire_bytes,
+        )
+        return tuple(part / weights for part in parts)
+
+    assert state(0, kind="sgd") == (1, 1, 1, 1.5)
+    assert state(0, kind="sgd", momentum=0) == (1, 1, 0, 1.5)
+    assert state(0, kind="adamw") == (1, 1, 2, 1.5)
+    assert state(1, kind="adamw") == (1, 1, 0.75, 1.5)
+    assert state(2, kind="adamw") == (1, 0.25, 0.75, 1.5)
+    assert state(3, kind="adamw") == (0.25, 0.25, 0.75, 2.25)
+
+
+def test_checkpointing_trades_memory_for_arithmetic() -> None:
+    vit: dict[str, object] = {"model": {"kind": "vit", "size": "base"}}
+    dense, thin = (
+        plan(make(**vit, engine={"activation_checkpointing": on}), 1000, 100, 1)
+        for on in (False, True)
+    )
+    assert thin.activation_bytes * 8 == dense.activation_bytes
+    assert thin.backbone_flops * 3 == dense.backbone_flops * 4
+
+
+def test_counts_in_decimals_and_rounds_up_to_whole_steps() -> None:
+    config = make(train={"epochs": 0.1, "batch_size": 3, "schedule": {"warmup_epochs": 0.3}})
+    assert num_steps(config, 90) == 3  # not 4, as 0.1 * 90 / 3 is in no binary
+    assert warmup_samples(config, 90) == 27
+    assert num_steps(make(train={"epochs": 1, "batch_size": 64}), 65) == 2
+    assert total_samples(make(train={"epochs": 1, "batch_size": 64}), 65) == 128
+
+
+def test_world_size() -> None:
+    assert [
+        world_size(make(cluster={"workers": workers})) for workers in (3, {"min": 2, "max": 5})
+    ] == [3, 5]
+
+
+def test_what_cannot_run() -> None:
+    with pytest.raises(UserError, match=r"train\.batch_size 4 is below 5 workers"):
+        plan(make(train={"batch_size": 4}), 100, 10, 5)
+    with pytest.raises(UserError, match="nothing to train on"):
+        plan(make(), 0, 0, 1)
+
+
+SHAPES = st.fixed_dictionaries(
+    {
+        "epochs": st.floats(0.01, 50),
+        "batch_size": st.integers(64, 30_000),
+        "num_images": st.integers(1, 10**9),
+        "num_identities": st.integers(1, 10**8),
+        "stage": st.integers(0, 2),
+        "dtype": st.sampled_from(["float32", "bfloat16"]),
+    }
+)
+
+
+@given(
+    shape=SHAPES,
+    workers=st.lists(st.integers(1, 64), min_size=2, max_size=4, unique=True).map(sorted),
+)
+@settings(derandomize=True, deadline=None, max_examples=80)
+def test_laws(shape: dict[str, int], workers: list[int]) -> None:
+    train = {
+        "epochs": shape["epochs"],
+        "batch_size": shape["batch_size"],
+        "precision": shape["dtype"],
+    }
+    config = make(
+        train=train, head={"wire_dtype": shape["dtype"]}, engine={"zero_stage": shape["stage"]}
+    )
+    plans = [plan(config, shape["num_images"], shape["num_identities"], each) for each in workers]
+    for found in plans:
+        assert (
+            0
+            <= found.num_samples - shape["epochs"] * shape["num_images"]
+            < shape["batch_size"] + 1e-3 * found.num_samples
+        )
+        assert found.num_samples == found.num_steps * shape["batch_size"]
+        assert found.images_per_worker == ceil(shape["batch_size"] / found.world_size)
+        assert found.memory_bytes >= found.weight_bytes + found.head_bytes > 0
+        assert all(label.strip() and text for label, text in found.lines())
+    for fewer, more in pairwise(
+        plans
+    ):  # more workers never need more memory each, and never change what is learnt or kept
+        assert more.memory_bytes <= fewer.memory_bytes
+        assert _of_the_run(more) == _of_the_run(fewer)
+    if workers[0] == 1:
+        assert plans[0].gradient_wire_bytes == plans[0].head_wire_bytes == 0
+
+
+def _of_the_run(found: Plan) -> tuple[int, ...]:
+    return (
+        found.num_steps,
+        found.num_samples,
+        found.checkpoint_bytes,
+        found.backbone_flops,
+        found.head_flops,
+        found.read_bytes,
+    )
+
+
+def test_lines_are_short_and_for_people() -> None:
+    config = make(train={"batch_size": 1024, "schedule": {"warmup_epochs": 2}})
+    found = plan(config, 5_179_510, 93_431, 8)
+    lines = dict(found.lines())
+    assert lines["dataset"] == "5,179,510 images of 93,431 identities"
+    assert lines["backbone"] == "43.6 M parameters, 6.31 G multiply-adds an image"
+    assert (
+        lines["steps"]
+        == "101,163 of 1,024 images (20 epochs, 103,590,912 samples, warm-up 10,359,020)"
+    )
+    assert lines["workers"] == "8, 128 images each"
+    assert lines["  gradients"] == "166 MiB"
+    assert "38.8 TFLOP" in lines["arithmetic a step"]
+    assert all(len(label) + len(text) < 110 for label, text in found.lines())
+    assert (
+        dict(replace(found, checkpoint_bytes=3 * 1024**4).lines())["checkpoint"]
+        == "3 TiB, 9 TiB in all"
+    )
+
+
+def test_head_settings_are_compared_and_the_quickest_that_fits_is_named() -> None:
+    config = make(train={"batch_size": 256}, cluster={"gpus_per_worker": 1})
+    found = plan(config, 260_000_000, 100_000_000, 1)
+    lines = dict(head_lines(config, found, machine(config, 141)))
+    assert [label.strip() for label in lines][1] == "sgd float32, recompute"
+    assert lines["  sgd float32, recompute"].endswith("this recipe, does not fit")
+    assert not lines["  rowwise float16, recompute"].endswith("fit")  # 103 GB
+    assert "  rowwise float16, store16" not in lines  # on a GPU it switches the kernels off
+    assert lines["cheapest in 131 GiB"] == "rowwise float16, recompute"
+    assert "none" in dict(head_lines(config, found, machine(config, 80)))["cheapest in 74.5 GiB"]
+    config = make(train={"batch_size": 64}, cluster={"gpus_per_worker": 0, "workers": 1})
+    lines = dict(head_lines(config, plan(config, 10_000, 1000, 1), machine(config, 100)))
+    assert lines["cheapest in 93.1 GiB"] == "rowwise float16, store16"
+
+
+@pytest.mark.parametrize(
+    ("rows", "each"),
+    [
+        ({}, 4096),
+        ({"dtype": "float16"}, 3072),
+        ({"optimizer": "rowwise", "dtype": "float16"}, 1032),
+        ({"optimizer": "adamw"}, 6148),
+        ({"optimizer": "adamw", "dtype": "float16"}, 5124),
+        ({"lazy_decay": True}, 4100),
+        ({"lazy_decay": True, "momentum": 0}, 2052),
+    ],
+)
+def test_bytes_of_a_class(rows: dict[str, Any], each: int) -> None:
+    head = Head(rows=Rows(**rows))
+    assert head_cost(head, 1000, 512, 8, 1, is_gpu=True).state_bytes == each * 1000
+    assert head_cost(head, 1000, 512, 8, 3, is_gpu=True).state_bytes == each * 334
+
+
+@pytest.mark.parametrize(
+    ("rows", "each"),
+    [
+        ({}, 4096),
+        ({"optimizer": "rowwise", "dtype": "float16"}, 1032),
+        ({"lazy_decay": True}, 4100),
+    ],
+)
+@pytest.mark.parametrize("sub_centers", [1, 3])
+def test_rows_on_the_host_leave_the_chosen_ones_on_the_device(
+    rows: dict[str, Any], each: int, sub_centers: int
+) -> None:
+    tree = {"sample_rate": 0.1, "rows": rows, "sub_centers": sub_centers}
+    on_device, on_host, on_cpu = (
+        head_cost(
+            Head.model_validate({**tree, "placement": where}), 80_000, 512, 64, 8, is_gpu=is_gpu
+        )
+        for where, is_gpu in (("device", True), ("host", True), ("host", False))
+    )
+    each, whole, chosen = each * sub_centers, 10_000, 1000 + 64
+    assert (on_device.device_bytes, on_device.host_bytes, on_device.travel_bytes) == (
+        each * whole,
+        0,
+        0,
+    )
+    copies = chosen * (each + 4)
+    assert (on_host.device_bytes, on_host.host_bytes, on_host.travel_bytes) == (
+        copies,
+        each * whole + copies,
+        2 * chosen * each,
+    )
+    assert (on_cpu.device_bytes, on_cpu.host_bytes) == (each * whole + copies, 0)  # one memory
+    assert on_host.state_bytes == on_cpu.state_bytes == on_device.state_bytes
+
+
+def test_a_plan_with_rows_on_the_host() -> None:
+    plans = []
+    for placement in ("device", "host"):
+        head = {
+            "sample_rate": 0.1,
+            "placement": placement,
+            "rows": {"optimizer": "rowwise", "dtype": "float16"},
+        }
+        config = make(train={"batch_size": 256}, cluster={"gpus_per_worker": 1}, head=head)
+        plans.append(plan(config, 260_000_000, 100_000_000, 1))
+    on_device, on_host = plans
+    assert on_device.memory_bytes - on_host.memory_bytes == 100_000_000 * 1032 - 10_000_256 * 1036
+    assert on_host.checkpoint_bytes == on_device.checkpoint_bytes
+    lines = dict(on_host.lines())
+    assert set(lines) - set(dict(on_device.lines())) == {
+        "host memory a worker",
+        "chosen rows a step",
+    }
+    assert lines["host memory a worker"] == "head rows and state, 106 GiB"
+    assert (
+        lines["chosen rows a step"]
+        == "19.2 GiB to the device and back a worker, beside the backbone"
+    )
+    assert dict(head_lines(config, on_host, machine(config, 40)))[
+        "cheapest in 37.3 GiB"
+    ].startswith("rowwise float16")
+    assert dict(head_lines(config, on_host, machine(config, 8)))["cheapest in 7.45 GiB"].startswith(
+        "none"
+    )
+
+
+def test_lazy_decay_moves_drawn_rows_and_their_momentum_once_more() -> None:
+    def traffic(**head: Any) -> int:
+        return head_cost(Head(**head), 100_000, 512, 0, 1, is_gpu=False).traffic_bytes
+
+    eager, lazy = (traffic(sample_rate=0.1, rows=Rows(lazy_decay=on)) for on in (False, True))
+    assert eager == 10_000 * (3 + 2) * 2048
+    assert lazy == eager + 10_000 * (4 * 2048 + 2 * 4)
+    assert traffic(rows=Rows(lazy_decay=True)) == traffic(rows=Rows()) + 100_000 * 2 * 4
+
+
+@pytest.mark.parametrize(("gpus", "chunk"), [(0, 2064), (1, 16384)])
+def test_chunks_are_counted_as_the_device_has_them(gpus: int, chunk: int) -> None:
+    config = make(train={"batch_size": 256}, cluster={"gpus_per_worker": gpus, "workers": 1})
+    scores_rows_and_gradients = 4 * (256 * chunk + 3 * chunk * 512 + 4 * 256 * 512)
+    assert plan(config, 1_000_000, 100_000, 1).head_workspace_bytes == scores_rows_and_gradients

@@ -1,0 +1,129 @@
+"""Batches from any position, at any world size, in the face of corrupt samples."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from manyfaces.configs.schema import Augment, Data, UserError
+from manyfaces.data.dataset.index import open_dataset
+from manyfaces.data.feed.loader import Loader, Quarantine
+
+CONFIG = Data(augment=Augment(flip=0.5, shift_px=2), window_shards=2)
+PK = CONFIG.model_copy(update={"order": "pk", "images_per_identity": 4})
+
+
+def load(dataset, folder: Path, *, position=0, end=None, rank=0, world=1, batch=24, config=CONFIG):
+    quarantine = Quarantine(folder / "quarantine.jsonl", dataset, 0.001)
+    end = 10 * batch if end is None else end
+    with Loader(
+        dataset,
+        config,
+        seed=3,
+        batch_size=batch,
+        rank=rank,
+        world_size=world,
+        position=position,
+        end=end,
+        device=torch.device("cpu"),
+        quarantine=quarantine,
+    ) as loader:
+        return list(loader)
+
+
+@pytest.mark.parametrize("config", [CONFIG, PK], ids=["shuffle", "pk"])
+def test_restart_from_every_position_gives_the_rest(dataset, tmp_path: Path, config: Data) -> None:
+    """Save before every element, restore from each, compare all that follows."""
+    whole = load(dataset, tmp_path, end=6 * 24, config=config)
+    for start in range(6):
+        rest = load(dataset, tmp_path, position=start * 24, end=6 * 24, config=config)
+        assert [b.position for b in rest] == [b.position for b in whole[start:]]
+        for ours, theirs in zip(rest, whole[start:], strict=True):
+            assert torch.equal(ours.images_NHWC, theirs.images_NHWC)
+            assert torch.equal(ours.labels_N, theirs.labels_N)
+
+
+@pytest.mark.parametrize("config", [CONFIG, PK], ids=["shuffle", "pk"])
+@pytest.mark.parametrize("world", [2, 3, 5])
+def test_ranks_together_make_the_same_global_batch(
+    dataset, tmp_path: Path, world: int, config: Data
+) -> None:
+    whole = load(dataset, tmp_path, end=48, config=config)
+    shares = [
+        load(dataset, tmp_path, end=48, rank=r, world=world, config=config) for r in range(world)
+    ]
+    for t, batch in enumerate(whole):
+        assert torch.equal(torch.cat([s[t].images_NHWC for s in shares]), batch.images_NHWC)
+        assert torch.equal(torch.cat([s[t].labels_N for s in shares]), batch.labels_N)
+
+
+def test_pk_batches_are_of_p_people_with_k_images(dataset, tmp_path: Path) -> None:
+    for batch in load(
+        dataset, tmp_path, batch=20, end=60, config=PK
+    ):  # 20 people: four batches a round
+        people = batch.labels_N.view(-1, 4)
+        assert (people == people[:, :1]).all()
+        assert len(people[:, 0].unique()) == 5
+        assert len(np.unique(batch.ids_N)) == 20
+
+
+def test_a_corrupt_sample_keeps_its_place(dataset_path: Path, dataset, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(dataset_path, tmp_path / "copy"))
+    bad = 37
+    shard = copy / dataset.manifest.shards[dataset.shard_N[bad]].name
+    body = bytearray(shard.read_bytes())
+    start = int(dataset.offset_N[bad]) + 20
+    body[start : start + 200] = bytes(200)
+    shard.write_bytes(body)
+    damaged = open_dataset(copy)
+    clean, hurt = load(dataset, tmp_path / "none"), load(damaged, tmp_path)
+    seen = 0
+    for ours, theirs in zip(hurt, clean, strict=True):
+        assert np.array_equal(ours.ids_N, theirs.ids_N)
+        here = torch.from_numpy(ours.ids_N == bad)
+        seen += int(here.sum())
+        assert (ours.labels_N[here] == -1).all()
+        assert torch.equal(ours.labels_N[~here], theirs.labels_N[~here])
+        assert torch.equal(ours.images_NHWC[~here], theirs.images_NHWC[~here])
+    assert seen == 2  # two epochs
+    (row,) = [json.loads(line) for line in (tmp_path / "quarantine.jsonl").read_text().splitlines()]
+    assert row["sample"] == bad
+    assert row["name"].startswith(shard.name + ":")
+    # A resumed run knows it from the file and never gives its bytes to DALI.
+    assert Quarantine(tmp_path / "quarantine.jsonl", damaged, 0.001).samples == {bad}
+
+
+def test_a_shard_that_vanishes_is_one_clear_line(dataset_path: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(dataset_path, tmp_path / "copy"))
+    opened = open_dataset(copy)
+    (copy / "shard-000001.tar").unlink()
+    with pytest.raises(UserError, match=r"shard-000001\.tar: cannot be read"):
+        load(opened, tmp_path)
+
+
+def test_too_many_corrupt_samples_stop_the_run(dataset_path: Path, dataset, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(dataset_path, tmp_path / "copy"))
+    for number, shard in enumerate(dataset.manifest.shards):
+        body = bytearray((copy / shard.name).read_bytes())
+        for sample in np.flatnonzero(dataset.shard_N == number)[:4]:
+            body[int(dataset.offset_N[sample])] = 0
+        (copy / shard.name).write_bytes(body)
+    with pytest.raises(
+        UserError,
+        match=r"more than 10 samples cannot be decoded, the last shard-.*; repair the shards",
+    ):
+        load(open_dataset(copy), tmp_path)
+
+
+def test_a_torn_quarantine_line_is_passed_over(dataset, tmp_path: Path) -> None:
+    file = tmp_path / "quarantine.jsonl"
+    file.write_text('{"sample": 3}\n{"sample": 4, "na')
+    told: list[str] = []
+    quarantine = Quarantine(file, dataset, 0.001, told.append)
+    assert quarantine.samples == {3}
+    quarantine.add(5, 0)
+    assert Quarantine(file, dataset, 0.001).samples == {3, 5}
+    assert "left out" in told[0]

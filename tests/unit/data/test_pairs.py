@@ -1,0 +1,64 @@
+"""Verification sets: InsightFace's files read, hostile ones refused."""
+
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from manyfaces.configs.schema import UserError
+from manyfaces.data.sources.pairs import draw_pairs, read_bin, write_bin
+
+
+def test_round_trip_and_balance(dataset, tmp_path: Path) -> None:
+    blobs, same = draw_pairs(dataset, 100, seed=0)
+    write_bin(tmp_path / "p.bin", blobs, same)
+    pairs = read_bin(tmp_path / "p.bin")
+    assert [b.tobytes() for b in pairs.blobs] == blobs
+    assert pairs.same.tolist() == same
+    assert pairs.same.sum() == 50
+    assert all(len(set(fold.tolist())) == 2 for fold in np.array_split(pairs.same, 10))
+    assert all(a != b for a, b in zip(blobs[0::2], blobs[1::2], strict=True))
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_layouts_in_the_wild(tmp_path: Path, protocol: int) -> None:
+    """Bytes, arrays as cv2.imencode gives them, numpy booleans."""
+    arrays = [np.array([[1], [2], [3]], np.uint8), b"abc"]
+    (tmp_path / "p.bin").write_bytes(pickle.dumps((arrays, [np.bool_(True)]), protocol=protocol))
+    pairs = read_bin(tmp_path / "p.bin")
+    assert pairs.blobs[0].tolist() == [1, 2, 3]
+    assert pairs.blobs[1].tobytes() == b"abc"
+    assert pairs.same.tolist() == [True]
+
+
+def test_python_2_pickles(tmp_path: Path) -> None:
+    """`pickle.dumps((['\\xff\\xd8', 'b'], [True]), 2)` as Python 2 wrote it."""
+    (tmp_path / "p.bin").write_bytes(
+        b"\x80\x02]q\x00(U\x02\xff\xd8q\x01U\x01bq\x02e]q\x03\x88a\x86q\x04."
+    )
+    assert read_bin(tmp_path / "p.bin").blobs[0].tobytes() == b"\xff\xd8"
+
+
+class Hostile:
+    def __reduce__(self):
+        return os.system, ("touch HACKED",)
+
+
+@pytest.mark.parametrize(
+    "content", [Hostile(), ([Hostile(), b"x"], [True]), ([b"x"], [True]), "text", ([], [])]
+)
+def test_files_that_are_no_verification_set(
+    tmp_path: Path, content: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.bin").write_bytes(pickle.dumps(content))
+    with pytest.raises(UserError, match=r"p\.bin"):
+        read_bin(tmp_path / "p.bin")
+    assert not (tmp_path / "HACKED").exists()
+
+
+def test_a_missing_file() -> None:
+    with pytest.raises(UserError, match="No such file"):
+        read_bin("nowhere.bin")

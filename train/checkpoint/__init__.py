@@ -1,0 +1,1 @@
+"""Checkpoints: layout, state, writer, head shards."""

@@ -1,0 +1,1 @@
+"""Cleaning datasets and editing heads by what a trained model sees."""

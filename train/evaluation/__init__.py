@@ -1,0 +1,1 @@
+"""Embedding images and scoring them by a protocol."""
