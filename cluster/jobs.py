@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from manyfaces.configs.schema import UserError
+from manyfaces.configs.errors import UserError
 
 CONFIG = "config.yaml"
 STOP_WAIT_S = 30  # for the driver after SIGTERM; Ray's 3 s are too short for anything

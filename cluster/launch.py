@@ -10,7 +10,7 @@ import os
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from manyfaces.cluster.memory import KEEP_MEMORY, under_torchrun, works_here
 from manyfaces.configs import schema
 from manyfaces.configs.schema import Elastic, UserError
 
@@ -26,17 +27,16 @@ Work = Callable[[dict[str, Any]], None]
 GROUP_TIMEOUT_S = 1800
 START_TIMEOUT_S = 60
 OBJECT_STORE_BYTES = 100 << 20  # nothing but small messages travels through Ray
-# glibc gives large blocks back to the kernel at once, which zeroes them again at the next step.
-# Measured with tests/bench/bench_job.py on the recipe of small faces, two cores: 31 images/s as
-# glibc does it, 63 so.
-KEEP_MEMORY = {
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 32),
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 33),
-}
-
-
 HIDE_GPUS = {"CUDA_VISIBLE_DEVICES": ""}  # Ray hides none from a worker that asked for none
+QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+RAY_SETTINGS = {
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(START_TIMEOUT_S),
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    # Training is what the machine is for; Ray's default is 15.
+    "RAY_worker_niceness": "0",
+    # This silences a warning about a future default.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
 
 
 class WorkersFailedError(UserError):
@@ -58,7 +58,7 @@ def launch(
     Raises `UserError` for more workers than there are resources, `WorkersFailedError` after
     `config.max_failures` restarts.
     """
-    if config.launcher == "process" or under_torchrun():
+    if works_here(config):
         if config.gpus_per_worker == 0:
             os.environ.update(HIDE_GPUS)
         _run_here(work, payload)
@@ -72,10 +72,6 @@ def refuse(config: schema.Cluster) -> None:
     if config.launcher == "ray" and config.address is None and not under_torchrun():
         gpus = torch.cuda.device_count()
         _refuse_too_many(config, _workers(config, gpus), os.cpu_count() or 1, gpus, "this machine")
-
-
-def under_torchrun() -> bool:
-    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def _run_here(work: Work, payload: dict[str, Any]) -> None:
@@ -101,91 +97,22 @@ def _run_on_ray(
     scratch: Path,
     code: Callable[[], AbstractContextManager[Path]],
 ) -> None:
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(START_TIMEOUT_S))
-    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-    os.environ.setdefault(
-        "RAY_worker_niceness", "0"
-    )  # training is what the machine is for; Ray's default is 15
-    os.environ.setdefault(
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"
-    )  # silences a warning about a future default
+    for name, value in RAY_SETTINGS.items():
+        os.environ.setdefault(name, value)
     import ray
     import ray.train
-    from ray.train.torch import TorchConfig, TorchTrainer
 
     started = not ray.is_initialized()
     if started:
-        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
         if config.address is None:
-            # The dashboard and its metrics are for clusters.
-            try:
-                ray.init(
-                    address="local",
-                    num_cpus=os.cpu_count(),
-                    include_dashboard=False,
-                    object_store_memory=OBJECT_STORE_BYTES,
-                    **quiet,
-                )
-            except (
-                Exception
-            ) as error:  # a bare Exception is what Ray raises when its daemons take too long
-                reason = (str(error) or type(error).__name__).splitlines()[0]
-                raise UserError(
-                    f"no local Ray could be started: {reason} Try again when this computer has "
-                    "less to do, or use cluster.launcher=process"
-                ) from error
+            _start_ray()
         else:
-            # A job's workers inherit the job's code; a driver started by hand brings its own.
-            try:
-                if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
-                    ray.init(address=config.address, **quiet)
-                else:
-                    with code() as package:
-                        ray.init(
-                            address=config.address,
-                            runtime_env={"py_modules": [str(package)]},
-                            **quiet,
-                        )
-            except ConnectionError as error:
-                raise UserError(
-                    f"cluster.address {config.address}: no Ray cluster answers there; `ray start "
-                    "--head` starts one"
-                ) from error
+            _join_cluster(config, code)
     try:
-        resources = ray.cluster_resources()
-        num_gpus = int(resources.get("GPU", 0))
-        workers = _workers(config, num_gpus)
-        _refuse_too_many(config, workers, int(resources.get("CPU", 0)), num_gpus, "the cluster")
-        waits = max(math.ceil(config.schedule_timeout_s / START_TIMEOUT_S), 1)
         with tempfile.TemporaryDirectory(
             prefix=".ray-", dir=scratch, ignore_cleanup_errors=True
         ) as storage:
-            trainer = TorchTrainer(
-                _silenced(work),
-                train_loop_config=payload,
-                torch_config=TorchConfig(timeout_s=GROUP_TIMEOUT_S),
-                scaling_config=ray.train.ScalingConfig(
-                    num_workers=workers,
-                    use_gpu=_uses_gpu(config, num_gpus),
-                    resources_per_worker={"CPU": config.threads_per_worker}
-                    | ({"GPU": 1} if _uses_gpu(config, num_gpus) else {}),
-                ),
-                run_config=ray.train.RunConfig(
-                    name=f"{payload['name']}-{int(time.time())}",
-                    storage_path=storage,
-                    worker_runtime_env=None
-                    if _uses_gpu(config, num_gpus)
-                    else {"env_vars": KEEP_MEMORY | HIDE_GPUS},
-                    failure_config=ray.train.FailureConfig(
-                        max_failures=config.max_failures,
-                        # Ray counts failed placements over the whole run: each restart may wait as
-                        # long as the first start.
-                        controller_failure_limit=-1
-                        if config.max_failures < 0
-                        else waits * (config.max_failures + 1),
-                    ),
-                ),
-            )
+            trainer = _trainer(work, payload, config, ray.cluster_resources(), storage)
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # Ray's about itself
@@ -195,6 +122,84 @@ def _run_on_ray(
     finally:
         if started:
             ray.shutdown()
+
+
+def _start_ray() -> None:
+    """A Ray of this process's own on this machine."""
+    import ray
+
+    try:
+        # The dashboard and its metrics are for clusters.
+        ray.init(
+            address="local",
+            num_cpus=os.cpu_count(),
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            **QUIET,
+        )
+    except Exception as error:  # what Ray raises when its daemons take too long is a bare Exception
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"no local Ray could be started: {reason} Try again when this computer has less to do, "
+            "or use cluster.launcher=process"
+        ) from error
+
+
+def _join_cluster(config: schema.Cluster, code: Callable[[], AbstractContextManager[Path]]) -> None:
+    import ray
+
+    try:
+        # A job's workers inherit the job's code; a driver started by hand brings its own.
+        if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+            ray.init(address=config.address, **QUIET)
+            return
+        with code() as package:
+            ray.init(address=config.address, runtime_env={"py_modules": [str(package)]}, **QUIET)
+    except ConnectionError as error:
+        raise UserError(
+            f"cluster.address {config.address}: no Ray cluster answers there; `ray start --head` "
+            "starts one"
+        ) from error
+
+
+def _trainer(
+    work: Work,
+    payload: dict[str, Any],
+    config: schema.Cluster,
+    resources: Mapping[str, float],
+    storage: str,
+) -> Any:
+    """Ray's trainer of these workers. Raises `UserError` for more than there are resources for."""
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    num_gpus = int(resources.get("GPU", 0))
+    workers, uses_gpu = _workers(config, num_gpus), _uses_gpu(config, num_gpus)
+    _refuse_too_many(config, workers, int(resources.get("CPU", 0)), num_gpus, "the cluster")
+    each: dict[str, float] = {"CPU": config.threads_per_worker}
+    environment: dict[str, Any] | None = {"env_vars": KEEP_MEMORY | HIDE_GPUS}
+    if uses_gpu:
+        each["GPU"], environment = 1, None
+    # Ray counts failed placements over the whole run: each restart may wait as long as the first
+    # start.
+    waits = max(math.ceil(config.schedule_timeout_s / START_TIMEOUT_S), 1)
+    placements = -1 if config.max_failures < 0 else waits * (config.max_failures + 1)
+    return TorchTrainer(
+        _silenced(work),
+        train_loop_config=payload,
+        torch_config=TorchConfig(timeout_s=GROUP_TIMEOUT_S),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers, use_gpu=uses_gpu, resources_per_worker=each
+        ),
+        run_config=ray.train.RunConfig(
+            name=f"{payload['name']}-{int(time.time())}",
+            storage_path=storage,
+            worker_runtime_env=environment,
+            failure_config=ray.train.FailureConfig(
+                max_failures=config.max_failures, controller_failure_limit=placements
+            ),
+        ),
+    )
 
 
 def _silenced(work: Work) -> Work:

@@ -1,4 +1,4 @@
-"""Who this process is among the workers, and how they agree that something went well."""
+"""Who this process is among the workers, and how all of them learn that something went well."""
 
 import os
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from manyfaces.configs.schema import UserError
+from manyfaces.configs.errors import UserError
 
 T = TypeVar("T")
 
@@ -21,7 +21,7 @@ class World:
 
     @classmethod
     def current(cls) -> "World":
-        """Of a process whose process group is up, whoever made it."""
+        """The place of this process, whose process group is up, whoever made it."""
         return cls(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", "0")))
 
     @property
@@ -32,9 +32,12 @@ class World:
         return torch.device("cuda", self.local_rank % torch.cuda.device_count())
 
 
-def agree(work: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
-    """This rank's `work()`, once every rank's went well. Collective: where one fails all raise
-    `UserError`, so that none waits in a later collective for one that is gone."""
+def on_all_ranks(work: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
+    """What `work()` returned on this rank, once it went well on every rank of the group.
+
+    Collective. Where it fails on one rank all raise `UserError` with that rank's message, so that
+    none waits in a later collective for one that is gone.
+    """
     result, fault = None, None
     try:
         result = work()
@@ -44,5 +47,6 @@ def agree(work: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
     dist.all_gather_object(faults, fault, group=group)
     for rank, told in enumerate(faults):
         if told is not None:
-            raise UserError(told if len(set(faults)) == 1 else f"rank {rank}: {told}")
+            everywhere_alike = len(set(faults)) == 1
+            raise UserError(told if everywhere_alike else f"rank {rank}: {told}")
     return result  # type: ignore[return-value]

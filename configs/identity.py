@@ -1,27 +1,86 @@
-"""The tree as dotted keys, and which of them make two runs the same experiment."""
+"""The tree as dotted keys: what makes two runs the same experiment, and what decides a checkpoint's
+tensors."""
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+from manyfaces.configs.files import file_sha256
+from manyfaces.configs.kinds import Custom
+from manyfaces.configs.node import RESULTS, Decides, Node
 from manyfaces.configs.schema import Config
+
+OBJECTIVE = "objective"
+"""Key under which `tensors` tells the names of the objective's state."""
 
 
 def identity(config: Config) -> dict[str, Any]:
-    """What makes two runs the same experiment, by dotted key: a run name that exists with another
-    value is refused. Where class rows live changes no number."""
-    data = {"image_px", "order", "images_per_identity", "window_shards", "augment"}
-    weights = {
-        f"data.mixture[{number}].weight": part.weight
-        for number, part in enumerate(config.data.mixture)
+    """What decides the results of a run, by dotted key: a run name that exists with another value
+    is refused. Custom classes are told by the SHA-256 of their file."""
+    return {
+        key: _plain(value)
+        for key, _, value, decides in _fields(config)
+        if decides.what != "nothing"
     }
-    included: Any = {"model": True, "head": True, "train": True, "run": {"seed"}, "data": data}
-    return flatten(config.model_dump(include=included, exclude={"head": {"placement"}})) | weights
+
+
+def tensors(config: Config) -> dict[str, Any]:
+    """What decides which tensors a checkpoint has, by dotted key: no resume can change it."""
+    kept: dict[str, Any] = {OBJECTIVE: ", ".join(config.objective.state_names()) or "no state"}
+    for key, owner, value, decides in _fields(config):
+        if decides.what == "tensors":
+            kept[key] = _plain(value if decides.by is None else decides.by(owner))
+    return kept
+
+
+def differences(mine: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
+    """The keys that differ, sorted; first the objective's state, which explains other keys."""
+    keys = sorted(mine.keys() | theirs, key=lambda key: (key != OBJECTIVE, key))
+    return [key for key in keys if mine.get(key) != theirs.get(key)]
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested mappings to one level of dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= (
-            flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-        )
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
     return flat
+
+
+_Field = tuple[str, Node, Any, Decides]
+
+
+def _fields(config: Config) -> Iterator[_Field]:
+    """Key, mapping, value and what it decides, of every field that is in use."""
+    for section in type(config).model_fields:
+        if section != "head" or config.has_head:
+            yield from _below(section, getattr(config, section))
+
+
+def _below(key: str, node: Node) -> Iterator[_Field]:
+    for name, info in type(node).model_fields.items():
+        said = [each for each in info.metadata if isinstance(each, Decides)]
+        decides = said[0] if said else type(node).decides
+        yield from _value(f"{key}.{name}", node, getattr(node, name), decides)
+    if isinstance(node, Custom):
+        file = Path(node.file)
+        digest = file_sha256(file) if file.is_file() else "no such file"
+        yield f"{key}.file_sha256", node, digest, RESULTS
+
+
+def _value(key: str, owner: Node, value: Any, decides: Decides) -> Iterator[_Field]:
+    if isinstance(value, Node):
+        yield from _below(key, value)
+    elif isinstance(value, tuple) and all(isinstance(each, Node) for each in value):
+        for number, each in enumerate(value):
+            yield from _below(f"{key}[{number}]", each)
+    else:
+        yield key, owner, value, decides
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON has it: tuples are lists."""
+    return list(map(_plain, value)) if isinstance(value, tuple) else value

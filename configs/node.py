@@ -1,18 +1,37 @@
-"""What every mapping of the configuration is, and the error that a person sees."""
+"""What every mapping of the configuration is, and what each of its fields decides."""
 
-from typing import Annotated
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 
-class UserError(ValueError):
-    """A person's mistake or a condition that a person must mend: shown as one line, without a
-    traceback, exit code 2."""
+@dataclass(frozen=True)
+class Decides:
+    """What a field of the configuration decides, as the metadata of its annotation.
+
+    `tensors`: which tensors a checkpoint has; such a value cannot change in any resume.
+    `results`: what a run computes; a run of the same name must have the same value.
+    `nothing`: neither; it may change whenever the run is resumed.
+    """
+
+    what: Literal["tensors", "results", "nothing"]
+    by: Callable[[Any], object] | None = None
+    """What of the mapping that holds the field decides tensors, where that is not the value itself:
+    momentum decides them by being zero or not."""
+
+
+TENSORS, RESULTS, NOTHING = Decides("tensors"), Decides("results"), Decides("nothing")
 
 
 class Node(BaseModel):
+    """A mapping of the configuration: frozen, without unknown keys, a sentence under each field."""
+
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
     )
+    decides: ClassVar[Decides] = RESULTS
+    """What its fields decide that do not say it themselves."""

@@ -2,14 +2,15 @@
 know where they stand."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-from manyfaces.configs.schema import UserError
+from manyfaces.configs.errors import UserError
+from manyfaces.configs.migrate import lift_layer
+from manyfaces.configs.value import KindKeys, Value, merge
 
 HERE = Path(__file__).parent
 PLAIN_TAGS = {
@@ -17,44 +18,22 @@ PLAIN_TAGS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Value:
-    """A scalar, a `dict[str, Value]` or a `list[Value]`, and where a person wrote it."""
-
-    data: Any
-    where: str
-    """`file:line` or `override 'word'`."""
-    text: str | None = None
-    """A scalar as it was written."""
-
-    def child(self, key: str | int) -> "Value | None":
-        if isinstance(self.data, dict):
-            return self.data.get(key)
-        return self.data[key] if isinstance(self.data, list) and isinstance(key, int) else None
-
-    def plain(self) -> Any:
-        """Without the places."""
-        if isinstance(self.data, dict):
-            return {key: value.plain() for key, value in self.data.items()}
-        return [value.plain() for value in self.data] if isinstance(self.data, list) else self.data
+def shipped() -> dict[str, Path]:
+    """The recipes that come with the package, by name: `demo`, and `quick_arcface` for
+    `quick/arcface.yaml`. One in a folder goes by its bare name too, where no other has it."""
+    files = sorted(path.relative_to(HERE) for path in HERE.rglob("*.yaml"))
+    names = {"_".join(path.with_suffix("").parts): HERE / path for path in files}
+    stems = [path.stem for path in files]
+    return names | {path.stem: HERE / path for path in files if stems.count(path.stem) == 1}
 
 
-def merge(base: Value, over: Value, sums: frozenset[str], path: str = "") -> Value:
-    """`over` on top of `base`, mapping by mapping. In the `sums` (dotted paths) a mapping of
-    another `kind` replaces the base's whole."""
-    if not (isinstance(base.data, dict) and isinstance(over.data, dict)):
-        return over
-    kinds = [tree.data["kind"].data for tree in (base, over) if "kind" in tree.data]
-    if path in sums and len(kinds) == 2 and kinds[0] != kinds[1]:
-        return over
-    merged = dict(base.data)
-    for key, value in over.data.items():
-        merged[key] = (
-            merge(base.data[key], value, sums, f"{path}.{key}".lstrip("."))
-            if key in base.data
-            else value
-        )
-    return Value(merged, base.where)
+def recipes() -> list[str]:
+    """The recipes that come with the package, as one asks for them: `quick/arcface`."""
+    return sorted(map(_asked_for, set(shipped().values())))
+
+
+def _asked_for(recipe: Path) -> str:
+    return recipe.relative_to(HERE).with_suffix("").as_posix()
 
 
 def find(name: str | Path, folder: Path) -> Path:
@@ -63,37 +42,39 @@ def find(name: str | Path, folder: Path) -> Path:
     Raises `UserError` saying what stands there instead.
     """
     name = Path(name).expanduser()
-    asked, shipped = folder / name, HERE / f"{name.stem}.yaml"
+    asked = folder / name
     try:
         for path in (asked, Path(f"{asked}.yaml")):
             if path.is_file():
                 return path
-        # Only a name that can mean ours: a mistyped path of one's own must not load another file.
-        if (
-            name.suffix in ("", ".yaml")
-            and name.parent in (Path(), Path("configs"))
-            and shipped.is_file()
-        ):
-            return shipped
         is_directory = asked.is_dir()
     except OSError as error:
         raise UserError(f"{name}: {error.strerror}") from error
-    recipes = sorted(path.stem for path in HERE.glob("*.yaml"))
-    near = get_close_matches(name.stem, recipes, 1)
+    # Only a name that can mean ours: a mistyped path of one's own must not load another file.
+    parts = name.with_suffix("").parts if name.suffix in ("", ".yaml") else ()
+    if parts and parts[0] == "configs":
+        parts = parts[1:]
+    ours = shipped()
+    if "_".join(parts) in ours:
+        return ours["_".join(parts)]
+    near = get_close_matches("_".join(parts), ours, 1) or get_close_matches(name.stem, ours, 1)
+    hint = f"; did you mean {_asked_for(ours[near[0]])}?" if near else ""
     what = "is a directory, not a recipe" if is_directory else "no such file"
-    raise UserError(
-        f"{name}: {what}{f'; did you mean {near[0]}?' if near else ''}; shipped recipes are "
-        f"{', '.join(recipes)}"
-    )
+    raise UserError(f"{name}: {what}{hint}; shipped recipes are {', '.join(recipes())}")
 
 
 @dataclass
 class Reader:
-    """Reads on after an error: `problems` has one line for each, so that a person sees all of them
-    at once."""
+    """A reader of files and words that reads on after an error, so that a person sees all errors at
+    once."""
 
-    sums: frozenset[str]
+    kinds: KindKeys
+    """Where in the tree a `kind` word chooses."""
     problems: list[str] = field(default_factory=list)
+    """A line about each thing that is wrong."""
+    notices: list[str] = field(default_factory=list)
+    """A line about each old spelling that is lifted before files and words merge."""
+    _layer: int = 0
 
     def file(self, path: Path, chain: tuple[Path, ...] = ()) -> Value | None:
         """The file on top of its `base`; none if it cannot be read."""
@@ -106,7 +87,7 @@ class Reader:
             self.problems.append(f"{path}: not UTF-8 text (byte {error.start})")
             return None
         num_problems = len(self.problems)
-        tree = self.parse(text, lambda line: f"{path}:{line + 1}")
+        tree = self.parse(text, lambda line: f"{path}:{line + 1}", layer=-len(chain))
         if len(self.problems) > num_problems and tree is None:
             return None
         if tree is None or not isinstance(tree.data, dict):
@@ -120,14 +101,12 @@ class Reader:
                 f"{path}: {what}; a recipe needs at least `model: {{kind: iresnet}}`"
             )
             return None
-        keys = dict(tree.data)
-        base = (
-            self._base(keys.pop("base"), path, (*chain, path.resolve())) if "base" in keys else None
-        )
-        merged = (
-            merge(base, Value(keys, tree.where), self.sums) if base else Value(keys, tree.where)
-        )
-        return Value(merged.data, tree.where)
+        tree = self._lifted(tree)
+        if "base" not in tree.data:
+            return tree
+        base = self._base(tree.data["base"], path, (*chain, path.resolve()))
+        tree = tree.without("base")
+        return replace(merge(base, tree, self.kinds), where=tree.where) if base else tree
 
     def _base(self, name: Value, path: Path, chain: tuple[Path, ...]) -> Value | None:
         if not isinstance(name.data, str):
@@ -159,19 +138,27 @@ class Reader:
                 self.problems.append(f"{where}: is not of the form path.to.key=value")
                 continue
             num_problems = len(self.problems)
-            value = self.parse(text, lambda _, where=where: where, key.strip()) or Value(  # type: ignore[misc]
-                None, where, text
-            )
+            nothing = Value(None, where, text, layer=1)
+            value = self.parse(text, _always(where), key.strip(), layer=1) or nothing
             if len(self.problems) > num_problems:
                 continue
             for part in reversed(path):
-                value = Value({part: value}, where)
-            tree = merge(tree, value, self.sums)
+                value = Value({part: value}, where, layer=1)
+            tree = merge(tree, self._lifted(value), self.kinds)
         return tree
 
-    def parse(self, text: str, where: Callable[[int], str], path: str = "") -> Value | None:
+    def _lifted(self, tree: Value) -> Value:
+        lifted = lift_layer(tree)
+        self.problems += lifted.problems
+        self.notices += lifted.notices
+        return lifted.tree
+
+    def parse(
+        self, text: str, where: Callable[[int], str], path: str = "", *, layer: int = 0
+    ) -> Value | None:
         """The one YAML document of the text, which stands at `path` of the tree; none for nothing,
         and for what is no YAML."""
+        self._layer = layer
         try:
             loader = yaml.SafeLoader(text)
             node = loader.get_single_node()
@@ -196,15 +183,13 @@ class Reader:
     ) -> Value:
         place = where(node.start_mark.line)
         if isinstance(node, yaml.SequenceNode):
-            return Value(
-                [
-                    self._value(item, loader, where, f"{path}[{i}]")
-                    for i, item in enumerate(node.value)
-                ],
-                place,
-            )
+            items = [
+                self._value(item, loader, where, f"{path}[{i}]")
+                for i, item in enumerate(node.value)
+            ]
+            return Value(items, place, layer=self._layer)
         if isinstance(node, yaml.MappingNode):
-            return Value(self._mapping(node, loader, where, path), place)
+            return Value(self._mapping(node, loader, where, path), place, layer=self._layer)
         # A date is meant as text: nothing in the tree is one.
         data = node.value
         if node.tag in PLAIN_TAGS:
@@ -219,7 +204,7 @@ class Reader:
                 f"{place}: {path}: the YAML tag {node.tag} is not known here; put quotes around "
                 "the text"
             )
-        return Value(data, place, node.value)
+        return Value(data, place, node.value, self._layer)
 
     def _mapping(
         self,
@@ -243,5 +228,9 @@ class Reader:
                 )
                 continue
             value = self._value(item, loader, where, inner)
-            mapping[name] = Value(value.data, place, value.text)
+            mapping[name] = replace(value, where=place)
         return mapping
+
+
+def _always(where: str) -> Callable[[int], str]:
+    return lambda line: where

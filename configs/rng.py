@@ -6,10 +6,41 @@ bijection of 64-bit words, so distinct counters never collide, and unlike numpy'
 ours to keep stable for ever.
 """
 
+from enum import IntEnum
+
 import numpy as np
 from numpy.typing import NDArray
 
 Words = NDArray[np.uint64]
+
+
+class Stream(IntEnum):
+    """What random numbers are drawn for; as a part of a key it keeps draws of one seed apart. The
+    values never change, or every run would."""
+
+    ORDER_SHARDS = 1
+    ORDER_SAMPLES = 2
+    AUGMENT = 3
+    AUGMENT_MORE = 4
+    PK_IDENTITIES = 5
+    PK_IMAGES = 6
+    MIXTURE_PARTS = 7
+    MIXTURE_SLOTS = 8
+    TRANSFORM = 9
+    """Transforms beyond those whose numbers are in AUGMENT and AUGMENT_MORE, and all transforms of
+    other views of an image than the main one."""
+    CONVERT_CLASSES = 11
+    CONVERT_IMAGES = 12
+    CONVERT_GROUPS = 13
+    PAIRS_SAME = 21
+    PAIRS_OTHER = 22
+    NETWORK_STEP = 31
+    """Dropout, stochastic depth and token masking."""
+    NETWORK_WEIGHTS = 41
+    HEAD_SUB_CENTERS = 0x504C414E
+    HEAD_ROUNDING = 0x524F554E
+    HEAD_SAMPLING = 0x53414D50
+    HEAD_ADDED_ROWS = 0x4E4557
 
 
 def mix(words: Words) -> Words:

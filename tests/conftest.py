@@ -17,8 +17,8 @@ import pytest
 import torch
 from hypothesis import settings
 
-from manyfaces.data.dataset.index import Dataset, open_dataset
-from manyfaces.data.sources.convert import synthesise
+from manyfaces.data.dataset.dataset import Dataset, open_dataset
+from manyfaces.data.synthetic.dataset import synthesise
 
 if TYPE_CHECKING:
     from store_server import Proxy

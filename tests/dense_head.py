@@ -11,6 +11,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from manyfaces.configs import schema
+from manyfaces.configs.margins.adaface import AdaFace
+from manyfaces.configs.margins.arcface import ArcFace
+from manyfaces.configs.margins.combined import Combined
+from manyfaces.configs.margins.cosface import CosFace
+from manyfaces.configs.margins.curricularface import CurricularFace
+from manyfaces.configs.margins.magface import MagFace
+from manyfaces.configs.margins.margin import Margin
+from manyfaces.configs.margins.softmax import Softmax
+from manyfaces.configs.margins.sphereface import SphereFace
+from manyfaces.configs.margins.sphereface2 import SphereFace2
+from manyfaces.configs.margins.uniface import UniFace
+from manyfaces.configs.objectives.triplet import Triplet
 
 
 def additive_angle(theta: Tensor, m: Tensor | float) -> Tensor:
@@ -22,23 +34,23 @@ def additive_angle(theta: Tensor, m: Tensor | float) -> Tensor:
     )
 
 
-def target_value(margin: schema.Margin, cosine: Tensor) -> Tensor:
+def target_value(margin: Margin, cosine: Tensor) -> Tensor:
     """The margin by its definition, for autograd to differentiate, where it needs nothing but the
     cosine."""
     theta = torch.acos(cosine)
     match margin:
-        case schema.SoftmaxMargin():
+        case Softmax():
             return cosine
-        case schema.ArcFaceMargin(m=m, gradient="straight_through"):
+        case ArcFace(m=m, gradient="straight_through"):
             return cosine + (torch.cos(theta + m) - cosine).detach()
-        case schema.ArcFaceMargin(m=m) | schema.CurricularFaceMargin(m=m):
+        case ArcFace(m=m) | CurricularFace(m=m):
             return additive_angle(theta, m)
-        case schema.CosFaceMargin(m=m):
+        case CosFace(m=m):
             return cosine - m
-        case schema.CombinedMargin(m1=m1, m2=m2, m3=m3):
+        case Combined(m1=m1, m2=m2, m3=m3):
             beyond = cosine - math.cos((math.pi - m2) / m1) - 1
             return torch.where(m1 * theta + m2 <= math.pi, torch.cos(m1 * theta + m2), beyond) - m3
-        case schema.SphereFaceMargin(m=m):  # psi of 1704.08063, equation 7
+        case SphereFace(m=m):  # psi of 1704.08063, equation 7
             k = torch.floor(m * theta.detach() / math.pi)
             return (-1) ** k * torch.cos(m * theta) - 2 * k
     raise NotImplementedError(margin.kind)
@@ -46,33 +58,33 @@ def target_value(margin: schema.Margin, cosine: Tensor) -> Tensor:
 
 class DenseHead:
     def __init__(
-        self, config: schema.Head, planes: Tensor | list[Tensor], weight_decay: float
+        self, config: schema.Head, sub_centers: Tensor | list[Tensor], weight_decay: float
     ) -> None:
-        """Rows [C, D] of each sub-centre. Of the row-wise optimiser: length x unit row; by its
-        definition, SGD without momentum."""
+        """`sub_centers` are the rows [C, D] of each sub-centre; of the row-wise optimiser, which by
+        its definition is SGD without momentum, length x unit row."""
         self.config = config
         momentum, self.stride = config.rows.momentum, 1.0
         if config.rows.optimizer == "rowwise":
             momentum, self.stride = 0.0, 1 / (1 - momentum)
-        planes = [planes] if isinstance(planes, Tensor) else planes
-        self.planes = [
-            [torch.nn.Parameter(row.double().clone()) for row in rows_CD] for rows_CD in planes
+        sub_centers = [sub_centers] if isinstance(sub_centers, Tensor) else sub_centers
+        self.sub_centers = [
+            [torch.nn.Parameter(row.double().clone()) for row in rows_CD] for rows_CD in sub_centers
         ]
-        self.rows = [row for plane in self.planes for row in plane]
+        self.rows = [row for rows in self.sub_centers for row in rows]
         self.optimizer = torch.optim.SGD(
             self.rows, lr=1.0, momentum=momentum, weight_decay=weight_decay
         )
         self.numbers: dict[str, float] = {}
         self.bias = torch.nn.Parameter(torch.zeros((), dtype=torch.float64))
-        C, s = len(planes[0]), config.scale
+        C, s = len(sub_centers[0]), config.scale
         match config.margin:
-            case schema.AdaFaceMargin():
+            case AdaFace():
                 self.numbers = {"norm_mean": 20.0, "norm_std": 100.0}
-            case schema.CurricularFaceMargin():
+            case CurricularFace():
                 self.numbers = {"t": 0.0}
-            case schema.UniFaceMargin():
+            case UniFace():
                 self.bias.data.fill_(-math.log(10 * C))
-            case schema.SphereFace2Margin(m=m, balance=balance, t=power):
+            case SphereFace2(m=m, balance=balance, t=power):
                 # Where the gradients of own and other classes, all at right angles, cancel (arXiv
                 # 2108.01513): solved by bisection.
                 own, other = (s * (2 * 0.5**power - 1 + shift) for shift in (-m, m))
@@ -87,13 +99,11 @@ class DenseHead:
         self.bias_optimizer = torch.optim.SGD([self.bias], lr=1.0, momentum=config.rows.momentum)
 
     def losses(self, cosines_Bn: Tensor, own_Bn: Tensor, norm_B: Tensor) -> Tensor:
-        """Of valid samples, whose own column is marked."""
+        """Losses [B] of samples that count, whose own columns are marked."""
         margin, s = self.config.margin, self.config.scale
         cosine_B = cosines_Bn[own_Bn]
         theta_B, others_Bn, extra_B = torch.acos(cosine_B), cosines_Bn, torch.zeros_like(cosine_B)
-        if isinstance(
-            margin, schema.AdaFaceMargin
-        ):  # arXiv 2204.00964: quality, angular and additive margin
+        if isinstance(margin, AdaFace):  # arXiv 2204.00964: quality, angular and additive margin
             norms = norm_B.detach().clamp(0.001, 100)
             new = {
                 "norm_mean": norms.mean().item(),
@@ -108,14 +118,14 @@ class DenseHead:
             value_B = torch.cos((theta_B - margin.m * q_B).clamp(1e-3, math.pi - 1e-3)) - (
                 margin.m + margin.m * q_B
             )
-        elif isinstance(margin, schema.MagFaceMargin):  # arXiv 2103.06627
+        elif isinstance(margin, MagFace):  # arXiv 2103.06627
             a_B = norm_B.clamp(margin.low, margin.high)
             m_B = (margin.high_m - margin.low_m) / (margin.high - margin.low) * (
                 a_B - margin.low
             ) + margin.low_m
             value_B = additive_angle(theta_B, m_B)
             extra_B = margin.regulariser * (1 / a_B + a_B / margin.high**2)
-        elif isinstance(margin, schema.SphereFace2Margin):  # arXiv 2108.01513, equation 5
+        elif isinstance(margin, SphereFace2):  # arXiv 2108.01513, equation 5
             g_Bn = 2 * ((cosines_Bn + 1) / 2) ** margin.t - 1
             positive_B = F.softplus(-(s * (g_Bn[own_Bn] - margin.m) + self.bias), threshold=1e9)
             negative_Bn = F.softplus(
@@ -127,7 +137,7 @@ class DenseHead:
                 / s
                 * (margin.balance * positive_B + (1 - margin.balance) * negative_B)
             )
-        elif isinstance(margin, schema.UniFaceMargin):  # Zhou et al., ICCV 2023
+        elif isinstance(margin, UniFace):  # Zhou et al., ICCV 2023
             positive_B = F.softplus(-(s * (cosine_B - margin.m) + self.bias), threshold=1e9)
             negative_Bn = F.softplus(
                 s * self._filtered(cosines_Bn, cosines_Bn + self.bias / s), threshold=1e9
@@ -135,9 +145,7 @@ class DenseHead:
             return positive_B + margin.balance * negative_Bn.masked_fill(own_Bn, 0).sum(1)
         else:
             value_B = target_value(margin, cosine_B)
-        if isinstance(
-            margin, schema.CurricularFaceMargin
-        ):  # arXiv 2004.00288, its N(t, cos) and moving average
+        if isinstance(margin, CurricularFace):  # arXiv 2004.00288, its N(t, cos) and moving average
             t = self.numbers["t"] = (
                 margin.momentum * cosine_B.mean().item() + (1 - margin.momentum) * self.numbers["t"]
             )
@@ -157,42 +165,70 @@ class DenseHead:
             else logits_Bn.masked_fill(cosines_Bn > self.config.filter_above, -math.inf)
         )
 
+    def cosines(self, embeddings_BD: Tensor, ids: list[int]) -> Tensor:
+        """With the nearest sub-centre of the classes `ids` [B, n]."""
+        unit_BD = F.normalize(embeddings_BD)
+        return torch.stack(
+            [
+                unit_BD @ F.normalize(torch.stack([rows[i] for i in ids])).T
+                for rows in self.sub_centers
+            ]
+        ).amax(0)
+
     def step(
-        self, embeddings_BD: Tensor, labels_B: Tensor, ids: list[int], lr: float
+        self,
+        embeddings_BD: Tensor,
+        labels_B: Tensor,
+        ids: list[int],
+        lr: float,
+        weights_B: Tensor | None = None,
+        weight: float = 1.0,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Loss over the classes `ids`, its gradients at the embeddings and at all rows [K C, D]
-        (zero for rows not in `ids`); rows are stepped."""
+        (zero for rows not in `ids`); rows are stepped unless no sample counts."""
+        weights_B = torch.ones(len(labels_B)) if weights_B is None else weights_B
+        weights_B = weights_B.double() * weight
         embeddings_BD = embeddings_BD.double().requires_grad_()
         loss = embeddings_BD.sum() * 0 + self.bias * 0
-        valid_B = labels_B != -1
-        if ids and valid_B.any():
-            unit_BD = F.normalize(embeddings_BD[valid_B])
-            cosines = torch.stack(
-                [
-                    unit_BD @ F.normalize(torch.stack([plane[i] for i in ids])).T
-                    for plane in self.planes
-                ]
-            )
-            own_Bn = labels_B[valid_B][:, None] == torch.tensor(ids)
-            norm_B = torch.linalg.vector_norm(embeddings_BD[valid_B], dim=1)
-            loss = loss + self.losses(cosines.max(0).values, own_Bn, norm_B).mean()
+        num_valid = int((labels_B != -1).sum())
+        counted_B = (labels_B != -1) & (weights_B != 0)
+        if ids and counted_B.any():
+            counted_BD = embeddings_BD[counted_B]
+            own_Bn = labels_B[counted_B][:, None] == torch.tensor(ids)
+            norm_B = torch.linalg.vector_norm(counted_BD, dim=1)
+            losses_B = self.losses(self.cosines(counted_BD, ids), own_Bn, norm_B)
+            loss = loss + (weights_B[counted_B] * losses_B).sum() / num_valid
         self.optimizer.zero_grad(set_to_none=True)
         self.bias_optimizer.zero_grad()
         torch.autograd.backward(loss)
-        if valid_B.any():
-            for plane in self.planes:
+        if counted_B.any():
+            for rows in self.sub_centers:
                 for i in ids:
-                    if plane[i].grad is None:
-                        plane[i].grad = torch.zeros_like(plane[i])
+                    if rows[i].grad is None:
+                        rows[i].grad = torch.zeros_like(rows[i])
         d_rows_CD = torch.stack(
             [torch.zeros_like(row) if row.grad is None else row.grad for row in self.rows]
         )
         for optimizer, stride in ((self.optimizer, self.stride), (self.bias_optimizer, 1)):
             optimizer.param_groups[0]["lr"] = lr * self.config.rows.lr_scale * stride
-            if valid_B.any():
+            if counted_B.any():
                 optimizer.step()
         assert embeddings_BD.grad is not None
         return loss.detach(), embeddings_BD.grad, d_rows_CD
+
+    def details(
+        self, embeddings_BD: Tensor, labels_B: Tensor, ids: list[int]
+    ) -> tuple[Tensor, Tensor]:
+        """Cosines with the own class and with the nearest other one of `ids`, -inf without any; NaN
+        for ignored samples."""
+        if not ids:
+            return torch.full((2, len(labels_B)), math.nan).double().unbind()
+        cosines_Bn = self.cosines(embeddings_BD.double(), ids).detach()
+        own_Bn = labels_B[:, None] == torch.tensor(ids)
+        target_B = torch.where(own_Bn, cosines_Bn, 0).sum(1)
+        nearest_B = cosines_Bn.masked_fill(own_Bn, -math.inf).amax(1)
+        ignored_B = labels_B == -1
+        return target_B.masked_fill(ignored_B, math.nan), nearest_B.masked_fill(ignored_B, math.nan)
 
     def matrix(self) -> Tensor:
         """All rows [K C, D], sub-centre by sub-centre."""
@@ -200,7 +236,7 @@ class DenseHead:
 
 
 def triplets_one_by_one(
-    unit_BD: Tensor, labels_B: Tensor, config: schema.Triplet
+    unit_BD: Tensor, labels_B: Tensor, config: Triplet
 ) -> tuple[Tensor, Tensor]:
     """The triplet loss over a batch, and its gradient at the unit embeddings."""
     unit_BD = unit_BD.double().requires_grad_()

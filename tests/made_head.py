@@ -15,8 +15,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
-from manyfaces.data.dataset.index import Dataset, Manifest
-from manyfaces.data.dataset.write import IDENTITIES
+from manyfaces.data.dataset.dataset import Dataset
+from manyfaces.data.dataset.manifest import IDENTITIES, Manifest
+from manyfaces.data.dataset.part import Part
+from manyfaces.train.checkpoint.state import FORMAT
 
 
 def named_dataset(path: Path, names: list[str] | int) -> Dataset:
@@ -29,7 +31,7 @@ def named_dataset(path: Path, names: list[str] | int) -> Dataset:
         num_images=0, num_identities=count, image_px=None, index_sha256=str(path), shards=()
     )
     none = np.empty(0, np.uint32)
-    return Dataset(path, manifest, none, none.astype(np.uint64), none, none)
+    return Dataset.of_part(Part(path, manifest, none, none.astype(np.uint64), none, none))
 
 
 def made_head(count: int, seed: int, dim: int = 3) -> dict[str, Tensor]:
@@ -75,11 +77,13 @@ def write_checkpoint(
     if names is not None:
         (path / IDENTITIES).write_text("".join(name + "\n" for name in names))
     whole = {
+        "format": FORMAT,
         "step": 7,
         "position": 70,
         "seed": 3,
         "num_classes": count,
-        "head": {"mean": 0.5},
+        "numbers": {"head": {"mean": 0.5}},
+        "config": {"model": {"kind": "mobilefacenet"}},
         **state,
     }
     (path / "state.json").write_text(json.dumps(whole))

@@ -1,4 +1,4 @@
-"""The backbone under DeepSpeed ZeRO: forward, backward, step, and its whole state in a form that
+"""The network under DeepSpeed ZeRO: forward, backward, step, and its whole state in a form that
 knows no world size or stage.
 
 The one file that knows deepspeed. The head stays outside: DeepSpeed would broadcast rank 0's class
@@ -8,14 +8,18 @@ rows over every rank's.
 import logging
 import os
 import warnings
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from manyfaces.configs import schema
-from manyfaces.configs.schema import UserError
-from manyfaces.models.backbones.backbone import checkpoint_activations, normalise
+from manyfaces.configs.errors import UserError
+from manyfaces.models.backbones.activation_checkpoint import checkpoint_activations
+from manyfaces.models.backbones.output import Output, as_output
+from manyfaces.models.backbones.pixels import to_input
+from manyfaces.train.parameter_groups import ParamGroup
 
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 with warnings.catch_warnings():
@@ -32,16 +36,15 @@ warnings.filterwarnings("ignore", message=".*deprecated", module=r"(torch|deepsp
 if deepspeed.__version__.startswith("0.19."):
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
-MOMENTS = {"sgd": ("momentum_buffer",), "adamw": ("exp_avg", "exp_avg_sq")}
-
 
 class NotFiniteError(RuntimeError):
-    """A gradient was not finite: the backbone did not take the step."""
+    """A gradient was not finite: the network did not take the step."""
 
 
 class Engine:
-    """Wraps `backbone`, whose weights must already be the ones to start from: DeepSpeed copies them
-    when it is built.
+    """Wraps `network`, whose weights must already be the ones to start from: DeepSpeed copies them
+    when it is built. `groups` are all weights that are trained (`parameter_groups.groups_of`),
+    `model` says how images are normalised.
 
     Call `warm_up` once and then `load_moments`, whether the run is fresh or resumed, so that both
     take the same path.
@@ -49,25 +52,26 @@ class Engine:
 
     def __init__(
         self,
-        backbone: nn.Module,
+        network: nn.Module,
+        groups: Sequence[ParamGroup],
+        model: schema.Backbone,
         train: schema.Train,
         settings: schema.Engine,
         device: torch.device,
         world_size: int,
     ) -> None:
+        self.model = model
         self.device, self.stage, self.clip_norm = device, settings.zero_stage, train.clip_norm
         self.memory_format = (
             torch.channels_last if settings.channels_last else torch.contiguous_format
         )
         self.autocast = train.precision == "bfloat16"
-        self.moments = (
-            () if getattr(train.optimizer, "momentum", 1) == 0 else MOMENTS[train.optimizer.kind]
-        )
+        self.moments = train.optimizer.moments
+        self.groups = tuple(groups)
         if settings.activation_checkpointing:
-            checkpoint_activations(backbone)
-        self.module = backbone.to(
-            device
-        )  # the images alone make convolutions NHWC; DeepSpeed cannot broadcast NHWC weights
+            checkpoint_activations(network)
+        # The images alone make convolutions NHWC; DeepSpeed cannot broadcast NHWC weights.
+        self.module = network.to(device)
         if train.sync_batchnorm and world_size > 1:
             if device.type == "cpu":
                 raise UserError(
@@ -75,55 +79,82 @@ class Engine:
                     "to false"
                 )
             self.module = nn.SyncBatchNorm.convert_sync_batchnorm(self.module)  # type: ignore[no-untyped-call]
-        trained = [p for p in self.module.parameters() if p.requires_grad]
-        options = train.optimizer.model_dump(exclude={"kind"})
-        optimizer = (
-            torch.optim.SGD(trained, **options)
-            if train.optimizer.kind == "sgd"
-            else torch.optim.AdamW(trained, **options)
-        )
-        config: dict[str, Any] = {
-            "train_micro_batch_size_per_gpu": -(-train.batch_size // world_size),
-            "zero_optimization": {
-                "stage": self.stage,
-                "overlap_comm": device.type == "cuda",
-                # DeepSpeed allocates its buckets whole; its default of 5e8 elements is for models
-                # of billions.
-                "reduce_bucket_size": min(sum(p.numel() for p in trained), 50_000_000),
-                "allgather_bucket_size": min(sum(p.numel() for p in trained), 50_000_000),
-            },
-            "zero_allow_untested_optimizer": True,
-            "zero_force_ds_cpu_optimizer": False,
-            "gradient_clipping": self.clip_norm
-            if self.stage
-            else 0.0,  # stage 0 does not tell the norm, so `step` clips
-            "torch_autocast": {"enabled": self.autocast, "dtype": "bfloat16"},
-        }
+        self.parameters = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
+        trained = list(self.parameters.values())
+        in_groups = [id(p) for group in self.groups for p in group.parameters.values()]
+        assert sorted(in_groups) == sorted(map(id, trained)), "each trained weight is in one group"
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=self.module,
             model_parameters=trained,
-            optimizer=optimizer,
-            config=config,
+            optimizer=self._torch_optimizer_of(train.optimizer),
+            config=self._deepspeed_config(train, world_size, sum(p.numel() for p in trained)),
             dist_init_required=False,
         )
         if settings.compile:
             self._engine.compile()
-        self.parameters = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
 
-    def embed(self, images_NHWC: Tensor) -> Tensor:
-        """uint8 RGB images [N, P, P, 3] on the device to embeddings [N, D], float32."""
-        return self._engine(normalise(images_NHWC, self.memory_format)).float()  # type: ignore[no-any-return]
+    def _torch_optimizer_of(self, optimizer: schema.Optimizer) -> torch.optim.Optimizer:
+        """Torch's optimiser of the groups; `step` sets their learning rates."""
+        params = [
+            {"params": list(group.parameters.values()), "weight_decay": group.weight_decay}
+            for group in self.groups
+        ]
+        return optimizer.build(params=params)  # type: ignore[no-any-return]
 
-    def backward(self, embeddings_ND: Tensor, d_embeddings_ND: Tensor) -> None:
-        """Backpropagate a gradient that was computed elsewhere, by a surrogate loss that has
-        exactly that gradient."""
-        self._engine.backward((embeddings_ND * d_embeddings_ND).sum())
+    def _deepspeed_config(
+        self, train: schema.Train, world_size: int, num_trained: int
+    ) -> dict[str, Any]:
+        # DeepSpeed allocates its buckets whole; its default of 5e8 elements is for models of
+        # billions.
+        bucket_size = min(num_trained, 50_000_000)
+        return {
+            "train_micro_batch_size_per_gpu": -(-train.batch_size // world_size),
+            "zero_optimization": {
+                "stage": self.stage,
+                "overlap_comm": self.device.type == "cuda",
+                "reduce_bucket_size": bucket_size,
+                "allgather_bucket_size": bucket_size,
+            },
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+            # Stage 0 does not tell the norm, so `step` clips.
+            "gradient_clipping": self.clip_norm if self.stage else 0.0,
+            "torch_autocast": {"enabled": self.autocast, "dtype": "bfloat16"},
+        }
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Any:
+        """What the network returns for float images [N, 3, height, width] by view: it is called
+        with the images where there is one view, and with the mapping where there are several."""
+        if len(inputs) == 1:
+            (images_NCHW,) = inputs.values()
+            return self._engine(images_NCHW)
+        return self._engine(inputs)
+
+    def run(self, images_NHWC: Tensor) -> Output:
+        """uint8 RGB images [N, height, width, 3] on the device, normalised as the model says,
+        through the network; embeddings [N, D] in float32. Raises `UserError` where a network of
+        one's own returns anything else."""
+        images_NCHW = to_input(images_NHWC, self.model, self.memory_format)
+        output = as_output(self.forward({"main": images_NCHW}))
+        embeddings = {name: each_ND.float() for name, each_ND in output.embeddings.items()}
+        found = tuple(embeddings["main"].shape)
+        if found != (len(images_NHWC), self.model.embedding_dim):
+            raise UserError(
+                f"the network returned embeddings {list(found)} for {len(images_NHWC)} images; "
+                f"model.embedding_dim is {self.model.embedding_dim}"
+            )
+        return output._replace(embeddings=embeddings)
+
+    def backward(self, loss: Tensor) -> None:
+        """Backpropagate a scalar whose gradient is the network's. Ranks average their gradients, so
+        that a gradient of the global mean has to come multiplied by the number of ranks."""
+        self._engine.backward(loss)
 
     def step(self, lr: float) -> float:
-        """Clip, update, return the gradient norm before clipping. Raises `NotFiniteError`, on every
-        rank alike."""
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
+        """Clip, update with `lr` times each group's factor, return the gradient norm before
+        clipping. Raises `NotFiniteError`, on every rank alike."""
+        for options, group in zip(self._optimizer.param_groups, self.groups, strict=True):
+            options["lr"] = lr * group.lr_scale
         norm = torch.tensor(0.0)
         if self.stage == 0:
             norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.clip_norm)
@@ -135,13 +166,17 @@ class Engine:
             raise NotFiniteError(f"gradient norm {float(norm)}")
         return float(norm)
 
-    def warm_up(self, images_NHWC: Tensor) -> None:
-        """One step at learning rate 0: creates the optimiser's state, and finds out-of-memory and
-        compile errors before step 1."""
+    def warm_up(self, loss: Callable[[], Tensor]) -> None:
+        """One step at learning rate 0 with the scalar that `loss` computes: creates the optimiser's
+        state, and finds out-of-memory and compile errors before step 1. Buffers are put back."""
         buffers = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
-        embeddings_ND = self.embed(images_NHWC)
-        self.backward(embeddings_ND, torch.full_like(embeddings_ND, 1e-6))
+        self.backward(loss())
         self.step(0.0)
+        if self.stage in (1, 2):
+            # DeepSpeed 0.19 looks for the optimiser's state after the first group's step, when the
+            # other groups have none yet.
+            self._optimizer._hp_optimizer_states_linked = False
+            self._optimizer._lazy_init_hp_params_optimizer_state()
         with torch.no_grad():
             for name, buffer in self.module.named_buffers():
                 buffer.copy_(buffers[name])

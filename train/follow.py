@@ -18,6 +18,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from manyfaces.train.evaluation.result import QuantitiesByName
+from manyfaces.train.evaluation.tables import headlines, summary_rows
 from manyfaces.train.record import EVENTS, METRICS, parse
 
 PERIOD_S = 0.5
@@ -25,10 +27,16 @@ PLAIN_PERIOD_S = 30.0  # between lines where there is no terminal
 
 
 class Follower:
-    """Shows a run's record while the `with` block runs; only what is written after it was made."""
+    """Shows a run's record while the `with` block runs; only what is written after it was made.
 
-    def __init__(self, folder: Path, num_steps: int, console: Console) -> None:
+    `quantities` describe what the run's protocols record.
+    """
+
+    def __init__(
+        self, folder: Path, num_steps: int, console: Console, quantities: QuantitiesByName
+    ) -> None:
         self.folder, self.num_steps, self.console = folder, num_steps, console
+        self.quantities = quantities
         self._read_to = {
             name: (folder / name).stat().st_size if (folder / name).exists() else 0
             for name in (EVENTS, METRICS)
@@ -69,6 +77,8 @@ class Follower:
                     f"[dim]{time.strftime('%H:%M:%S', time.localtime(row['time']))}[/dim] "
                     f"{escape(row['message'])}"
                 )
+                if "table" in row:
+                    self.console.print(_table(**row["table"]))
             for row in self._new_rows(METRICS):
                 self._last |= row
                 if "train/loss" in row:
@@ -78,12 +88,8 @@ class Follower:
 
     def _show(self, row: dict[str, Any]) -> None:
         figures = f"loss {row['train/loss']:.3f}  {row['images_per_s']:,.0f} images/s"
-        if accuracy := [
-            f"{k.rpartition('/')[0]} {v:.1%}"
-            for k, v in self._last.items()
-            if k.endswith("/accuracy")
-        ]:
-            figures += "  " + " ".join(accuracy)
+        if results := headlines(self.quantities, self._last):
+            figures += f"  {results}"
         self._bar.update(self._task, completed=row["step"], figures=figures)
         if not self.console.is_terminal and (
             time.monotonic() - self._shown_at > PLAIN_PERIOD_S or row["step"] == self.num_steps
@@ -104,9 +110,18 @@ class Follower:
         return parse(whole.decode())
 
 
-def summary_table(metrics: list[dict[str, Any]], wall_s: float) -> Table:
-    """Steps, rate, loss, wall time, and each verification set's accuracy and TARs, from the run's
-    last rows."""
+def _table(columns: list[str], rows: list[list[object]]) -> Table:
+    """A table as an event holds it."""
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*(escape(str(cell)) for cell in row))
+    return table
+
+
+def summary_table(
+    metrics: list[dict[str, Any]], quantities: QuantitiesByName, wall_s: float
+) -> Table:
+    """Steps, rate, loss, wall time, and the numbers of each protocol, from the run's last rows."""
     last: dict[str, Any] = {}
     rates = [row["images_per_s"] for row in metrics if "images_per_s" in row]
     for row in metrics:
@@ -116,18 +131,8 @@ def summary_table(metrics: list[dict[str, Any]], wall_s: float) -> Table:
     if rates:
         table.add_row("images/s (median)", f"{sorted(rates)[len(rates) // 2]:,.0f}")
         table.add_row("loss", f"{last['train/loss']:.3f}")
-    for key in sorted(k for k in last if k.endswith("/accuracy")):
-        name = key.removesuffix("/accuracy")
-        table.add_row(f"{name}: accuracy (10-fold)", f"{last[key]:.2%}")
-        table.add_row(f"{name}: accuracy (best threshold)", f"{last[f'{name}/best_accuracy']:.2%}")
-        if f"{name}/auc" in last:
-            table.add_row(f"{name}: AUC", f"{last[f'{name}/auc']:.4f}")
-        for far in ("1e-02", "1e-03"):
-            tar = last.get(f"{name}/tar_at_far_{far}")
-            table.add_row(
-                f"{name}: TAR at FAR {far}",
-                f"{tar:.2%}" if tar is not None else "too few pairs to tell",
-            )
+    for label, text in summary_rows(quantities, last):
+        table.add_row(label, text)
     table.add_row("training time", f"{last.get('minutes', 0):.1f} min")
     table.add_row("wall time of this command", f"{wall_s / 60:.1f} min")
     return table

@@ -1,28 +1,32 @@
 """The train loop: batches in, steps, records, evaluations and checkpoints out."""
 
-import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch.distributed as dist
 
-from manyfaces.cluster.world import World, agree
+from manyfaces.cluster.world import World, on_all_ranks
 from manyfaces.configs import plan
-from manyfaces.configs.schema import Config, UserError
-from manyfaces.data.dataset.write import IDENTITIES
+from manyfaces.configs.errors import UserError
+from manyfaces.configs.schema import Config
+from manyfaces.data.dataset.manifest import IDENTITIES
 from manyfaces.data.feed.loader import Batch, Loader
-from manyfaces.data.sources.pairs import Pairs
-from manyfaces.models.head.partial_fc import PartialFC
-from manyfaces.train.checkpoint.checkpoint import Checkpointer, Snapshot, candidates
+from manyfaces.train.checkpoint.layout import newest
+from manyfaces.train.checkpoint.state import RunState
+from manyfaces.train.checkpoint.writer import Checkpointer, Snapshot, copied
 from manyfaces.train.engine import Engine, NotFiniteError
-from manyfaces.train.evaluation.evaluate import Evaluated, evaluate
+from manyfaces.train.evaluation.embedder import Embedder
+from manyfaces.train.evaluation.evaluate import evaluate
+from manyfaces.train.evaluation.result import Result
+from manyfaces.train.objectives.objective import Moment, Objective
+from manyfaces.train.protocols.protocol import Protocol
 from manyfaces.train.record import Record
 from manyfaces.train.schedule import learning_rate
-from manyfaces.train.step import train_step
-from manyfaces.train.tracking import RUN_FILE
+from manyfaces.train.step import StepResult, train_step
+from manyfaces.train.tracking import mlflow_run
 from manyfaces.train.watchdog import Watchdog
 
 
@@ -32,114 +36,94 @@ class Progress:
 
     step: int = 0
     position: int = 0
+    """Samples of the stream that were trained on."""
     seconds: float = 0.0
-    """Of training, evaluation not counted, over all sessions."""
+    """Seconds of training over all sessions, evaluation not counted."""
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What the loop works with; built by `run`."""
+    """What the loop works with; built by `session`."""
 
     config: Config
     world: World
     engine: Engine
-    head: PartialFC
+    objective: Objective
     loader: Loader
-    pairs: list[Pairs]
+    protocols: Sequence[Protocol]
     checkpointer: Checkpointer
     record: Record
     watchdog: Watchdog
-    state: dict[str, Any]
-    """The constant part of a checkpoint's `state.json`."""
+    state: RunState
+    """What does not change in a checkpoint's state."""
 
 
-def train(parts: Parts, progress: Progress) -> list[Evaluated]:
+class _Rates:
+    """Images a second, and the share of the time that was spent waiting for data, since they were
+    last recorded."""
+
+    def __init__(self) -> None:
+        self._images, self._since, self._waited = 0, time.monotonic(), 0.0
+
+    def count(self, images: int, waited_s: float) -> None:
+        self._images, self._waited = self._images + images, self._waited + waited_s
+
+    def pause(self, seconds: float) -> None:
+        """These seconds went by without training."""
+        self._since += seconds
+
+    def take(self) -> dict[str, float]:
+        """The rates so far; they begin anew."""
+        elapsed = time.monotonic() - self._since
+        rates = {"images_per_s": self._images / elapsed, "data_wait_share": self._waited / elapsed}
+        self._images, self._since, self._waited = 0, time.monotonic(), 0.0
+        return rates
+
+
+def train(parts: Parts, progress: Progress) -> list[Result]:
     """Run to the last step; returns its evaluation. Raises `UserError` on every rank alike when the
     run has to stop."""
-    config, world = parts.config, parts.world
-    num_images = parts.loader.dataset.manifest.num_images
-    num_steps, total = plan.num_steps(config, num_images), plan.total_samples(config, num_images)
-    warmup, batch_size = plan.warmup_samples(config, num_images), config.train.batch_size
-    evaluated: list[Evaluated] = []
-    logged_step, logged_at, waited = progress.step, time.monotonic(), 0.0
+    config, num_images = parts.config, parts.loader.dataset.manifest.num_images
+    num_steps = plan.num_steps(config, num_images)
+    results: list[Result] = []
+    rates = _Rates()
 
     parts.watchdog.phase("data")
-    for batch, wait, lost in timed(parts.loader):
-        began = time.monotonic() - wait
-        lr = learning_rate(
-            config.train.schedule, config.train.optimizer.lr, batch.position, warmup, total
-        )
+    for batch, waited_s, lost in timed(parts.loader):
+        began = time.monotonic() - waited_s
         parts.watchdog.phase(f"step {progress.step + 1}")
-        try:
-            result = train_step(
-                parts.engine,
-                parts.head,
-                batch,
-                lr=lr,
-                batch_size=batch_size,
-                seed=config.run.seed,
-                rank=world.rank,
-                last=lost is not None,
-            )
-        except NotFiniteError as error:
-            parts.checkpointer.wait()  # what is being written is good
-            raise UserError(_not_finite(parts, batch, progress.step + 1, error)) from error
-        progress.step, progress.position = progress.step + 1, batch.position + batch_size
-        last = progress.step == num_steps
-        progress.seconds += (
-            time.monotonic() - began
-        )  # the step has waited for the device: it knows the gradient's norm
-        waited += wait
-
-        if progress.step % config.tracking.log_every_steps == 0 or last:
-            elapsed = time.monotonic() - logged_at
-            parts.record.metrics(
-                progress.step,
-                **{
-                    "train/loss": float(result.loss),
-                    "train/lr": lr,
-                    "train/grad_norm": result.grad_norm,
-                    "train/epoch": progress.position / num_images,
-                },
-                **{
-                    "images_per_s": (progress.step - logged_step) * batch_size / elapsed,
-                    "data_wait_share": waited / elapsed,
-                },
-                minutes=progress.seconds / 60,
-                **(
-                    {"quarantined": len(parts.loader.quarantine.samples)}
-                    if parts.loader.quarantine.samples
-                    else {}
-                ),
-            )
-            logged_step, logged_at, waited = progress.step, time.monotonic(), 0.0
-
-        if parts.pairs and (
-            last
-            or (
-                config.evaluation.every_steps and progress.step % config.evaluation.every_steps == 0
-            )
-        ):
-            parts.watchdog.phase("evaluation")
+        moment, result = _step(parts, batch, progress, last=lost is not None)
+        progress.step += 1
+        progress.position = moment.position + moment.batch_size
+        # The step has waited for the device: it knows the gradient's norm.
+        progress.seconds += time.monotonic() - began
+        rates.count(moment.batch_size, waited_s)
+        is_end = progress.step == num_steps
+        if progress.step % config.tracking.log_every_steps == 0 or is_end:
+            _log(parts, progress, moment, result, rates)
+        if parts.protocols and (is_end or _is_due(progress.step, config.evaluation.every_steps)):
             paused = time.monotonic()
-            evaluated = _evaluate(parts, progress)
-            logged_at += time.monotonic() - paused
-        if progress.step % config.checkpoint.every_steps == 0 or last or result.last:
+            results = evaluate_all(parts, progress)
+            rates.pause(time.monotonic() - paused)
+        if is_end or result.last or _is_due(progress.step, config.checkpoint.every_steps):
             parts.watchdog.phase("checkpoint")
             paused = time.monotonic()
             parts.checkpointer.save(snapshot(parts, progress))
             progress.seconds += time.monotonic() - paused
         if result.last:
             parts.checkpointer.wait()
-            agree(partial(_raise, lost))
+            on_all_ranks(partial(_raise, lost))
         parts.watchdog.phase("data")
     parts.watchdog.phase("checkpoint")
     parts.checkpointer.wait()
-    if (
-        parts.pairs and not evaluated
-    ):  # the last session ended between the last checkpoint and its evaluation
-        evaluated = _evaluate(parts, progress)
-    return evaluated
+    if parts.protocols and not results:
+        # The last session ended between the last checkpoint and its evaluation.
+        results = evaluate_all(parts, progress)
+    return results
+
+
+def _is_due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
 
 
 def timed(loader: Loader) -> Iterator[tuple[Batch, float, UserError | None]]:
@@ -151,7 +135,7 @@ def timed(loader: Loader) -> Iterator[tuple[Batch, float, UserError | None]]:
     """
     batches = iter(loader)
     asked = time.monotonic()
-    batch, lost = agree(lambda: next(batches, None)), None
+    batch, lost = on_all_ranks(lambda: next(batches, None)), None
     while batch is not None:
         following = None
         try:
@@ -167,89 +151,110 @@ def _raise(error: Exception | None) -> None:
         raise error
 
 
+def _step(
+    parts: Parts, batch: Batch, progress: Progress, *, last: bool
+) -> tuple[Moment, StepResult]:
+    config, num_images = parts.config, parts.loader.dataset.manifest.num_images
+    lr = learning_rate(
+        config.train.schedule,
+        config.train.optimizer.lr,
+        batch.position,
+        plan.warmup_samples(config, num_images),
+        plan.total_samples(config, num_images),
+    )
+    moment = Moment(batch.position, config.train.batch_size, lr, last)
+    try:
+        result = train_step(
+            parts.engine,
+            parts.objective,
+            batch,
+            moment,
+            seed=config.run.seed,
+            rank=parts.world.rank,
+        )
+    except NotFiniteError as error:
+        parts.checkpointer.wait()  # what is being written is good
+        raise UserError(_not_finite(parts, batch, progress.step + 1, error)) from error
+    return moment, result
+
+
+def _log(
+    parts: Parts, progress: Progress, moment: Moment, result: StepResult, rates: _Rates
+) -> None:
+    num_images = parts.loader.dataset.manifest.num_images
+    quarantined = len(parts.loader.quarantine.samples)
+    values: dict[str, float] = {
+        "train/loss": float(result.loss),
+        "train/lr": moment.lr,
+        "train/grad_norm": result.grad_norm,
+        "train/epoch": progress.position / num_images,
+        **{f"train/{name}": float(value) for name, value in result.metrics.items()},
+        **rates.take(),
+        "minutes": progress.seconds / 60,
+    }
+    if quarantined:
+        values["quarantined"] = quarantined
+    parts.record.metrics(progress.step, **values)
+
+
 def snapshot(parts: Parts, progress: Progress) -> Snapshot:
     """Copy everything that a checkpoint holds, between two steps. Collective."""
-    moments = parts.engine.read_moments()
-    first = parts.world.rank == 0
-    mlflow = parts.checkpointer.folder.parent / RUN_FILE
-    state = {
-        **parts.state,
-        "step": progress.step,
-        "position": progress.position,
-        "seconds": progress.seconds,
-        "head": parts.head.numbers(),
-        "mlflow": json.loads(mlflow.read_text()) if mlflow.exists() else None,
-    }
+    moments: dict[str, Any] = parts.engine.read_moments()
+    first, run_folder = parts.world.rank == 0, parts.checkpointer.folder.parent
+    names = run_folder / IDENTITIES
+    weights = parts.engine.weights() if first else {}
     return Snapshot(
-        step=progress.step,
-        backbone={
-            k: v.detach().cpu().clone().contiguous() for k, v in parts.engine.weights().items()
-        }
-        if first
-        else {},
-        optimizer={k: v.detach().cpu().clone().contiguous() for k, v in moments.items()}
-        if first
-        else {},
-        head={k: v.detach().cpu().clone() for k, v in parts.head.tensors().items()},
-        num_classes=parts.head.num_classes,
-        state=state,
-        identities=names
-        if first and (names := parts.checkpointer.folder.parent / IDENTITIES).exists()
-        else None,
+        state=parts.state.at(
+            step=progress.step,
+            position=progress.position,
+            seconds=progress.seconds,
+            numbers=parts.objective.numbers(),
+            mlflow=mlflow_run(run_folder),
+        ),
+        backbone={k: v.detach().cpu().clone().contiguous() for k, v in weights.items()},
+        optimizer={k: v.detach().cpu().clone().contiguous() for k, v in moments.items() if first},
+        objective={name: copied(part) for name, part in parts.objective.state().items()},
+        identities=names if first and names.exists() else None,
     )
 
 
-def _evaluate(parts: Parts, progress: Progress) -> list[Evaluated]:
-    config = parts.config
-    if (
-        parts.world.size > 1
-    ):  # BatchNorm's running statistics are each rank's own; rank 0's are the model's
-        for buffer in parts.engine.module.buffers():
+def evaluate_all(parts: Parts, progress: Progress) -> list[Result]:
+    """Evaluate the network by each protocol and record the metrics. Collective."""
+    parts.watchdog.phase("evaluation")
+    config, module = parts.config, parts.engine.module
+    if parts.world.size > 1:
+        # BatchNorm's running statistics are each rank's own; rank 0's are the model's.
+        for buffer in module.buffers():
             dist.broadcast(buffer, 0)
-    evaluated = []
-    for pairs in parts.pairs:
-        done = evaluate(
-            parts.engine.module,
-            pairs,
-            image_px=config.data.image_px,
-            batch_size=config.evaluation.batch_size,
-            device=parts.world.device,
-            autocast=parts.engine.autocast,
-            progress=lambda _: parts.watchdog.phase("evaluation"),
-        )
-        report = done.report
-        known = {
-            "auc": report.auc,
-            **{f"tar_at_far_{far}": tar for far, tar in report.tar_at_far.items()},
-        }
-        known |= {"accuracy": report.accuracy, "best_accuracy": report.best_accuracy}
-        scores = {f"{done.name}/{key}": value for key, value in known.items() if value is not None}
-        parts.record.metrics(progress.step, **scores, minutes=progress.seconds / 60)
-        evaluated.append(done)
-    return evaluated
+    embedder = Embedder(
+        module,
+        config.model,
+        config.data.image_hw,
+        parts.world.device,
+        autocast=parts.engine.autocast,
+        batch_size=config.evaluation.batch_size,
+        decode_threads=config.data.decode_threads,
+    )
+    results = []
+    for protocol in parts.protocols:
+        result = evaluate(protocol, embedder, lambda _: parts.watchdog.phase("evaluation"))
+        parts.record.metrics(progress.step, **result.metrics(), minutes=progress.seconds / 60)
+        results.append(result)
+    return results
 
 
 def _not_finite(parts: Parts, batch: Batch, step: int, error: NotFiniteError) -> str:
     """Name the step, the batch's samples and the last good checkpoint."""
     if parts.world.rank != 0:  # only rank 0's words are kept
         return str(error)
-    names = [
-        parts.loader.dataset.name(int(i))
-        for i in parts.loader.order.ids(batch.position, parts.config.train.batch_size)
-    ]
+    loader, batch_size = parts.loader, parts.config.train.batch_size
+    names = [loader.dataset.name(int(i)) for i in loader.order.ids(batch.position, batch_size)]
     parts.record.event("not_finite", str(error), step=step, position=batch.position, samples=names)
-    good = next(
-        (path for path, _, fault in candidates(parts.checkpointer.folder) if not fault), None
-    )
-    remedy = (
+    good = newest(parts.checkpointer.folder)
+    return (
+        f"step {step}: {error}, not finite, at samples {batch.position} to "
+        f"{batch.position + len(names) - 1} ({', '.join(names[:3])}, ... all {len(names)} in "
+        f"events.jsonl); nothing after it is kept; the last good checkpoint is {good or 'none'}; "
         "lower train.optimizer.lr or look at the samples, and start from it under a new run.name "
         "with run.resume_from"
-    )
-    where = (
-        f"samples {batch.position} to {batch.position + len(names) - 1} ({', '.join(names[:3])}, "
-        f"... all {len(names)} in events.jsonl)"
-    )
-    return (
-        f"step {step}: {error}, not finite, at {where}; nothing after it is kept; the last good "
-        f"checkpoint is {good or 'none'}; {remedy}"
     )

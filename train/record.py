@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from manyfaces.data.dataset.index import write_atomic
+from manyfaces.configs.files import write_atomic
 
 METRICS, EVENTS = "metrics.jsonl", "events.jsonl"
 

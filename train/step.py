@@ -1,5 +1,6 @@
 """One training step: the inner loop, from uint8 images to updated weights and class rows."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -7,49 +8,35 @@ from torch import Tensor
 
 from manyfaces.configs import rng
 from manyfaces.data.feed.loader import Batch
-from manyfaces.models.head.partial_fc import PartialFC
 from manyfaces.train.engine import Engine, NotFiniteError
-
-_STREAM = 31  # of the counter: dropout, stochastic depth and token masking
+from manyfaces.train.objectives.objective import Forward, Moment, Objective
 
 
 @dataclass(frozen=True)
 class StepResult:
+    """What the loop learns of a step."""
+
     loss: Tensor
-    """Mean over the valid labels of the global batch; on the device."""
+    """Mean over the valid samples of the global batch; on the device."""
     grad_norm: float
-    """Of the backbone, before clipping."""
+    """Norm of the network's gradient before clipping."""
     last: bool
     """Some rank has no further batch."""
+    metrics: Mapping[str, Tensor]
+    """Further numbers of the objective, by name; on the device."""
 
 
 def train_step(
-    engine: Engine,
-    head: PartialFC,
-    batch: Batch,
-    *,
-    lr: float,
-    batch_size: int,
-    seed: int,
-    rank: int,
-    last: bool = False,
+    engine: Engine, objective: Objective, batch: Batch, moment: Moment, *, seed: int, rank: int
 ) -> StepResult:
-    """`last` is told to all ranks. Raises `NotFiniteError` on every rank alike; then neither
-    weights nor rows of this step may be kept."""
-    torch.manual_seed(rng.key(seed, _STREAM, batch.position, rank) >> 1)
-    head.prefetch(batch.position, batch_size)
-    embeddings_ND = engine.embed(batch.images_NHWC)
-    head_step = head.step(
-        embeddings_ND,
-        batch.labels_N,
-        lr=lr,
-        position=batch.position,
-        batch_size=batch_size,
-        last=last,
-    )
-    engine.backward(embeddings_ND, head_step.d_embeddings_ND)
-    grad_norm = engine.step(lr)
-    if not bool(head_step.finite):
-        raise NotFiniteError(f"loss {float(head_step.loss)}")
-    assert bool(head_step.one_owner), "a label of this batch has no class row, or several"
-    return StepResult(head_step.loss, grad_norm, bool(head_step.last))
+    """Raises `NotFiniteError` on every rank alike; then nothing of this step may be kept."""
+    torch.manual_seed(rng.key(seed, rng.Stream.NETWORK_STEP, moment.position, rank) >> 1)
+    loss = objective.loss(Forward(engine.run, batch.images), batch, moment)
+    engine.backward(loss.surrogate)
+    grad_norm = engine.step(moment.lr)
+    objective.after_step(engine.module, moment)
+    if not bool(loss.finite):
+        raise NotFiniteError(f"loss {float(loss.value)}")
+    for what, is_so in loss.checks.items():
+        assert bool(is_so), what
+    return StepResult(loss.value, grad_norm, bool(loss.last), loss.metrics)

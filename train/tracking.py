@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from manyfaces.configs import schema
-from manyfaces.data.dataset.index import write_atomic
+from manyfaces.configs.files import write_atomic
 from manyfaces.train.record import METRICS, read_rows
 
 RUN_FILE = "mlflow.json"
@@ -26,6 +26,12 @@ def tracking_uri(config: schema.Config) -> str:
     """The server of the configuration, else of the environment, else sqlite beside the runs."""
     default = f"sqlite:///{Path(config.run.dir).resolve() / 'mlflow.db'}"
     return config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or default
+
+
+def mlflow_run(folder: Path) -> dict[str, Any] | None:
+    """Which MLflow run continues the run in this folder, if there is one."""
+    file = folder / RUN_FILE
+    return json.loads(file.read_text()) if file.exists() else None
 
 
 class Mirror:
@@ -92,11 +98,7 @@ class Mirror:
         import mlflow
 
         client = mlflow.MlflowClient(self.uri)
-        known = (
-            json.loads((self.folder / RUN_FILE).read_text())
-            if (self.folder / RUN_FILE).exists()
-            else {}
-        )
+        known = mlflow_run(self.folder) or {}
         if known.get("uri") == self.uri:
             run_id = known["run_id"]
             client.update_run(run_id, status="RUNNING")

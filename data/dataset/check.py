@@ -1,5 +1,5 @@
-"""Is every byte and every image of a dataset whole: all of it read, hashed and decoded, one process
-a core."""
+"""Whether every byte and every image of a dataset is whole: all of it is read, hashed and decoded,
+one process a core."""
 
 import functools
 import json
@@ -8,17 +8,20 @@ import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from manyfaces.configs.schema import UserError
-from manyfaces.data.dataset.index import INDEX, Dataset, file_sha256, open_dataset, write_atomic
-from manyfaces.data.dataset.write import run_parallel
+from manyfaces.configs.errors import UserError
+from manyfaces.configs.files import file_sha256, write_atomic
+from manyfaces.data.dataset.dataset import open_part
+from manyfaces.data.dataset.manifest import INDEX, Shard
+from manyfaces.data.dataset.part import Part
 from manyfaces.data.feed.decode import Decoder
+from manyfaces.data.parallel import run_parallel
 
 T = TypeVar("T")
 Fault = dict[str, str | int | None]
@@ -28,41 +31,24 @@ MISSING_DATA = "premature end of data"  # libjpeg's words for what it then paint
 _BATCH, _PIECE = 256, 4096
 
 
-def check(dataset: Dataset, processes: int | None = None) -> list[Fault]:
+def check(dataset: Part, processes: int | None = None) -> list[Fault]:
     """Compare every byte with the manifest and decode every image, one process a core; returns what
     is broken, in index order.
 
     A fault has `shard`, `key` (None: the whole shard), `sample` and `reason`; all are written to
     `check.json` in the dataset. Broken is what training would leave out, and also a JPEG with data
-    missing in the middle, which training takes with the rest gray.
+    missing in the middle, which training takes with the rest gray. Raises `UserError` for a dataset
+    whose shards are at an URL.
     """
-    if dataset.far is not None:
+    if dataset.remote is not None:
         raise UserError(
-            f"{dataset.where}: its shards are at {dataset.far.url}; check a local copy (training "
-            "hashes each shard as it is fetched)"
+            f"{dataset.where}: its shards are at {dataset.remote.url}; check a local copy "
+            "(training hashes each shard as it is fetched)"
         )
-    ends = np.cumsum(dataset.samples_per_shard).tolist()
-    # Pieces of shards, so that one large shard keeps all cores busy; a shard's first piece also
-    # hashes it.
-    pieces = [
-        (number, begin, min(begin + _PIECE, end))
-        for number, (shard, end) in enumerate(zip(dataset.manifest.shards, ends, strict=True))
-        for begin in range(end - shard.samples, end, _PIECE)
-    ]
-    tasks = [
-        partial(
-            _check_piece,
-            dataset.path,
-            number,
-            begin,
-            end,
-            begin == ends[number] - dataset.manifest.shards[number].samples,
-        )
-        for number, begin, end in pieces
-    ]
-    parts = run_parallel(
-        tasks, [end - begin for _, begin, end in pieces], f"checking {dataset.path}", processes
-    )
+    pieces = _pieces(dataset)
+    tasks = [partial(_check_piece, dataset.path, piece) for piece in pieces]
+    weights = [piece.end - piece.begin for piece in pieces]
+    parts = run_parallel(tasks, weights, f"checking {dataset.path}", processes)
     faults = [fault for part in parts for fault in part]
     if file_sha256(dataset.path / INDEX) != dataset.manifest.index_sha256:
         faults.insert(0, _fault(INDEX, None, None, "other bytes than when it was written"))
@@ -75,72 +61,94 @@ def check(dataset: Dataset, processes: int | None = None) -> list[Fault]:
     return faults
 
 
+class _Piece(NamedTuple):
+    """Some neighbouring samples of one shard, which one task checks."""
+
+    shard: int
+    begin: int
+    """The first sample, as a row of the index."""
+    end: int
+    """The row after the last sample."""
+    is_first: bool
+    """Whether it is the shard's first piece, whose task looks at the shard as a whole too."""
+
+
+def _pieces(dataset: Part) -> list[_Piece]:
+    """Divide the shards, so that one large shard keeps all cores busy."""
+    pieces = []
+    ends = np.cumsum(dataset.samples_per_shard).tolist()
+    for number, (shard, end) in enumerate(zip(dataset.manifest.shards, ends, strict=True)):
+        first = end - shard.samples
+        pieces += [
+            _Piece(number, begin, min(begin + _PIECE, end), begin == first)
+            for begin in range(first, end, _PIECE)
+        ]
+    return pieces
+
+
 def _fault(shard: str, key: str | None, sample: int | None, reason: str) -> Fault:
     return {"shard": shard, "key": key, "sample": sample, "reason": reason}
 
 
 @functools.cache
-def _tools(folder: Path) -> tuple[Dataset, Decoder]:
-    """Of this process: a manifest of many shards takes longer to read than a piece."""
-    return open_dataset(folder), Decoder(112, _BATCH + 1, device=torch.device("cpu"))
+def _tools(folder: Path) -> tuple[Part, Decoder]:
+    """Open the dataset and a decoder once in each process: a manifest of many shards takes longer
+    to read than a piece to check."""
+    return open_part(folder), Decoder((112, 112), _BATCH + 1, device=torch.device("cpu"))
 
 
-def _check_piece(folder: Path, number: int, begin: int, end: int, first: bool) -> list[Fault]:
+def _check_piece(folder: Path, piece: _Piece) -> list[Fault]:
+    """Check the samples of a piece, and with the shard's first piece its length and hash."""
     dataset, decode = _tools(folder)
-    shard, path, limit = (
-        dataset.manifest.shards[number],
-        dataset.shard_path(number),
-        dataset.manifest.num_identities,
-    )
+    shard, path = dataset.manifest.shards[piece.shard], dataset.shard_path(piece.shard)
     if not path.is_file():
-        return (
-            [_fault(shard.name, None, None, f"missing ({shard.samples:,} images)")] if first else []
-        )
-    faults: list[Fault] = []
-    if (size := path.stat().st_size) != shard.bytes:
-        faults += (
-            [_fault(shard.name, None, None, f"{size:,} bytes, expected {shard.bytes:,}")]
-            if first
-            else []
-        )
-    elif first and file_sha256(path) != shard.sha256:
-        faults.append(_fault(shard.name, None, None, "other bytes than when it was indexed"))
-    # Not through the store, which refuses a shard of another length: what is left of it is looked
-    # at too.
-    body = np.memmap(path, np.uint8, mode="r") if size else np.empty(0, np.uint8)
-    for start in range(begin, end, _BATCH):
-        rows = slice(start, min(start + _BATCH, end))
+        missing = _fault(shard.name, None, None, f"missing ({shard.samples:,} images)")
+        return [missing] if piece.is_first else []
+    faults = _check_whole(path, shard) if piece.is_first else []
+    limit = dataset.manifest.num_identities
+    # The bytes are not read through the store, which refuses a shard of another length: what is
+    # left of it is looked at too.
+    body = np.memmap(path, np.uint8, mode="r") if path.stat().st_size else np.empty(0, np.uint8)
+    for start in range(piece.begin, piece.end, _BATCH):
+        rows = slice(start, min(start + _BATCH, piece.end))
         places = zip(dataset.offset_N[rows].tolist(), dataset.size_N[rows].tolist(), strict=True)
-        reasons = _broken([np.asarray(body[at : at + length]) for at, length in places], decode)
+        blobs = [np.asarray(body[offset : offset + size]) for offset, size in places]
+        reasons = _broken(blobs, decode)
         for row in np.flatnonzero(dataset.identity_N[rows] >= limit).tolist():
             reasons[row] = f"label {dataset.identity_N[start + row]} is not in [0, {limit})"
         for row, reason in sorted(reasons.items()):
-            faults.append(
-                _fault(shard.name, dataset.name(start + row).partition(":")[2], start + row, reason)
-            )
+            key = dataset.name(start + row).partition(":")[2]
+            faults.append(_fault(shard.name, key, start + row, reason))
     return faults
 
 
+def _check_whole(path: Path, shard: Shard) -> list[Fault]:
+    """Compare a shard's length and hash with the manifest."""
+    if (size := path.stat().st_size) != shard.bytes:
+        return [_fault(shard.name, None, None, f"{size:,} bytes, expected {shard.bytes:,}")]
+    if file_sha256(path) != shard.sha256:
+        return [_fault(shard.name, None, None, "other bytes than when it was indexed")]
+    return []
+
+
 def _broken(blobs: list[NDArray[np.uint8]], decode: Decoder) -> dict[int, str]:
-    """Why, of each blob that is not a whole image."""
+    """Say why, for each blob that is not a whole image."""
     # One image that is certainly whole: without any, the decoder would take many broken ones for a
     # fault of its own.
     sound = cv2.imencode(".jpg", np.zeros((16, 16, 3), np.uint8))[1].reshape(-1)
-    (_, good), said = _with_stderr(lambda: decode([*blobs, sound]))
+    (_, good), said = _with_stderr(partial(decode, [*blobs, sound]))
     reasons = {int(row): "not a whole, decodable JPEG" for row in np.flatnonzero(~good)}
     if MISSING_DATA in said:
         for row in np.flatnonzero(good[:-1]).tolist():
-            if (
-                MISSING_DATA
-                in _with_stderr(lambda row=row: cv2.imdecode(blobs[row], cv2.IMREAD_COLOR))[1]  # type: ignore[misc]
-            ):
+            _, said = _with_stderr(partial(cv2.imdecode, blobs[row], cv2.IMREAD_COLOR))
+            if MISSING_DATA in said:
                 reasons[row] = "a JPEG with data missing: part of the image is gray"
     return reasons
 
 
 def _with_stderr(work: Callable[[], T]) -> tuple[T, str]:
-    """The result, and what C libraries wrote to file descriptor 2: libjpeg tells of missing data
-    nowhere else."""
+    """Do the work; returns its result and what C libraries wrote to file descriptor 2, as libjpeg
+    tells of missing data nowhere else."""
     kept = os.dup(2)
     with tempfile.TemporaryFile() as file:
         try:

@@ -1,5 +1,5 @@
-"""Index shards that others keep at an URL: they stay there; each is fetched once, looked at and let
-go."""
+"""The index of shards that others keep at an URL: they stay there, and each is fetched once, read
+and removed."""
 
 import hashlib
 import json
@@ -7,9 +7,16 @@ from functools import partial
 from pathlib import Path
 
 from manyfaces.configs import schema
-from manyfaces.configs.schema import UserError
-from manyfaces.data.dataset.index import INDEX, MANIFEST, Manifest, write_atomic
-from manyfaces.data.dataset.write import Indexed, finish_foreign, index_shard, run_parallel
+from manyfaces.configs.errors import UserError
+from manyfaces.configs.files import write_atomic
+from manyfaces.data.dataset.index_shards import (
+    BYTES_AN_IMAGE,
+    IndexedShard,
+    commit_foreign_shards,
+    index_shard,
+)
+from manyfaces.data.dataset.manifest import INDEX, MANIFEST, Manifest
+from manyfaces.data.parallel import run_parallel
 from manyfaces.data.store.remote import Remote
 
 
@@ -38,12 +45,10 @@ def index_url(
         raise UserError(
             f"{url}: no .tar files there; shards in folders below it are not looked for"
         )
-    folder = (
-        out
-        or Path(config.cache_dir).expanduser()
-        / "indexed"
-        / hashlib.sha256(url.encode()).hexdigest()[:16]
-    )
+    folder = out
+    if folder is None:
+        digest = hashlib.sha256(url.encode()).hexdigest()[:16]
+        folder = Path(config.cache_dir).expanduser() / "indexed" / digest
     folder.mkdir(parents=True, exist_ok=True)
     if out is not None and any(out.glob("*.tar")):
         raise UserError(f"{out}: holds shards of its own; give another folder")
@@ -51,22 +56,16 @@ def index_url(
         partial(_index_shard, url, config.store_patience_s, name, size, folder)
         for name, size in shards.items()
     ]
-    parts = run_parallel(
-        tasks,
-        [max((size or 0) // 6000, 1) for size in shards.values()],
-        f"indexing {url}",
-        processes,
-    )
-    there = finish_foreign(folder, parts, url)
+    weights = [max((size or 0) // BYTES_AN_IMAGE, 1) for size in shards.values()]
+    indexed = run_parallel(tasks, weights, f"indexing {url}", processes)
+    there = commit_foreign_shards(folder, indexed, url)
     here = there.model_copy(update={"shards_url": url})
-    write_atomic(folder / MANIFEST, json.dumps(here.model_dump(), indent=1) + "\n")
+    write_atomic(folder / MANIFEST, _as_json(here))
     if out is not None:
         return here, str(out)
     try:
         remote.upload(INDEX, folder / INDEX)
-        remote.write(
-            MANIFEST, (json.dumps(there.model_dump(), indent=1) + "\n").encode()
-        )  # last: it vouches for the index
+        remote.write(MANIFEST, _as_json(there).encode())  # last: it vouches for the index
     except UserError as error:
         raise UserError(
             f"{error}; the index is in {folder}, which is a data.path as it is"
@@ -74,7 +73,14 @@ def index_url(
     return there, url
 
 
-def _index_shard(url: str, patience_s: float, name: str, size: int | None, folder: Path) -> Indexed:
+def _as_json(manifest: Manifest) -> str:
+    return json.dumps(manifest.model_dump(), indent=1) + "\n"
+
+
+def _index_shard(
+    url: str, patience_s: float, name: str, size: int | None, folder: Path
+) -> IndexedShard:
+    """Fetch one shard, index it and remove it."""
     path = folder / f".{name}.part" / name
     path.parent.mkdir(exist_ok=True)
     try:

@@ -1,7 +1,7 @@
 """What is in a dataset, and what its faces look like."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manyfaces.configs import schema
-from manyfaces.configs.schema import UserError
-from manyfaces.data.dataset.forgotten import read_forgotten
-from manyfaces.data.dataset.index import Dataset
+from manyfaces.configs.errors import UserError
+from manyfaces.data.dataset.forgotten import read_forgotten_part
+from manyfaces.data.dataset.manifest import IDENTITIES
+from manyfaces.data.dataset.part import Part
 from manyfaces.data.dataset.sample import jpeg_size
-from manyfaces.data.dataset.write import IDENTITIES
 from manyfaces.data.store.mapped import Store
 
 _CHUNK, _SIZES_READ = 1 << 22, 10_000
@@ -22,6 +22,8 @@ _APPEARANCES = 8  # columns of an augmented grid, the first of them as on disk
 
 @dataclass(frozen=True)
 class Stats:
+    """What `stats` counts."""
+
     images: int
     identities: int
     shards: int
@@ -29,7 +31,7 @@ class Stats:
     jpeg_bytes: tuple[int, float, int]
     """Least, mean and most of an image."""
     images_of_identity_C: NDArray[np.int64]
-    """[C]; 0 for a class without an image."""
+    """Images of each class, [C]; 0 for a class without one."""
     sizes: list[tuple[tuple[int, int] | None, int]]
     """(height, width) and how many of `sizes_read` images have it, most frequent first; None is no
     readable JPEG header."""
@@ -37,6 +39,7 @@ class Stats:
 
     @property
     def median(self) -> float:
+        """Images of the median identity."""
         return float(np.median(self.images_of_identity_C))
 
     @property
@@ -48,56 +51,56 @@ class Stats:
         ]
 
 
-def stats(dataset: Dataset) -> Stats:
+def stats(part: Part) -> Stats:
     """Count images, identities and bytes; sizes of images by header, of 10,000 spread evenly unless
-    the manifest knows them."""
-    manifest, num_images = dataset.manifest, dataset.manifest.num_images
-    counts = np.zeros(manifest.num_identities, np.int64)
-    least, total, most = 2**32, 0, 0
-    for rows in _chunks(num_images):  # so that 260 million rows need no memory
-        found = np.bincount(dataset.identity_N[rows], minlength=len(counts))
-        if len(found) > len(counts):
-            raise UserError(
-                f"{dataset.path}: a label is not in [0, {len(counts)}); run `manyfaces data check "
-                f"{dataset.path}`"
-            )
-        counts += found
-        sizes_N = dataset.size_N[rows]
-        least, total, most = (
-            min(least, int(sizes_N.min())),
-            total + int(sizes_N.sum(dtype=np.int64)),
-            max(most, int(sizes_N.max())),
-        )
-    read = num_images
+    the manifest knows them. Raises `UserError` for a label that is out of range."""
+    manifest, num_images = part.manifest, part.manifest.num_images
+    count_C, jpeg_bytes = _counts(part)
+    sizes_read = num_images
     sizes: Counter[tuple[int, int] | None] = Counter({manifest.image_px: num_images})
     if manifest.image_px is None:
-        ids = np.unique(
-            np.linspace(0, num_images - 1, min(num_images, _SIZES_READ)).astype(np.int64)
-        )
-        read, sizes = (
-            len(ids),
-            Counter(jpeg_size(blob[:4096].tobytes()) for blob in Store(dataset).read(ids)),
-        )
+        spread = np.linspace(0, num_images - 1, min(num_images, _SIZES_READ))
+        rows_N = np.unique(spread.astype(np.int64))
+        headers = (jpeg_size(blob[:4096].tobytes()) for blob in Store(part).read(rows_N))
+        sizes_read, sizes = len(rows_N), Counter(headers)
     shard_bytes = sum(shard.bytes for shard in manifest.shards)
-    jpeg_bytes = (least, total / num_images, most)
     return Stats(
         num_images,
-        len(counts),
+        len(count_C),
         len(manifest.shards),
         shard_bytes,
         jpeg_bytes,
-        counts,
+        count_C,
         sizes.most_common(),
-        read,
+        sizes_read,
     )
 
 
+def _counts(part: Part) -> tuple[NDArray[np.int64], tuple[int, float, int]]:
+    """Images of each identity, int64 [C], and least, mean and most bytes of an image."""
+    count_C = np.zeros(part.manifest.num_identities, np.int64)
+    least, total, most = 2**32, 0, 0
+    for rows in _chunks(part.manifest.num_images):  # so that 260 million rows need no memory
+        found = np.bincount(part.identity_N[rows], minlength=len(count_C))
+        if len(found) > len(count_C):
+            raise UserError(
+                f"{part.path}: a label is not in [0, {len(count_C)}); run `manyfaces data check "
+                f"{part.path}`"
+            )
+        count_C += found
+        sizes_N = part.size_N[rows]
+        least, most = min(least, int(sizes_N.min())), max(most, int(sizes_N.max()))
+        total += int(sizes_N.sum(dtype=np.int64))
+    return count_C, (least, total / part.manifest.num_images, most)
+
+
 def _chunks(length: int) -> Iterator[slice]:
+    """Slices that together cover range(length)."""
     return (slice(start, min(start + _CHUNK, length)) for start in range(0, length, _CHUNK))
 
 
 def sample(
-    dataset: Dataset,
+    part: Part,
     out: Path,
     *,
     identity: str | None = None,
@@ -112,73 +115,92 @@ def sample(
     With `config`, each row is one image as it is and as seven appearances in training. Raises
     `UserError` for an identity that is not there, and for no image to show.
     """
-    import cv2
+    # DALI takes a second to import, which a count has no use for.
     import torch
 
-    from manyfaces.data.feed.decode import (
-        Decoder,
-    )  # DALI takes a second to import, which a count has no use for
-    from manyfaces.data.transforms import augment
+    from manyfaces.data.feed.decode import Decoder
 
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise UserError(f"{out}: an image is written; give a name that ends in .png or .jpg")
     count = count or (8 if config else 64)
-    if identity is None:
-        ids = np.random.default_rng(seed).choice(
-            dataset.manifest.num_images, min(count, dataset.manifest.num_images), replace=False
-        )
-        what = f"{len(ids)} random images"
-    else:
-        number, name = _find_identity(dataset, identity)
-        found = [
-            np.flatnonzero(dataset.identity_N[rows] == number) + rows.start
-            for rows in _chunks(dataset.manifest.num_images)
-        ]
-        everything = np.concatenate(found)
-        ids = everything[:count]
-        what = (
-            f"identity {number}{name and f' ({name})'}, {len(ids)} of its {len(everything)} images"
-        )
-    ids = ids[~read_forgotten(dataset).among(dataset, ids)]
-    if not len(ids):
-        raise UserError(f"{dataset.where}: no image to show: {what}, all of them forgotten")
-    px = config.data.image_px if config else max(dataset.manifest.image_px or (112,))
-    blobs = Store(dataset).read(ids)
-    images, good = Decoder(px, max(len(ids), 1), device=torch.device("cpu"))(blobs)
+    rows_N, what = _choose(part, identity, count, seed)
+    rows_N = rows_N[~read_forgotten_part(part).mask(rows_N, part.identity_N[rows_N])]
+    if not len(rows_N):
+        raise UserError(f"{part.where}: no image to show: {what}, all of them forgotten")
+    side = max(part.manifest.image_px or (112,))
+    image_hw = config.data.image_hw if config else (side, side)
+    blobs = Store(part).read(rows_N)
+    images, good = Decoder(image_hw, max(len(rows_N), 1), device=torch.device("cpu"))(blobs)
     if not good.any():
-        raise UserError(f"{dataset.path}: no image to show: {what}, {len(ids)} of them broken")
+        raise UserError(f"{part.path}: no image to show: {what}, {len(rows_N)} of them broken")
     tiles, columns = images.numpy()[good], int(np.ceil(np.sqrt(good.sum())))
     if config:
-        columns, shown = (
-            _APPEARANCES,
-            [blob for blob, whole in zip(blobs, good, strict=True) if whole],
-        )
-        times = [blob for blob in shown for _ in range(columns)]
-        choices = augment.draw(config.data.augment, config.run.seed, np.arange(len(times)), px)
-        changed = Decoder(px, len(times), augment=config.data.augment, device=torch.device("cpu"))(
-            times, choices
-        )[0].numpy()
-        changed[::columns] = tiles
-        tiles, what = changed, f"{what}, each as it is and in {columns - 1} appearances"
-    rows = -(-len(tiles) // columns)
-    grid = np.full((rows * columns, px, px, 3), 255, np.uint8)
-    grid[: len(tiles)] = tiles
-    picture = (
-        grid.reshape(rows, columns, px, px, 3).swapaxes(1, 2).reshape(rows * px, columns * px, 3)
-    )
-    if not cv2.imwrite(str(out), picture[:, :, ::-1]):
-        raise UserError(f"{out}: cannot be written; is its folder there?")
+        shown = [blob for blob, whole in zip(blobs, good, strict=True) if whole]
+        columns = _APPEARANCES
+        appearances = _appearances(shown, config)
+        appearances[::columns] = tiles
+        tiles, what = appearances, f"{what}, each as it is and in {columns - 1} appearances"
+    _write_grid(tiles, columns, out)
     return what, int((~good).sum())
 
 
-def _find_identity(dataset: Dataset, word: str) -> tuple[int, str]:
-    file, limit = dataset.path / IDENTITIES, dataset.manifest.num_identities
+def _choose(
+    part: Part, identity: str | None, count: int, seed: int
+) -> tuple[NDArray[np.int64], str]:
+    """Rows of the images to show, and what they are in words."""
+    num_images = part.manifest.num_images
+    if identity is None:
+        generator = np.random.default_rng(seed)
+        rows_N = generator.choice(num_images, min(count, num_images), replace=False)
+        return rows_N, f"{len(rows_N)} random images"
+    number, name = _find_identity(part, identity)
+    found = [
+        np.flatnonzero(part.identity_N[rows] == number) + rows.start for rows in _chunks(num_images)
+    ]
+    of_theirs = np.concatenate(found)
+    rows_N = of_theirs[:count]
+    named = f" ({name})" if name else ""
+    return rows_N, f"identity {number}{named}, {len(rows_N)} of its {len(of_theirs)} images"
+
+
+def _appearances(blobs: Sequence[NDArray[np.uint8]], config: schema.Config) -> NDArray[np.uint8]:
+    """Each image as often as a row of the grid has columns, augmented as in training."""
+    import torch
+
+    from manyfaces.data.feed.decode import Decoder
+    from manyfaces.data.transforms.augmentation import Augmentation
+
+    times = [blob for blob in blobs for _ in range(_APPEARANCES)]
+    augmentation = Augmentation(config.data.augment, config.data.image_hw)
+    choices = augmentation.draw(config.run.seed, np.arange(len(times)))
+    decode = Decoder(config.data.image_hw, len(times), augmentation, device=torch.device("cpu"))
+    pixels: NDArray[np.uint8] = decode(times, choices)[0].numpy()
+    return pixels
+
+
+def _write_grid(tiles: NDArray[np.uint8], columns: int, out: Path) -> None:
+    """Write images of one size side by side as one picture, white where none is left."""
+    import cv2
+
+    _, height, width, _ = tiles.shape
+    rows = -(-len(tiles) // columns)
+    grid = np.full((rows * columns, height, width, 3), 255, np.uint8)
+    grid[: len(tiles)] = tiles
+    by_row = grid.reshape(rows, columns, height, width, 3).swapaxes(1, 2)
+    picture = by_row.reshape(rows * height, columns * width, 3)
+    if not cv2.imwrite(str(out), picture[:, :, ::-1]):
+        raise UserError(f"{out}: cannot be written; is its folder there?")
+
+
+def _find_identity(part: Part, word: str) -> tuple[int, str]:
+    """Number and name (empty without `identities.txt`) of the identity with this number or name."""
+    file, limit = part.path / IDENTITIES, part.manifest.num_identities
     names = file.read_text().splitlines() if file.exists() else []
     if word.isdecimal() and int(word) < limit:
         return int(word), names[int(word)] if names else ""
     if word not in names:
         raise UserError(
-            f"{dataset.path}: no identity {word!r}: give a class id in [0, {limit}) or a line of "
+            f"{part.path}: no identity {word!r}: give a class id in [0, {limit}) or a line of "
             f"{IDENTITIES}"
         )
     return names.index(word), word

@@ -14,55 +14,60 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from manyfaces.configs.schema import UserError
-from manyfaces.data.dataset.index import Dataset
-from manyfaces.data.dataset.mixture import AnyDataset
-from manyfaces.data.dataset.write import IDENTITIES
+from manyfaces.configs.errors import UserError
+from manyfaces.data.dataset.dataset import Dataset
+from manyfaces.data.dataset.manifest import IDENTITIES
+from manyfaces.data.dataset.part import Part
 from manyfaces.data.store.remote import Remote
 
 _COMPARED = 10_000
 """Names that are compared letter by letter with one that was not found."""
 
 
-def open_names(dataset: Dataset) -> IO[bytes] | None:
-    """The dataset's `identities.txt`; none where there is no such file."""
-    if dataset.far is not None and dataset.far.with_index:
-        body = Remote(dataset.far.url, dataset.far.patience_s).read_if_there(IDENTITIES)
+def open_names(part: Part) -> IO[bytes] | None:
+    """The `identities.txt` of the part, opened; None where there is no such file."""
+    if part.remote is not None and part.remote.with_index:
+        body = Remote(part.remote.url, part.remote.patience_s).read_if_there(IDENTITIES)
         return None if body is None else io.BytesIO(body)
-    file = dataset.path / IDENTITIES
+    file = part.path / IDENTITIES
     return file.open("rb") if file.exists() else None
 
 
-def name_lines(dataset: AnyDataset) -> Iterator[bytes]:
-    """The name of each class and a line feed, in the order of the ids; nothing at all for a dataset
-    without `identities.txt`.
+def identity_names(part: Part) -> IO[str]:
+    """The lines of the part's `identities.txt`; no line where there is no such file."""
+    return io.TextIOWrapper(open_names(part) or io.BytesIO(), "utf-8", errors="replace")
+
+
+def name_lines(dataset: Dataset) -> Iterator[bytes]:
+    """Yields the name of each class and a line feed, in the order of the ids; nothing at all for a
+    dataset without `identities.txt`.
 
     In a mixture a name is `PART/name`, after the part's folder (after as many of its last folders
     as tell the parts apart), and the identities of a part without the file go by number. Raises
     `UserError` for a file with other than one name an identity.
     """
-    labels = short_names([Path(part.dataset.where) for part in dataset.parts])
+    labels = short_names([Path(part.where) for part in dataset.parts])
     with contextlib.ExitStack() as opened:
-        files = [open_names(part.dataset) for part in dataset.parts]
+        files = [open_names(part) for part in dataset.parts]
+        if not any(files):
+            return
         for there in filter(None, files):
             opened.enter_context(there)
-        for part, label, file in (
-            zip(dataset.parts, labels, files, strict=True) if any(files) else ()
-        ):
+        for part, label, file in zip(dataset.parts, labels, files, strict=True):
             prefix = f"{label}/".encode() if len(labels) > 1 else b""
-            count, expected = 0, part.dataset.manifest.num_identities
+            count, expected = 0, part.manifest.num_identities
             for line in file or (b"%d" % number for number in range(expected)):
                 count += 1
                 yield prefix + line.rstrip(b"\r\n") + b"\n"
             if count != expected:
                 raise UserError(
-                    f"{part.dataset.where}/{IDENTITIES}: {count:,} names of {expected:,} "
+                    f"{part.where}/{IDENTITIES}: {count:,} names of {expected:,} "
                     "identities; restore it, or remove it"
                 )
 
 
-def names_sha256(dataset: AnyDataset) -> str | None:
-    """Digest of what `write_names` writes; none where the dataset has no names."""
+def names_sha256(dataset: Dataset) -> str | None:
+    """SHA-256 of what `write_names` writes, hexadecimal; None where the dataset has no names."""
     digest, any_name = hashlib.sha256(), False
     for line in name_lines(dataset):
         digest.update(line)
@@ -70,7 +75,7 @@ def names_sha256(dataset: AnyDataset) -> str | None:
     return digest.hexdigest() if any_name else None
 
 
-def write_names(dataset: AnyDataset, to: Path) -> None:
+def write_names(dataset: Dataset, to: Path) -> None:
     """Write the dataset's names to a file; where it has none, there is no such file afterwards.
     Raises `UserError` as `name_lines` does."""
     temporary = to.with_name(f".{to.name}.tmp")
@@ -84,8 +89,8 @@ def write_names(dataset: AnyDataset, to: Path) -> None:
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
-    """What each path is called among the others: its last parts, as many as tell all apart, without
-    a suffix."""
+    """What each path is called among the others: its last folders, as many as tell all apart,
+    without a suffix."""
     parts = [
         path.resolve().with_suffix("" if path.is_file() else path.suffix).parts[1:]
         for path in paths
@@ -98,7 +103,7 @@ def short_names(paths: Sequence[Path]) -> list[str]:
 
 
 class Names:
-    """Names by number: 8 bytes each beside their own, looked up by the million a second."""
+    """Names by number, looked up by the million a second. Each takes 8 bytes besides its own."""
 
     def __init__(self, column: pa.Array) -> None:
         self._column = column
@@ -107,7 +112,8 @@ class Names:
 
     @classmethod
     def parse(cls, body: bytes) -> "Names":
-        """From a file's bytes; lines may end as Windows has it, and the last one without."""
+        """The names in a file's bytes, one a line; lines may end as Windows has it, and the last
+        one without a line feed."""
         body = body.replace(b"\r\n", b"\n")
         if body and not body.endswith(b"\n"):
             body += b"\n"
@@ -119,7 +125,7 @@ class Names:
 
     @classmethod
     def numbers(cls, count: int) -> "Names":
-        """0, 1, 2, ..: what classes are called that have no other names."""
+        """The names 0, 1, 2 ..: what classes are called that have no other names."""
         return cls(
             pc.binary_join_element_wise(pa.array(range(count)).cast(pa.string()), "", "\n").cast(
                 pa.large_binary()
@@ -137,7 +143,7 @@ class Names:
         return Names(pa.concat_arrays([self._column, others._column]))
 
     def after(self, prefix: str) -> "Names":
-        """Each with the prefix before it."""
+        """The same names, each with the prefix before it."""
         kind = pa.large_binary()
         return Names(
             pc.binary_join_element_wise(
@@ -146,10 +152,11 @@ class Names:
         )
 
     def take(self, numbers: NDArray[np.int64]) -> "Names":
+        """The names with these numbers, in this order."""
         return Names(self._column.take(pa.array(numbers)))
 
     def body(self) -> bytes:
-        """As a file has them."""
+        """The bytes of a file that has these names, one a line."""
         return (  # type: ignore[no-any-return]
             pa.concat_arrays([pa.array([], pa.large_binary()), self._column])
             .buffers()[2]

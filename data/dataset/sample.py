@@ -1,4 +1,4 @@
-"""One sample on disk: a JPEG and a label, as two neighbouring members of a WebDataset shard
+"""One sample on disk, which is a JPEG and a label as two neighbouring members of a WebDataset shard
 (`KEY.jpg`, and `KEY.cls` or `KEY.json`)."""
 
 import json
@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from manyfaces.configs.schema import UserError
+from manyfaces.configs.errors import UserError
 
 IMAGE_SUFFIXES = ("jpg", "jpeg")
 LABEL_SUFFIXES = ("cls", "json")
@@ -30,8 +30,8 @@ class Sample(NamedTuple):
 
 
 def scan(shard: Path) -> Iterator[Sample]:
-    """The samples of one shard in file order; members that are neither image nor label are passed
-    over.
+    """Go through the samples of one shard in file order; members that are neither image nor label
+    are passed over.
 
     Raises `UserError` naming shard and key for half a pair, a label that is no non-negative
     integer, or a torn tar.
@@ -73,16 +73,15 @@ def scan(shard: Path) -> Iterator[Sample]:
 
 
 def parse_label(body: bytes, suffix: str, where: str) -> int:
-    """The identity in a `.cls` (an integer as text) or `.json` member (under "identity", "label" or
-    "cls")."""
+    """Read the identity in a `.cls` (an integer as text) or `.json` member (under "identity",
+    "label" or "cls"). Raises `UserError` for one that is no identity."""
     try:
-        value = (
-            body.decode().strip()
-            if suffix == "cls"
-            else next(v for k in JSON_LABELS if (v := json.loads(body).get(k)) is not None)
-        )
-        number = int(value)
-    except (ValueError, AttributeError, StopIteration):
+        if suffix == "cls":
+            number = int(body.decode().strip())
+        else:
+            told = json.loads(body)
+            number = int(next(told[k] for k in JSON_LABELS if told.get(k) is not None))
+    except (ValueError, TypeError, OverflowError, AttributeError, StopIteration):
         number = -1
     if not 0 <= number < 2**32 - 1:
         raise UserError(f"{where}: label {body[:60]!r} is not an integer in [0, {2**32 - 1})")
@@ -90,7 +89,7 @@ def parse_label(body: bytes, suffix: str, where: str) -> int:
 
 
 def member_at(shard: Path, offset: int) -> tuple[str, int]:
-    """Name and size of the tar member whose data begin at `offset`: ("", -1) where no member
+    """Read name and size of the tar member whose data begin at `offset`: ("", -1) where no member
     does."""
     with shard.open("rb") as file:
         file.seek(max(offset - TAR_BLOCK, 0))
@@ -103,17 +102,18 @@ def member_at(shard: Path, offset: int) -> tuple[str, int]:
 
 
 def whole_jpeg(blob: NDArray[np.uint8] | bytes) -> bool:
-    """Whether the bytes begin and end as a JPEG does; a decoder paints what is missing gray without
-    an error."""
+    """Say whether the bytes begin and end as a JPEG does; a decoder paints what is missing gray
+    without an error."""
     tail = bytes(blob[-64:]).rstrip(b"\0")
     return bytes(blob[:3]) == b"\xff\xd8\xff" and tail[-2:] == b"\xff\xd9"
 
 
 def jpeg_size(blob: bytes) -> tuple[int, int] | None:
-    """(height, width) from the frame header (ITU T.81, B.2.2); None where there is none."""
-    at = 2
+    """Read (height, width) from the frame header (ITU T.81, B.2.2); None where there is none."""
+    at = 2  # after the start marker
     while at + 9 < len(blob) and blob[at] == 0xFF:
         marker = blob[at + 1]
+        # Frames have the markers C0 to CF, apart from three that are tables and extensions.
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             return int.from_bytes(blob[at + 5 : at + 7]), int.from_bytes(blob[at + 7 : at + 9])
         at += 2 + int.from_bytes(blob[at + 2 : at + 4])

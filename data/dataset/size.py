@@ -4,16 +4,16 @@ import json
 from pathlib import Path
 
 from manyfaces.configs import schema
-from manyfaces.configs.schema import UserError
+from manyfaces.configs.errors import UserError
+from manyfaces.data.dataset.manifest import MANIFEST
 
-MANIFEST = "manyfaces.json"  # as in index.py, whose pyarrow takes longer than the plan
 PATIENCE_S = 5.0
-"""For a look at an URL; the run itself has more."""
+"""How long a plan waits for a store; the run itself waits longer."""
 
 
 def dataset_size(config: schema.Data) -> tuple[int, int, list[tuple[str, str]]]:
-    """Images, identities, and lines (label, text) on where the numbers come from and what the parts
-    of a mixture are.
+    """Number of images, number of identities, and lines (label, text) that say where the numbers
+    come from and what the parts of a mixture are.
 
     Raises `UserError` where nothing tells them.
     """

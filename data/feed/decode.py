@@ -1,10 +1,9 @@
-"""JPEG bytes to uint8 images by DALI, on the CPU or a GPU, augmented by choices made elsewhere. The
-one file that knows nvidia.dali."""
+"""JPEG bytes to uint8 images by DALI, on the CPU or a GPU, augmented by choices that were drawn
+before. The one file that imports nvidia.dali."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -13,12 +12,11 @@ from nvidia.dali.pipeline import Pipeline
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from manyfaces.configs import schema
 from manyfaces.data.dataset.sample import whole_jpeg
-from manyfaces.data.transforms.augment import Choices
+from manyfaces.data.transforms.augmentation import Augmentation, Choices
+from manyfaces.data.transforms.transform import Transform
 
 Blobs = Sequence[NDArray[np.uint8]]
-_GRAY = (127, 127, 127)
 _PACKED_BYTES_PER_BYTE = 4
 
 
@@ -35,8 +33,10 @@ class Decoding:
 
 
 class Decoder:
-    """Decodes batches of up to `max_batch` images into [N, image_px, image_px, 3] uint8 RGB
-    tensors.
+    """Decodes batches of up to `max_batch` images into [N, height, width, 3] uint8 RGB tensors.
+
+    With an `augmentation`, each batch comes with the choices that it has drawn, and is changed by
+    them.
 
     A call decodes one batch; `start` one batch before `finish` of the last keeps all threads busy
     in between. A corrupt image costs itself only, though it ends a DALI pipeline for good: its
@@ -45,28 +45,24 @@ class Decoder:
 
     def __init__(
         self,
-        image_px: int,
+        image_hw: tuple[int, int],
         max_batch: int,
+        augmentation: Augmentation | None = None,
         *,
-        augment: schema.Augment | None = None,
         threads: int = 1,
         device: torch.device,
     ) -> None:
-        self.image_px, self.max_batch, self.threads, self.device = (
-            image_px,
-            max_batch,
-            threads,
-            device,
-        )
-        self.augment = augment or schema.Augment(flip=0)
-        self._choice_names = _choice_names(self.augment)
+        self.image_hw, self.max_batch = image_hw, max_batch
+        self.threads, self.device = threads, device
+        self.augmentation = augmentation or Augmentation((), image_hw)
+        assert self.augmentation.image_hw == image_hw
+        steps = self.augmentation.steps
         # Flips alone, the usual augmentation, are cheaper in place: DALI's would write every image
         # to fresh memory.
-        self._flips = device.type == "cpu" and self._choice_names == ["flip"]
-        self._choice_names = [] if self._flips else self._choice_names
+        self._in_place = device.type == "cpu" and all(step.works_in_place for step in steps)
         # Asking each image for its size costs a tenth of the time: until one is seen that differs,
         # the result's size tells, if no change sets it.
-        self._resizes = not {"matrix", "low_px"}.isdisjoint(self._choice_names)
+        self._resizes = not all(step.keeps_size for step in steps)
         self._pipeline: Pipeline | None = None
         self._spare: Pipeline | None = None
         self._problem = ""
@@ -81,6 +77,7 @@ class Decoder:
     def start(self, blobs: Blobs, choices: Choices | None = None) -> Decoding:
         """Begin to decode a batch in the background; `finish` it before the one that is started
         after the next."""
+        assert choices is not None or not self.augmentation.steps
         packed = _pack(blobs)
         good = _whole(blobs, packed)
         rows = np.flatnonzero(good)
@@ -110,7 +107,7 @@ class Decoder:
                 self._pipeline, self._problem = None, str(error)
         if images is None or tried < len(blobs):
             whole = torch.zeros(
-                len(blobs), self.image_px, self.image_px, 3, dtype=torch.uint8, device=self.device
+                len(blobs), *self.image_hw, 3, dtype=torch.uint8, device=self.device
             )
             if images is not None:
                 whole[torch.from_numpy(rows).to(self.device)] = images
@@ -159,20 +156,21 @@ class Decoder:
         packed: NDArray[np.uint8] | None,
     ) -> None:
         pipeline.feed_input("jpeg", packed if packed is not None else [blobs[i] for i in rows])
-        for name in self._choice_names:
-            assert choices is not None
-            values = getattr(choices, name)
-            pipeline.feed_input(name, values if len(rows) == len(blobs) else values[rows])
+        if choices is not None and not self._in_place:
+            chosen = choices if len(rows) == len(blobs) else choices[rows]
+            for number, step in enumerate(chosen.steps):
+                for name, values in step.items():
+                    pipeline.feed_input(_input(number, name), values)
         pipeline.schedule_run()
 
     def _collect(
         self, pipeline: Pipeline, choices: Choices | None, rows: NDArray[np.int64]
     ) -> Tensor:
         (output,) = pipeline.share_outputs()
-        px = self.image_px
-        if not self._resizes and any(shape != (px, px, 3) for shape in set(output.shape())):
+        expected = (*self.image_hw, 3)
+        if not self._resizes and any(shape != expected for shape in set(output.shape())):
             self._resizes = True
-            raise RuntimeError(f"images of other sizes than {px}x{px}")
+            raise RuntimeError(f"images of other sizes than {self.image_hw}")
         decoded = from_dlpack(output.as_tensor())
         if (
             self.device.type == "cuda"
@@ -180,11 +178,9 @@ class Decoder:
             decoded = decoded.clone()
             torch.cuda.current_stream(self.device).synchronize()
         pipeline.release_outputs()
-        if self._flips:
-            assert choices is not None
-            pixels = decoded.numpy()
-            for i in np.flatnonzero(choices.flip[rows]).tolist():
-                cv2.flip(pixels[i], 1, pixels[i])
+        if choices is not None and self._in_place:
+            for step, given in zip(self.augmentation.steps, choices[rows].steps, strict=True):
+                step.change_in_place(decoded.numpy(), given)
         return decoded
 
     def _build(self, resizes: bool) -> Pipeline:
@@ -192,9 +188,9 @@ class Decoder:
         # The dynamic executor (DALI's default) makes each output anew: on the CPU torch gets DALI's
         # memory itself.
         pipeline: Pipeline = _graph(
-            self.image_px,
-            self.augment,
-            self._choice_names,
+            self.image_hw,
+            [] if self._in_place else self.augmentation.steps,
+            self.augmentation.example(),
             resizes,
             batch_size=self.max_batch,
             num_threads=self.threads,
@@ -236,74 +232,33 @@ def _whole(blobs: Blobs, packed: NDArray[np.uint8] | None) -> NDArray[np.bool_]:
     return good
 
 
-def _choice_names(augment: schema.Augment) -> list[str]:
-    """The fields of `Choices` that this configuration needs fed."""
-    names = ["mask_anchor", "mask_shape"] if augment.mask else []
-    warps = augment.shift_px or augment.scale or augment.rotate_deg or augment.crop
-    names += ["matrix"] if warps else ["flip"] if augment.flip else []
-    colours = augment.brightness or augment.contrast or augment.saturation or augment.gray
-    names += ["brightness", "contrast", "saturation"] if colours else []
-    names += ["blur_sigma"] if augment.blur else []
-    names += ["low_px"] if augment.low_resolution else []
-    names += ["jpeg_quality"] if augment.jpeg else []
-    return names + (["erase_anchor", "erase_shape"] if augment.erase else [])
+def _input(number: int, name: str) -> str:
+    """The name in the graph of an argument of the step of this number."""
+    return f"{number}.{name}"
 
 
 @pipeline_def(enable_conditionals=True)  # type: ignore[untyped-decorator]
-def _graph(px: int, augment: schema.Augment, names: list[str], resizes: bool) -> object:
-    """JPEG bytes and choices to images. An `if` on a choice splits the batch: only the images that
-    it is about pay for the change."""
+def _graph(
+    image_hw: tuple[int, int], steps: Sequence[Transform], example: Choices, resizes: bool
+) -> object:
+    """JPEG bytes and choices to images. DALI converts the methods of the steps too, so that an `if`
+    on a node in them splits the batch. `example` has the types and shapes of the choices."""
     image = fn.external_source(name="jpeg", dtype=types.UINT8, ndim=1, no_copy=True)
-    fed = {
-        name: fn.external_source(
-            name=name,
-            dtype=types.INT32 if name in ("flip", "jpeg_quality") else types.FLOAT,
-            ndim=2 if name == "matrix" else 1 if name.endswith(("anchor", "shape")) else 0,
-        )
-        for name in names
-    }
     on_gpu = Pipeline.current().device_id is not None
     image = fn.decoders.image(image, device="mixed" if on_gpu else "cpu", output_type=types.RGB)
     if resizes:
         height, width = (image.shape()[axis] for axis in (0, 1))
-        if (height != px) or (
-            width != px
-        ):  # DALI would resample one that has the size already: twice the time of decoding it
-            image = fn.resize(image, size=(px, px), antialias=True)
-    if "mask_shape" in fed:
-        image = fn.erase(
-            image,
-            anchor=fed["mask_anchor"],
-            shape=fed["mask_shape"],
-            axis_names="HW",
-            fill_value=_GRAY,
-        )
-    if "matrix" in fed:
-        image = fn.warp_affine(
-            image, matrix=fed["matrix"], size=(px, px), interp_type=types.INTERP_LINEAR
-        )
-    if "flip" in fed:
-        image = fn.flip(image, horizontal=fed["flip"])
-    if "saturation" in fed:
-        image = fn.color_twist(
-            image, **{name: fed[name] for name in ("brightness", "contrast", "saturation")}
-        )
-    if "blur_sigma" in fed:  # noqa: SIM102 - this condition is of the graph, the next one of each image
-        if fed["blur_sigma"] > 0:
-            image = fn.gaussian_blur(image, sigma=fed["blur_sigma"])
-    if "low_px" in fed:  # noqa: SIM102
-        if fed["low_px"] > 0:
-            image = fn.resize(image, resize_x=fed["low_px"], resize_y=fed["low_px"], antialias=True)
-            image = fn.resize(image, size=(px, px), antialias=True)
-    if "jpeg_quality" in fed:  # noqa: SIM102
-        if fed["jpeg_quality"] > 0:
-            image = fn.jpeg_compression_distortion(image, quality=fed["jpeg_quality"])
-    if "erase_shape" in fed:
-        image = fn.erase(
-            image,
-            anchor=fed["erase_anchor"],
-            shape=fed["erase_shape"],
-            axis_names="HW",
-            fill_value=_GRAY,
-        )
+        # DALI would resample an image that has the size already: twice the time of decoding it.
+        if (height != image_hw[0]) or (width != image_hw[1]):
+            image = fn.resize(image, size=image_hw, antialias=True)
+    for number, step in enumerate(steps):
+        given = {
+            name: fn.external_source(
+                name=_input(number, name),
+                dtype=types.FLOAT if values.dtype == np.float32 else types.INT32,
+                ndim=values.ndim - 1,
+            )
+            for name, values in example.steps[number].items()
+        }
+        image = step.apply(fn, types, image, given, image_hw)
     return image

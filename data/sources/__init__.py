@@ -1,2 +1,1 @@
-"""Foreign files to samples: folders, lists, zips, records, parquet; alignment; conversion to a
-dataset."""
+"""Files as others ship them: one kind of source a module, found by `source.source_kinds`."""

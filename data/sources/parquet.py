@@ -1,245 +1,54 @@
-"""Parquet files with image bytes and a label column, as Hugging Face datasets export them
-(`datasets` features Image and ClassLabel).
+"""Parquet files with image bytes and a label column, as Hugging Face datasets export them."""
 
-An image is a struct {bytes, path} or plain binary; labels are integers (named in the schema's
-"huggingface" metadata) or texts.
-"""
-
-import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+import hashlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-from numpy.typing import NDArray
-
-from manyfaces.configs.schema import UserError
-from manyfaces.data.dataset.write import Dropped
-from manyfaces.data.sources.bulk import Texts
-
-LABEL_NAMES = {
-    "label",
-    "labels",
-    "identity",
-    "identity_id",
-    "person",
-    "person_id",
-    "subject",
-    "subject_id",
-    "class",
-    "class_id",
-    "cls",
-} | {
-    "target",
-    "celeb_id",
-    "fine_label",
-    "name",
-}
-_BATCH_ROWS = 64
+from manyfaces.data.sources.parquet_rows import RowAt, read_rows
+from manyfaces.data.sources.source import Claim, Option, Source, files_with_suffix
 
 
-class RowAt(NamedTuple):
-    """One row of a file; the row is counted from the start of its row group."""
+class Parquet(Source):
+    """The images of parquet files. Images are named by their path in the dataset that they come
+    from, else by file and row. Raises `UserError` as `read_rows` does."""
 
-    path: str
-    group: int
-    row: int
-    column: str
-
-    def __str__(self) -> str:
-        return f"{self.path}:row group {self.group}, row {self.row}"
-
-    def read(self) -> bytes:
-        """The image's bytes; cheap where rows are asked for in their order. Raises `Dropped`."""
-        blob = _cursor(self.path, self.group, self.column).get(self.row)
-        if not blob:
-            raise Dropped("no image bytes in the row")
-        return blob
-
-
-@dataclass(frozen=True)
-class Rows:
-    """All rows of the files, as columns."""
-
-    identities: list[str]
-    label_N: NDArray[np.int32]
-    group_N: NDArray[np.int32]
-    """Row groups counted over all files."""
-    first_G: NDArray[np.int64]
-    """The first row of each row group."""
-    place_G: list[tuple[Path, int]]
-    """File and number in it of each row group."""
-    names: Texts
-    """The image's path in the dataset it comes from; "" where it has none."""
-    image_column: str
-
-
-class _Cursor:
-    """Goes through one column of a row group, holding few rows; going back starts again."""
-
-    def __init__(self, path: str, group: int, column: str) -> None:
-        self.place = path, group, column
-        self.rewind()
-
-    def rewind(self) -> None:
-        path, group, column = self.place
-        # Without these two a whole row group would be held, which may be a whole file.
-        file = pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
-        kind = file.schema_arrow.field(column).type
-        leaf = f"{column}.bytes" if pa.types.is_struct(kind) else column
-        self.batches: Iterator[Any] = file.iter_batches(
-            _BATCH_ROWS, row_groups=[group], columns=[leaf], use_threads=False
-        )
-        self.start, self.values = 0, pa.array([])
-
-    def get(self, row: int) -> bytes | None:
-        if row < self.start:
-            self.rewind()
-        while row >= self.start + len(self.values):
-            self.start += len(self.values)
-            column = next(self.batches).column(0)
-            self.values = column.field("bytes") if pa.types.is_struct(column.type) else column
-        value: bytes | None = self.values[row - self.start].as_py()
-        return value
-
-
-@lru_cache(1)
-def _cursor(path: str, group: int, column: str) -> _Cursor:
-    return _Cursor(path, group, column)
-
-
-def read_rows(
-    paths: Sequence[Path], image_column: str | None = None, label_column: str | None = None
-) -> Rows:
-    """Labels and names of all rows; images are not touched.
-
-    Raises `UserError` for a file that is no parquet, columns that are missing or cannot be told,
-    and a row without a label (file and row).
-    """
-    schema = _open(paths[0]).schema_arrow
-    image = image_column or _only(
-        paths[0], "image", [f.name for f in schema if _is_image(f.type)], schema
-    )
-    texts = [f.name for f in schema if _is_label(f.type) and f.name != image]
-    label = label_column or _only(
-        paths[0], "label", [n for n in texts if n.lower() in LABEL_NAMES] or texts, schema
-    )
-    codes: dict[object, int] = {}
-    place_G: list[tuple[Path, int]] = []
-    labels, groups, names = [], [], Texts()
-    for path in paths:
-        file = _open(path)
-        for name, fits, what in (
-            (image, _is_image, "image bytes"),
-            (label, _is_label, "integers or texts"),
-        ):
-            if name not in file.schema_arrow.names or not fits(file.schema_arrow.field(name).type):
-                raise UserError(
-                    f"{path}: no column {name!r} of {what}; it has {_columns(file.schema_arrow)}"
-                )
-        kind = file.schema_arrow.field(image).type
-        named = (
-            [f"{image}.path"]
-            if pa.types.is_struct(kind) and kind.get_field_index("path") >= 0
-            else []
-        )
-        for group in range(file.num_row_groups):
-            table = file.read_row_group(group, columns=[label, *named], use_threads=False)
-            if table.num_rows == 0:
-                continue
-            values = table[label].combine_chunks()
-            values = values if pa.types.is_dictionary(values.type) else values.dictionary_encode()
-            if values.null_count:
-                row = values.is_null().index(True).as_py()
-                raise UserError(
-                    f"{path}: row group {group}, row {row}: column {label!r} is empty; every row "
-                    "needs a label"
-                )
-            table_codes = np.array(
-                [codes.setdefault(v, len(codes)) for v in values.dictionary.to_pylist()], np.int32
-            )
-            labels.append(table_codes[values.indices.to_numpy()])
-            groups.append(np.full(len(values), len(place_G), np.int32))
-            place_G.append((path, group))
-            for name in (
-                table[image].combine_chunks().field("path").to_pylist()
-                if named
-                else [""] * len(values)
-            ):
-                names.append(name or "")
-    if not place_G:
-        raise UserError(f"{paths[0].parent}: no rows in {len(paths)} parquet files")
-    group_N = np.concatenate(groups)
-    first_G = np.searchsorted(group_N, np.arange(len(place_G)))
-    identities = _named(paths[0], schema, label, list(codes))
-    return Rows(identities, np.concatenate(labels), group_N, first_G, place_G, names, image)
-
-
-def _open(path: Path) -> Any:
-    try:
-        return pq.ParquetFile(path)
-    except pa.ArrowException as error:
-        raise UserError(
-            f"{path}: not a whole parquet file ({str(error).splitlines()[0]}); fetch it again"
-        ) from error
-
-
-def _is_image(kind: Any) -> bool:
-    if pa.types.is_struct(kind):
-        return kind.get_field_index("bytes") >= 0 and _is_image(kind.field("bytes").type)
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
-
-
-def _is_label(kind: Any) -> bool:
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return bool(
-        pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    kind, described = "parquet", "a .parquet file or a folder of them"
+    precedence = 30
+    options = (
+        Option("image_column", str, "image column of parquet files, where it is not clear", "NAME"),
+        Option("label_column", str, "label column of parquet files, where it is not clear", "NAME"),
     )
 
+    @classmethod
+    def claims(cls, path: Path) -> list[Claim]:
+        files = files_with_suffix(path, ".parquet")
+        if not files and (path / "data").is_dir():  # a repository of Hugging Face keeps them there
+            files = files_with_suffix(path / "data", ".parquet")
+        return [Claim(files)] if files else []
 
-def _columns(schema: Any) -> str:
-    return ", ".join(f"{field.name} ({field.type})" for field in schema)
+    def __init__(
+        self,
+        path: Path,
+        files: Sequence[Path],
+        image_column: str | None = None,
+        label_column: str | None = None,
+    ) -> None:
+        found = read_rows(files, image_column, label_column)
+        self.path, self._found, self.identities = path, found, found.identities
+        self.label_N, self.group_N = found.label_N, found.group_N
+        sizes = "\n".join(f"{file.name} {file.stat().st_size}" for file in files)
+        listing = hashlib.sha256(sizes.encode(errors="surrogateescape"))
+        listing.update(found.label_N.tobytes() + found.image_column.encode())
+        self.digest = listing.hexdigest()
 
+    def place(self, row: int) -> RowAt:
+        group = int(self._found.group_N[row])
+        file, number = self._found.place_G[group]
+        row_in_group = row - int(self._found.first_G[group])
+        return RowAt(str(file), number, row_in_group, self._found.image_column)
 
-def _only(path: Path, what: str, candidates: list[str], schema: Any) -> str:
-    if len(candidates) != 1:
-        found = (
-            f"{len(candidates)} columns could be the {what} ({', '.join(candidates)})"
-            if candidates
-            else f"no column looks like the {what}"
-        )
-        raise UserError(
-            f"{path}: {found}; name it with --{what}-column. Columns: {_columns(schema)}"
-        )
-    return candidates[0]
-
-
-def _named(path: Path, schema: Any, label: str, values: list[object]) -> list[str]:
-    """A ClassLabel's names, else the values themselves. Raises `UserError` for a number that is no
-    class (-1 says: no label)."""
-    features = (
-        json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-        .get("info", {})
-        .get("features", {})
-    )
-    classes = (
-        features.get(label, {}).get("names") if isinstance(features.get(label), dict) else None
-    )
-    if any(
-        isinstance(value, int) and (value < 0 or (classes and value >= len(classes)))
-        for value in values
-    ):
-        wrong = next(
-            v for v in values if isinstance(v, int) and (v < 0 or (classes and v >= len(classes)))
-        )
-        raise UserError(
-            f"{path.parent}: column {label!r} holds {wrong}, which is no class; leave out rows "
-            "without a label"
-        )
-    return [
-        classes[value] if classes and isinstance(value, int) else str(value) for value in values
-    ]
+    def name(self, row: int) -> str:
+        if name := self._found.names[row]:
+            return name
+        place = self.place(row)
+        return f"{Path(place.path).stem}/{place.group}/{place.row}"

@@ -1,167 +1,85 @@
-"""Zip archives read in place: the central directory as a stream of entries, and one member at its
-offset.
+"""Zip archives of identity folders, as WebFace260M is shipped."""
 
-Python's `zipfile` makes an object of every member when it opens; an archive of WebFace260M has
-millions. Layout: PKWARE APPNOTE 6.3.10.
-"""
-
-import struct
-import zlib
-from collections.abc import Iterator
+import hashlib
+from array import array
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-from manyfaces.configs.schema import UserError
-from manyfaces.data.dataset.write import Dropped
-from manyfaces.data.sources.bulk import read_at
+import numpy as np
 
-STORED, DEFLATED = 0, 8
-ENCRYPTED, UTF8 = 0x1, 0x800  # flag bits
-_ENTRY = struct.Struct("<4s6H3L5H2L")
-_END, _END64, _LOCATOR = (
-    struct.Struct("<4s4H2LH"),
-    struct.Struct("<4sQ2H2L4Q"),
-    struct.Struct("<4sLQL"),
-)
-_LOCAL_BYTES, _COMMENT_BYTES, _FULL = 30, 1 << 16, 0xFFFFFFFF
+from manyfaces.configs.errors import UserError
+from manyfaces.data.sources.source import IMAGE_SUFFIXES, Claim, Source, files_with_suffix
+from manyfaces.data.sources.text_column import TextColumn
+from manyfaces.data.sources.zip_directory import Entry, MemberAt, entries
 
 
-class Entry(NamedTuple):
-    """One line of the central directory."""
+class Zips(Source):
+    """The images of archives of `**/<identity>/*.jpg`; one identity may be in several of them.
+    Raises `UserError` for a broken archive, and for images in no folder."""
 
-    name: str
-    offset: int
-    """Of the member's local header."""
-    size: int
-    """Bytes as stored."""
-    method: int
-    """Of compression; -1 where the member is encrypted."""
-    crc: int
+    kind, described = "zip", "a .zip of identity folders or a folder of them"
+    precedence = 20
 
+    @classmethod
+    def claims(cls, path: Path) -> list[Claim]:
+        files = files_with_suffix(path, ".zip")
+        return [Claim(files)] if files else []
 
-class MemberAt(NamedTuple):
-    """One member of an archive."""
-
-    path: str
-    entry: Entry
-
-    def __str__(self) -> str:
-        return f"{self.path}:{self.entry.name}"
-
-    def read(self) -> bytes:
-        """The member's bytes. Raises `Dropped`."""
-        _, offset, size, method, crc = self.entry
-        if method not in (STORED, DEFLATED):
-            raise Dropped(
-                "an encrypted zip member"
-                if method < 0
-                else f"zip compression method {method}; repack with deflate or none"
-            )
-        local = read_at(self.path, offset, _LOCAL_BYTES)
-        if local[:4] != b"PK\x03\x04" or len(local) < _LOCAL_BYTES:
-            raise Dropped("no zip member where the directory has one")
-        name_bytes, extra_bytes = struct.unpack_from("<2H", local, 26)
-        blob = read_at(self.path, offset + _LOCAL_BYTES + name_bytes + extra_bytes, size)
-        try:
-            blob = zlib.decompress(blob, -zlib.MAX_WBITS) if method == DEFLATED else blob
-        except zlib.error as error:
-            raise Dropped("a zip member that does not unpack") from error
-        if zlib.crc32(blob) != crc:
-            raise Dropped("a zip member whose checksum is wrong")
-        return blob
-
-
-def entries(path: Path) -> Iterator[Entry]:
-    """The archive's members, folders left out. Raises `UserError` for a file that is no whole zip
-    archive."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        tail_at = max(size - _COMMENT_BYTES - _END.size - _LOCATOR.size - _END64.size, 0)
-        file.seek(tail_at)
-        tail = file.read()
-        end = tail.rfind(b"PK\x05\x06")
-        if end < 0 or len(tail) - end < _END.size:
+    def __init__(self, path: Path, files: Sequence[Path]) -> None:
+        self.path, self._archives = path, [str(file) for file in files]
+        self._names = TextColumn()
+        self._archive_N, self._offset_N, self._size_N = array("i"), array("q"), array("q")
+        self._method_N, self._crc_N = array("i"), array("q")
+        labels, codes, listing = array("i"), dict[str, int](), hashlib.sha256()
+        for number, archive in enumerate(files):
+            for entry in entries(archive):
+                if not _is_image(entry.name):
+                    continue
+                self._append(number, entry)
+                identity = _identity(archive, entry.name)
+                labels.append(codes.setdefault(identity, len(codes)))
+                listing.update(f"{entry}\n".encode(errors="surrogateescape"))
+        if not labels:
             raise UserError(
-                f"{path}: not a whole zip archive (no end of directory in its {size:,} bytes); "
-                "fetch it again"
+                f"{path}: no images in it; expected <identity>/*.jpg inside "
+                f"({', '.join(sorted(IMAGE_SUFFIXES))})"
             )
-        _, disk, _, _, count, length, start, _ = _END.unpack_from(tail, end)
-        directory_end = tail_at + end
-        locator = end - _LOCATOR.size
-        if locator >= 0 and tail[locator : locator + 4] == b"PK\x06\x07":
-            file.seek(_LOCATOR.unpack_from(tail, locator)[2])
-            head = file.read(_END64.size)
-            if len(head) < _END64.size or head[:4] != b"PK\x06\x06":
-                raise UserError(
-                    f"{path}: not a whole zip archive (its zip64 end of directory is not where it "
-                    "says); fetch it again"
-                )
-            *_, count, length, start = _END64.unpack(head)
-            directory_end = tail_at + locator - _END64.size
-        if disk not in (0, 0xFFFF):
-            raise UserError(
-                f"{path}: one part of a split archive; join the parts first (`zip -s 0 {path.name} "
-                "--out whole.zip`)"
-            )
-        before = (
-            directory_end - length - start
-        )  # bytes that stand before the archive, as in a self-extracting one
-        if before < 0:
-            raise UserError(
-                f"{path}: not a whole zip archive (its directory does not fit before its end); "
-                "fetch it again"
-            )
-        file.seek(before + start)
-        for number in range(count):
-            fixed = file.read(_ENTRY.size)
-            if len(fixed) < _ENTRY.size or fixed[:4] != b"PK\x01\x02":
-                raise UserError(
-                    f"{path}: not a whole zip archive (directory entry {number:,} of {count:,} is "
-                    "none); fetch it again"
-                )
-            (
-                _,
-                _,
-                _,
-                flags,
-                method,
-                _,
-                _,
-                crc,
-                stored,
-                full,
-                name_bytes,
-                extra_bytes,
-                note_bytes,
-                _,
-                _,
-                _,
-                offset,
-            ) = _ENTRY.unpack(fixed)
-            rest = file.read(name_bytes + extra_bytes + note_bytes)
-            name = rest[:name_bytes].decode(
-                "utf-8" if flags & UTF8 else "cp437",
-                "surrogateescape" if flags & UTF8 else "strict",
-            )
-            if name.endswith("/"):
-                continue
-            if _FULL in (stored, full, offset):
-                stored, offset = _zip64(
-                    rest[name_bytes : name_bytes + extra_bytes], stored, full, offset
-                )
-            yield Entry(name, before + offset, stored, -1 if flags & ENCRYPTED else method, crc)
+        self.identities, self.label_N = list(codes), np.array(labels, np.int32)
+        self.digest = listing.hexdigest()
+
+    def _append(self, archive: int, entry: Entry) -> None:
+        self._names.append(entry.name)
+        self._archive_N.append(archive)
+        self._offset_N.append(entry.offset)
+        self._size_N.append(entry.size)
+        self._method_N.append(entry.method)
+        self._crc_N.append(entry.crc)
+
+    def place(self, row: int) -> MemberAt:
+        entry = Entry(
+            self.name(row),
+            self._offset_N[row],
+            self._size_N[row],
+            self._method_N[row],
+            self._crc_N[row],
+        )
+        return MemberAt(self._archives[self._archive_N[row]], entry)
+
+    def name(self, row: int) -> str:
+        return self._names[row]
 
 
-def _zip64(extra: bytes, stored: int, full: int, offset: int) -> tuple[int, int]:
-    """Stored size and offset from the zip64 extra field, which holds those of (full, stored,
-    offset) that are all ones, in this order."""
-    at = 0
-    while at + 4 <= len(extra):
-        kind, length = struct.unpack_from("<2H", extra, at)
-        if kind == 1:
-            words = iter(struct.unpack_from(f"<{length // 8}Q", extra, at + 4))
-            next(words) if full == _FULL else None
-            stored = next(words) if stored == _FULL else stored
-            return stored, next(words) if offset == _FULL else offset
-        at += 4 + length
-    return stored, offset
+def _is_image(name: str) -> bool:
+    suffix = Path(name.rpartition("/")[2]).suffix.lower()
+    return suffix in IMAGE_SUFFIXES and not name.startswith("__MACOSX/")
+
+
+def _identity(archive: Path, name: str) -> str:
+    """The last folder of a member's name."""
+    folders, _, file = name.rpartition("/")
+    if not folders:
+        raise UserError(
+            f"{archive}: {file} lies in no folder; expected <identity>/{file}, the identity being "
+            "the last folder"
+        )
+    return folders.rpartition("/")[2]

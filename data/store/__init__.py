@@ -1,1 +1,2 @@
-"""Shard bytes, near or far: memory-mapped, cached on the node, fetched from a store."""
+"""Bytes of shards: memory-mapped from this node's disk, to which those of remote datasets are
+fetched and where they are cached."""

@@ -1,8 +1,8 @@
-"""A remote dataset's shards on this node, fetched in the background along the order's windows, once
-for all processes of the node.
+"""The shards of a remote dataset on this node: fetched in the background, in the sequence in which
+the order needs them, once for all processes of the node.
 
-`data.cache_dir` holds `shards/` (see shelf.py) and `datasets/`, the indexes, which the bound on
-bytes does not count.
+`data.cache_dir` holds `shards/` (see shard_cache.py) and `datasets/`, the indexes, which the bound
+on bytes does not count.
 """
 
 import contextlib
@@ -19,13 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manyfaces.data.store.remote import Remote
-from manyfaces.data.store.shard_cache import Patience, Shelf, locked, shard_path
+from manyfaces.data.store.shard_cache import Patience, ShardCache, locked, shard_path
 
 FETCHERS = 4  # one stream of an object store gives some 50 to 100 MB/s
 
 
 class Shard(Protocol):
-    """What a cache asks of an index's shard."""
+    """What the cache has to know of a shard of a manifest."""
 
     @property
     def name(self) -> str: ...
@@ -36,19 +36,21 @@ class Shard(Protocol):
 
 
 @dataclass(frozen=True)
-class Far:
-    """Where a dataset's files come from, and where they are kept on this node."""
+class RemoteSource:
+    """Where the files of a remote dataset come from, and where they are kept on this node."""
 
     url: str
     folder: Path
-    """The cache, of all datasets."""
+    """The node's cache, which all datasets share."""
     limit_bytes: int
+    """Most bytes of shards in it."""
     patience_s: float
     with_index: bool = True
     """Whether the index is there too, and with it what is forgotten; else only the shards are."""
 
     @property
     def shards(self) -> Path:
+        """The folder of all fetched shards."""
         return self.folder / "shards"
 
     def shard_path(self, shard: Shard) -> Path:
@@ -56,43 +58,46 @@ class Far:
         return shard_path(self.shards, shard.sha256)
 
     def dataset(self, fingerprint: str) -> Path:
-        """Where the index lies; of the URL too, as what is forgotten may differ."""
-        return (
-            self.folder
-            / "datasets"
-            / f"{hashlib.sha256(self.url.encode()).hexdigest()[:16]}-{fingerprint[:16]}"
-        )
+        """The folder of this dataset's index. Copies of a dataset at several URLs have one each, as
+        what is forgotten may differ."""
+        of_url = hashlib.sha256(self.url.encode()).hexdigest()[:16]
+        return self.folder / "datasets" / f"{of_url}-{fingerprint[:16]}"
 
 
-def fetch_once(far: Far, remote: Remote, name: str, to: Path, sha256: str) -> None:
-    """A file that all processes of the node use, fetched by the first: at `to` stand verified bytes
-    or nothing. Raises `UserError`."""
+def fetch_once(source: RemoteSource, remote: Remote, name: str, to: Path, sha256: str) -> None:
+    """Fetch a file that all processes of the node use, unless one of them has: at `to` stand
+    verified bytes or nothing. Raises `UserError`."""
     to.parent.mkdir(parents=True, exist_ok=True)
     part = to.with_name(f".{to.name}.part")
-    wait = Patience(far.folder, far.patience_s, part)
+    wait = Patience(source.folder, source.patience_s, part)
     with locked(to.with_name(f".{to.name}.lock"), wait):
         if not to.exists():
             remote.fetch(name, part, None, sha256, wait.waited_s)
             part.replace(to)
 
 
-class Cache:
-    """`map` gives a shard's bytes; `need` says which come next, so that they are fetched meanwhile.
-    `close` ends the threads.
+class CachedShards:
+    """The shards of one remote dataset, through the node's cache. `map` gives a shard's bytes;
+    `need` says which come next, so that they are fetched meanwhile. `close` ends the threads.
 
     `tell` gets a line about a store that goes on failing. Not for several threads at once.
     """
 
     def __init__(
-        self, far: Far, shards: Sequence[Shard], tell: Callable[[str], None] = lambda line: None
+        self,
+        source: RemoteSource,
+        shards: Sequence[Shard],
+        tell: Callable[[str], None] = lambda line: None,
     ) -> None:
-        self.far, self.shards = far, shards
+        self.source, self.shards = source, shards
         self.needs: dict[int, int] = {}
         """Shards needed soon, and how many windows from now."""
         self._asked: list[NDArray[np.int64]] = []
         self._stopping = threading.Event()
-        self._remote = Remote(far.url, far.patience_s, tell, self._stopping)
-        self._shelf = Shelf(far.shards, far.limit_bytes, far.patience_s, self._stopping)
+        self._remote = Remote(source.url, source.patience_s, tell, self._stopping)
+        self._cache = ShardCache(
+            source.shards, source.limit_bytes, source.patience_s, self._stopping
+        )
         self._jobs: queue.SimpleQueue[tuple[int, Future[None]] | None] = queue.SimpleQueue()
         self._pending: dict[int, Future[None]] = {}
         self._threads: list[threading.Thread] = []
@@ -100,9 +105,8 @@ class Cache:
     def need(self, windows: Sequence[NDArray[np.int64]]) -> bool:
         """Fetch the shards of these windows in the background, the first window's first; returns
         whether they are others than before."""
-        if len(windows) == len(self._asked) and all(
-            map(np.array_equal, windows, self._asked)
-        ):  # asked for every batch
+        # This is called for every batch, and rarely with other windows.
+        if len(windows) == len(self._asked) and all(map(np.array_equal, windows, self._asked)):
             return False
         self._asked = list(windows)
         needs: dict[int, int] = {}
@@ -110,16 +114,14 @@ class Cache:
             for shard in window.tolist():
                 needs.setdefault(shard, distance)
         self.needs = needs
-        self._shelf.tell_needs(
+        self._cache.tell_needs(
             {self.shards[shard].sha256: distance for shard, distance in needs.items()}
         )
         for shard in self._pending.keys() - needs:
             self._pending.pop(shard).cancel()
         for shard in needs:
-            if (
-                not (shard in self._pending and not self._pending[shard].done())
-                and not self._path(shard).exists()
-            ):
+            under_way = shard in self._pending and not self._pending[shard].done()
+            if not under_way and not self._path(shard).exists():
                 self._pending[shard] = Future()
                 self._jobs.put((shard, self._pending[shard]))
         while len(self._threads) < FETCHERS:
@@ -144,17 +146,17 @@ class Cache:
                 self._fetch(shard, None)
 
     def close(self) -> None:
+        """End the threads, and every wait of another one in `map`."""
         self._stopping.set()
         for _ in self._threads:
             self._jobs.put(None)
         for thread in self._threads:
-            thread.join(
-                timeout=2
-            )  # one may hang in a dead connection until a read times out; it is a daemon
-        self._shelf.close()
+            # One may hang in a dead connection until a read times out; it is a daemon.
+            thread.join(timeout=2)
+        self._cache.close()
 
     def _path(self, shard: int) -> Path:
-        return self.far.shard_path(self.shards[shard])
+        return self.source.shard_path(self.shards[shard])
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
@@ -165,7 +167,8 @@ class Cache:
                 if (distance := self.needs.get(shard)) is not None:
                     self._fetch(shard, distance)
                 future.set_result(None)
-            except BaseException as error:  # for who waits for it now; who comes later tries afresh
+            except BaseException as error:
+                # It is for whoever waits for this shard now; whoever comes later tries afresh.
                 future.set_exception(error)
 
     def _fetch(self, shard: int, nearer_than: float | None) -> None:
@@ -174,4 +177,4 @@ class Cache:
         def fetch(to: Path, waited_s: float) -> None:
             self._remote.fetch(spec.name, to, spec.bytes, spec.sha256, waited_s)
 
-        self._shelf.put(spec.sha256, spec.bytes, fetch, nearer_than)
+        self._cache.put(spec.sha256, spec.bytes, fetch, nearer_than)

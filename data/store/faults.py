@@ -18,7 +18,8 @@ _TRANSPORT |= {"IncompleteReadError", "ResponseParserError", "TimeoutError", "Tr
 
 
 class WrongBytesError(Exception):
-    """What came is not what the manifest says; `lasting` where it comes again and again."""
+    """Raised for bytes that are not what the manifest says; `lasting` where the same come again and
+    again."""
 
     def __init__(self, message: str, lasting: bool) -> None:
         super().__init__(message)
@@ -26,7 +27,7 @@ class WrongBytesError(Exception):
 
 
 def remedy(error: BaseException, local: Path | None = None) -> str | None:
-    """What to do about an error that waiting does not mend; none for one that may pass. `local` is
+    """What to do about an error that waiting does not mend; None for one that may pass. `local` is
     the file that was written to."""
     if isinstance(error, WrongBytesError):
         return (
@@ -84,7 +85,7 @@ def status(error: BaseException) -> int | None:
 
 
 def words(error: BaseException) -> str:
-    """One line: the kind of error and what it says; a driver's empty wrapper gives way to its
+    """The kind of error and what it says, in one line; a driver's empty wrapper gives way to its
     cause."""
     says = next((" ".join(str(e).split()) for e in _chain(error) if str(e).strip()), "")
     kind = type(error).__name__

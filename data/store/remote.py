@@ -19,7 +19,7 @@ import fsspec
 import tenacity
 from fsspec.callbacks import Callback
 
-from manyfaces.configs.schema import UserError
+from manyfaces.configs.errors import UserError
 from manyfaces.data.store.faults import WrongBytesError, remedy, status, words
 from manyfaces.data.store.shard_cache import Stopped
 
@@ -31,8 +31,8 @@ LASTING = 3  # the same wrong bytes so often are what the store holds
 
 
 def url_of(path: str | Path) -> str | None:
-    """The URL that a person gave, none for a local path; `Path` folds the slashes of one that came
-    through it."""
+    """The URL that a person gave, None for a local path. An URL that came through `Path` has lost a
+    slash, which is put back."""
     found = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/{1,2}(?=[^/])", str(path))
     return f"{found[1]}://{str(path)[found.end() :]}".rstrip("/") if found else None
 
@@ -65,7 +65,7 @@ class Remote:
         return body
 
     def read_if_there(self, name: str) -> bytes | None:
-        """Likewise; none where the store says that it does not exist."""
+        """A small file's bytes; None where the store says that it does not exist."""
         try:
             return self.read(name)
         except UserError as error:
@@ -74,8 +74,8 @@ class Remote:
             raise
 
     def sizes(self, names: Sequence[str]) -> dict[str, int | None]:
-        """Bytes of those files that are there; none where the store does not tell. Folders are
-        listed; over HTTP each file is asked for."""
+        """Number of bytes of those files that are there; None where the store does not tell it.
+        Folders are listed; over HTTP each file is asked for."""
         if self.read_only:
             with ThreadPoolExecutor(16) as pool:
                 return {
@@ -101,8 +101,9 @@ class Remote:
     def fetch(
         self, name: str, to: Path, size: int | None, sha256: str | None, waited_s: float = 0.0
     ) -> None:
-        """The whole file to the path `to`, overwriting it, until it has this size and SHA-256, as
-        far as they are known. Of the patience `waited_s` is spent; it is tried once at least."""
+        """Fetch the whole file to the path `to`, overwriting it, until it has this size and
+        SHA-256, as far as they are known. `waited_s` seconds of the patience are spent already; the
+        fetch is tried once at least."""
         seen: Counter[str] = Counter()
 
         def once() -> None:
@@ -125,6 +126,7 @@ class Remote:
         self._patiently(name, once, local=to, waited_s=waited_s)
 
     def upload(self, name: str, file: Path) -> None:
+        """Put a local file there."""
         self._patiently(name, lambda: self._fs.put_file(str(file), self._at(name)))
 
     def write(self, name: str, body: bytes) -> None:
@@ -135,7 +137,8 @@ class Remote:
         return f"{self._root}/{name}"
 
     def _size(self, name: str) -> int | None:
-        """-1 where there is no such file."""
+        """Number of bytes of the file, None where the store does not tell it, -1 where there is no
+        such file."""
         try:
             size: int | None = self._patiently(name, lambda: self._fs.info(self._at(name))["size"])
         except UserError as error:

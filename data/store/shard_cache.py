@@ -1,5 +1,5 @@
-"""The folder of whole shards on a node's disk: bounded in bytes, shared by the node's processes. It
-knows nothing of where they come from.
+"""The shard cache: a folder of whole shards on a node's disk, bounded in bytes and shared by the
+node's processes. It knows nothing of where they come from.
 
     SHA256.tar             whole; its bytes were compared with the manifest before it got this name
     .SHA256.BYTES.part     being fetched; BYTES is the room that it will take
@@ -7,6 +7,7 @@ knows nothing of where they come from.
     .needs-ID              what one process needs soon, {SHA256: windows from now}; held as long as
     it lives
     .lock                  held for moments, while room is made
+
 Locks are the kernel's (flock): they end with their process, however that ends, and what it left is
 then swept away.
 """
@@ -24,18 +25,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
-from manyfaces.configs.schema import UserError
+from manyfaces.configs.errors import UserError
 
 POLL_S = 0.02
 
 
 class Stopped(Exception):
-    """Whoever waited was closed."""
+    """Raised in a wait whose owner was closed."""
 
 
-class Shelf:
+class ShardCache:
     """At most `limit_bytes` of shards in `folder`, those being fetched included, whichever datasets
-    they are of.
+    they belong to.
 
     Waits last as long as another process gets on with its fetch, and `patience_s` more; then
     `UserError`. Setting `stopping` ends them with `Stopped`.
@@ -44,16 +45,13 @@ class Shelf:
     def __init__(
         self, folder: Path, limit_bytes: int, patience_s: float, stopping: threading.Event
     ) -> None:
-        self.folder, self.limit_bytes, self.patience_s, self.stopping = (
-            folder,
-            limit_bytes,
-            patience_s,
-            stopping,
-        )
+        self.folder, self.limit_bytes = folder, limit_bytes
+        self.patience_s, self.stopping = patience_s, stopping
         self._needs: IO[str] | None = None
         folder.mkdir(parents=True, exist_ok=True)
 
     def path(self, sha256: str) -> Path:
+        """Where the shard with these bytes lies while it is cached."""
         return shard_path(self.folder, sha256)
 
     def put(
@@ -67,9 +65,9 @@ class Shelf:
         raises. It is told for how many seconds another process has tried in vain: all who wait for
         a shard have one patience, not one after the other.
 
-        Shards needed further away than `nearer_than` windows may go for it; it is left out where
-        those do not suffice, or where another process fetches it. None waits for either, and any
-        shard may go.
+        With `nearer_than`, only shards that are needed later than in so many windows are evicted
+        for it, and it is left out where those do not suffice or where another process fetches it.
+        With None any shard may be evicted, and both are waited for.
         """
         part = self.folder / f".{sha256}.{size}.part"
         wait = self._patience(part)
@@ -107,30 +105,30 @@ class Shelf:
                 os.utime(self.path(sha256))
 
     def close(self) -> None:
+        """Take back what this process has said it needs."""
         if self._needs is not None:
             Path(self._needs.name).unlink(missing_ok=True)
             self._needs.close()
             self._needs = None
 
     def _reserve(self, part: Path, size: int, nearer_than: float) -> bool:
-        """Make the room and take it; False, and nothing evicted, where there is none to be had."""
+        """Make room and take it; False, and nothing is evicted, where there is none to be had."""
         with self._alone():
             part.unlink(missing_ok=True)
             whole, taken, needs = self._look()
             over = taken + sum(b for _, b in whole.values()) + size - self.limit_bytes
             over = max(over, size - shutil.disk_usage(self.folder).free)
-            far = {path: needs.get(path.stem, math.inf) for path in whole}
+            distance = {path: needs.get(path.stem, math.inf) for path in whole}
+            evictable = [path for path in whole if distance[path] > nearer_than]
             evicted = []
-            for path in sorted(
-                (p for p in whole if far[p] > nearer_than), key=lambda p: (-far[p], whole[p][0])
-            ):
+            for path in sorted(evictable, key=lambda path: (-distance[path], whole[path][0])):
                 if over <= 0:
                     break
                 evicted.append(path)
                 over -= whole[path][1]
             if over > 0:
                 return False
-            for path in evicted:  # who has it mapped keeps its bytes
+            for path in evicted:  # a process that has it mapped keeps its bytes
                 path.unlink(missing_ok=True)
             part.touch()
             return True
@@ -171,13 +169,14 @@ class Shelf:
 
 
 def shard_path(folder: Path, sha256: str) -> Path:
+    """Where a shard cache in the folder keeps the shard with these bytes."""
     return folder / f"{sha256}.tar"
 
 
 @contextlib.contextmanager
 def locked(path: Path, wait: Callable[[], None] | None = None) -> Iterator[bool]:
-    """Hold the lock file, calling `wait` for as long as another has it; without `wait` gives False
-    then."""
+    """Hold the lock file and give True, after calling `wait` for as long as another process has it;
+    without `wait`, give False where one has."""
     with path.open("a") as file:
         while True:
             try:
@@ -209,7 +208,7 @@ class Patience:
 
     @property
     def waited_s(self) -> float:
-        """Since it was made, or since bytes came."""
+        """Seconds since it was made, or since bytes last came."""
         return time.monotonic() - self._since
 
     def __call__(self) -> None:
@@ -219,15 +218,12 @@ class Patience:
         if self.growing is not None:
             with contextlib.suppress(FileNotFoundError):
                 size = self.growing.stat().st_size
-        if size not in (
-            0,
-            self._size,
-        ):  # a file that is begun anew, or given up, is not yet progress
+        # A file that is begun anew, or given up, is not yet progress.
+        if size not in (0, self._size):
             self._since = time.monotonic()
         self._size = size
-        if self.waited_s > self.patience_s + min(
-            30, self.patience_s
-        ):  # who fetches gives up first, and says why
+        # The process that fetches gives up first, and says why.
+        if self.waited_s > self.patience_s + min(30, self.patience_s):
             free = shutil.disk_usage(self.folder).free / 1e9
             raise UserError(
                 f"{self.folder}: full, or held by another process, for {self.patience_s:.0f} s "

@@ -1,1 +1,1 @@
-"""Random changes of an image: pure functions of (seed, position)."""
+"""Random changes of images: their numbers are pure functions of (seed, position)."""

@@ -1,80 +1,71 @@
-"""A backbone by its configuration."""
+"""The base class of our networks from images to embeddings."""
 
-import contextlib
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from manyfaces.configs import schema
-from manyfaces.models.backbones import iresnet, mobilefacenet, vit
-from manyfaces.models.backbones.iresnet import IResNet
-from manyfaces.models.backbones.mobilefacenet import MobileFaceNet
-from manyfaces.models.backbones.vit import ViT
+from manyfaces.models.backbones.output import Output
 
 
-def build(config: schema.Model, image_px: int) -> nn.Module:
-    """Freshly initialised by torch's current generator; images [N, 3, image_px, image_px] to
-    embeddings [N, config.embedding_dim]."""
-    if isinstance(config, schema.IResNetModel):
-        return IResNet(config.depth, image_px, config.embedding_dim, config.dropout)
-    if isinstance(config, schema.MobileFaceNetModel):
-        return MobileFaceNet(config.scale, image_px, config.embedding_dim)
-    return ViT(config.size, image_px, config.embedding_dim, config.drop_path, config.mask_ratio)
+class Backbone(nn.Module):
+    """A network from images [N, 3, height, width], normalised floats, to an `Output`.
 
-
-def checkpoint_activations(backbone: nn.Module) -> None:
-    """Keep only the blocks' inputs for backward and compute the rest again (arXiv 1604.06174);
-    results stay the same to the bit."""
-    for block in backbone.modules():
-        if isinstance(block, iresnet.Block | mobilefacenet.Bottleneck | vit.Block):
-            contexts = partial(_first_and_again, block)
-            block.forward = partial(  # type: ignore[method-assign]
-                checkpoint, block.forward, use_reentrant=False, context_fn=contexts
-            )
-
-
-def _first_and_again(
-    block: nn.Module,
-) -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
-    return contextlib.nullcontext(), _statistics_kept(block)
-
-
-@contextlib.contextmanager
-def _statistics_kept(block: nn.Module) -> Iterator[None]:
-    """The second forward pass sees the same batch: BatchNorm must not count it twice."""
-    norms = [m for m in block.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    momenta = [m.momentum for m in norms]
-    for norm in norms:
-        norm.momentum = 0.0
-    try:
-        yield
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-            assert norm.num_batches_tracked is not None
-            norm.num_batches_tracked -= 1
-
-
-def normalise(
-    images_NHWC: Tensor,
-    memory_format: torch.memory_format = torch.contiguous_format,
-    out: Tensor | None = None,
-) -> Tensor:
-    """uint8 RGB [N, P, P, 3] to float32 [N, 3, P, P] in [-1, 1], as InsightFace's models expect;
-    into `out` where one is given.
-
-    On a CPU fresh memory takes more time than the arithmetic: give the last batch's floats back as
-    `out` once they are not needed.
+    It names its blocks, the repeated parts of which it is a chain. Activation checkpointing keeps
+    only their inputs, and `train.optimizer.layer_decay` counts depth by them.
     """
-    images_NCHW = images_NHWC.permute(0, 3, 1, 2)
-    if out is None:
-        out = torch.empty(
-            images_NCHW.shape,
-            dtype=torch.float32,
-            device=images_NHWC.device,
-            memory_format=memory_format,
-        )
-    return out.copy_(images_NCHW).sub_(127.5).div_(127.5)
+
+    def list_blocks(self) -> Sequence[nn.Module]:
+        """The blocks, in the order in which an image passes through them."""
+        return ()
+
+    @property
+    def num_depths(self) -> int:
+        """Number of depths: what comes before the blocks, each block, and what comes after."""
+        return len(self.list_blocks()) + 2
+
+    def depth_of(self, parameter_name: str) -> int:
+        """The depth of a parameter: 0 before the first block, then 1 for the first block, and
+        `num_depths` - 1 behind the last one, as BEiT counts (arXiv 2106.08254).
+
+        Parameters outside of the blocks stand before, between or behind them in the order of
+        `named_parameters`; between two blocks they have the depth of the one before. Raises
+        `KeyError` for a name that the network does not have.
+        """
+        return self.depths()[parameter_name]
+
+    def depths(self) -> dict[str, int]:
+        """The depth of every parameter by name."""
+        block_of = {
+            id(parameter): number
+            for number, block in enumerate(self.list_blocks(), start=1)
+            for parameter in block.parameters()
+        }
+        last_block = max(block_of.values(), default=0)
+        found, depth = {}, 0
+        for name, parameter in self.named_parameters():
+            number = block_of.get(id(parameter))
+            if number is not None:
+                depth = number
+            elif depth >= last_block:
+                depth = self.num_depths - 1
+            found[name] = depth
+        return found
+
+    def our_names(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of the same network as others publish it, under the names that they have here.
+        What it does not know keeps its name."""
+        return dict(weights)
+
+    def forward(self, images_NCHW: Tensor) -> Output:
+        raise NotImplementedError
+
+
+def blocks_of(network: nn.Module) -> list[nn.Module]:
+    """The blocks of every backbone in `network`, each once."""
+    found = {
+        id(block): block
+        for module in network.modules()
+        if isinstance(module, Backbone)
+        for block in module.list_blocks()
+    }
+    return list(found.values())

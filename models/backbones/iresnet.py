@@ -3,7 +3,10 @@ InsightFace's parameter names."""
 
 from torch import Tensor, nn
 
-from manyfaces.configs.architectures import IRESNET_BLOCKS, IRESNET_WIDTHS
+from manyfaces.configs.backbones.backbone import half
+from manyfaces.configs.backbones.iresnet import IRESNET_BLOCKS, IRESNET_WIDTHS
+from manyfaces.models.backbones.backbone import Backbone
+from manyfaces.models.backbones.output import Output
 from manyfaces.models.backbones.prelu import PReLU
 
 
@@ -30,14 +33,19 @@ class Block(nn.Module):
         return out + self.downsample(x_NCHW)  # type: ignore[no-any-return]
 
 
-class IResNet(nn.Module):
-    """Images [N, 3, P, P] float to embeddings [N, D].
+class IResNet(Backbone):
+    """Images [N, 3, height, width], normalised floats, to embeddings [N, embedding_dim]; `image_hw`
+    is (height, width) in pixels.
 
     Raises `KeyError` for a depth that `IRESNET_BLOCKS` does not have.
     """
 
     def __init__(
-        self, depth: int, image_px: int = 112, embedding_dim: int = 512, dropout: float = 0.0
+        self,
+        depth: int,
+        embedding_dim: int = 512,
+        dropout: float = 0.0,
+        image_hw: tuple[int, int] = (112, 112),
     ) -> None:
         super().__init__()
         width = IRESNET_WIDTHS[0]
@@ -45,7 +53,7 @@ class IResNet(nn.Module):
         self.bn1 = nn.BatchNorm2d(width)
         self.prelu = PReLU(width)
         stages = []
-        px = image_px
+        height, width_px = image_hw
         for out_width, num_blocks in zip(IRESNET_WIDTHS, IRESNET_BLOCKS[depth], strict=True):
             stages.append(
                 nn.Sequential(
@@ -55,11 +63,11 @@ class IResNet(nn.Module):
                     )
                 )
             )
-            width, px = out_width, (px + 1) // 2
+            width, height, width_px = out_width, half(height), half(width_px)
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.bn2 = nn.BatchNorm2d(width)
         self.dropout = nn.Dropout(dropout)
-        self.fc = nn.Linear(width * px * px, embedding_dim)
+        self.fc = nn.Linear(width * height * width_px, embedding_dim)
         self.features = nn.BatchNorm1d(embedding_dim)
         # The scale of an embedding is free under a normalised softmax, so InsightFace freezes it.
         self.features.weight.requires_grad_(False)
@@ -67,7 +75,10 @@ class IResNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, 0, 0.1)
 
-    def forward(self, images_NCHW: Tensor) -> Tensor:
+    def list_blocks(self) -> list[nn.Module]:
+        return [*self.layer1, *self.layer2, *self.layer3, *self.layer4]
+
+    def forward(self, images_NCHW: Tensor) -> Output:
         x = self.prelu(self.bn1(self.conv1(images_NCHW)))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return self.features(self.fc(self.dropout(self.bn2(x).flatten(1))))  # type: ignore[no-any-return]
+        return Output({"main": self.features(self.fc(self.dropout(self.bn2(x).flatten(1))))})

@@ -1,11 +1,35 @@
 """Vision transformer for 112 x 112 faces as InsightFace trains it: 9 px patches, ReLU6, no class
 token, random token masking."""
 
+import re
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from manyfaces.configs.architectures import VIT, ViTShape
+from manyfaces.configs.backbones.vit import VIT, ViTShape
+from manyfaces.models.backbones.backbone import Backbone
+from manyfaces.models.backbones.output import Output
+
+_NAMES = (
+    (r"^vit\.", ""),
+    (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed."),
+    (r"^embeddings\.position_embeddings$", "pos_embed"),
+    (r"^embeddings\.mask_token$", "mask_token"),
+    (r"^encoder\.layer\.(\d+)\.", r"blocks.\1."),
+    (r"\.layernorm_before\.", ".norm1."),
+    (r"\.layernorm_after\.", ".norm2."),
+    (r"\.attention\.output\.dense\.", ".proj."),
+    (r"^(blocks\.\d+)\.intermediate\.dense\.", r"\1.mlp.0."),
+    (r"^(blocks\.\d+)\.output\.dense\.", r"\1.mlp.2."),
+    (r"^layernorm\.", "norm."),
+    (r"^patch_embed\.proj\.", "patch_embed."),
+    (r"\.attn\.", "."),
+    (r"\.mlp\.fc1\.", ".mlp.0."),
+    (r"\.mlp\.fc2\.", ".mlp.2."),
+)
+"""Patterns of Hugging Face's names, then of timm's and InsightFace's, and ours, applied in turn."""
 
 
 class DropPath(nn.Module):
@@ -23,6 +47,8 @@ class DropPath(nn.Module):
 
 
 class Block(nn.Module):
+    """Self-attention and a perceptron, each normalised before and added to its input."""
+
     def __init__(self, shape: ViTShape, drop_path: float) -> None:
         super().__init__()
         self.heads = shape.heads
@@ -50,21 +76,22 @@ class Block(nn.Module):
         return x_NTD + self.drop_path(self.mlp(self.norm2(x_NTD)))  # type: ignore[no-any-return]
 
 
-class ViT(nn.Module):
-    """Images [N, 3, P, P] float to embeddings [N, D]. `mask_ratio` of the tokens is hidden in
-    training, a fresh choice an image."""
+class ViT(Backbone):
+    """Images [N, 3, height, width], normalised floats, to embeddings [N, embedding_dim] and tokens;
+    `image_hw` is (height, width) in pixels. `mask_ratio` of the tokens is hidden in training, a
+    fresh choice for each image."""
 
     def __init__(
         self,
         size: str,
-        image_px: int = 112,
         embedding_dim: int = 512,
         drop_path: float = 0.1,
         mask_ratio: float = 0.1,
+        image_hw: tuple[int, int] = (112, 112),
     ) -> None:
         super().__init__()
         shape = VIT[size]
-        num_tokens = (image_px // shape.patch_px) ** 2
+        num_tokens = (image_hw[0] // shape.patch_px) * (image_hw[1] // shape.patch_px)
         self.mask_ratio = mask_ratio
         self.patch_embed = nn.Conv2d(3, shape.width, shape.patch_px, stride=shape.patch_px)
         self.pos_embed = nn.Parameter(torch.zeros(1, num_tokens, shape.width))
@@ -87,7 +114,20 @@ class ViT(nn.Module):
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         nn.init.normal_(self.mask_token, std=0.02)
 
-    def forward(self, images_NCHW: Tensor) -> Tensor:
+    def list_blocks(self) -> list[nn.Module]:
+        return list(self.blocks)
+
+    def our_names(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """InsightFace's and timm's vision transformers, which have the same names, and Hugging
+        Face's, which keep queries, keys and values apart."""
+        ours: dict[str, Tensor] = {}
+        for name, weight in _joined_qkv(weights).items():
+            for theirs, replacement in _NAMES:
+                name = re.sub(theirs, replacement, name)
+            ours[name] = weight
+        return ours
+
+    def forward(self, images_NCHW: Tensor) -> Output:
         x_NTD = self.patch_embed(images_NCHW).flatten(2).transpose(1, 2) + self.pos_embed
         num_images, num_tokens, width = x_NTD.shape
         num_kept = int(num_tokens * (1 - self.mask_ratio)) if self.training else num_tokens
@@ -107,4 +147,23 @@ class ViT(nn.Module):
                 .expand(num_images, num_tokens, width)
                 .scatter(1, kept, x_NTD)
             )
-        return self.feature(x_NTD.flatten(1))  # type: ignore[no-any-return]
+        return Output({"main": self.feature(x_NTD.flatten(1))}, x_NTD)
+
+
+def _joined_qkv(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Hugging Face's queries, keys and values of a block as the one matrix that they are here."""
+    joined: dict[str, Tensor] = {}
+    for name, weight in weights.items():
+        part = re.search(r"\.attention\.attention\.(query|key|value)\.", name)
+        if part is None:
+            joined[name] = weight
+            continue
+        before, after = name[: part.start()], name[part.end() :]
+        three = [
+            f"{before}.attention.attention.{word}.{after}" for word in ("query", "key", "value")
+        ]
+        if all(each in weights for each in three):
+            joined[f"{before}.qkv.{after}"] = torch.cat([weights[each] for each in three])
+        else:
+            joined[name] = weight
+    return joined

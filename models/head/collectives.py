@@ -1,4 +1,4 @@
-"""What the head's ranks say to each other: gather, sum, scatter-sum; with one rank, nothing.
+"""The collectives between the head's ranks; with one rank they do nothing.
 
 Rank r of W holds samples [r B // W, (r + 1) B // W) of a global batch of B. On the wire each share
 is padded to P = ceil(B / W), so that the collectives are even; the gathered batch has W P places.
@@ -14,11 +14,6 @@ _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_t
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
-def share(batch_size: int, rank: int, world_size: int) -> tuple[int, int]:
-    """First sample of the rank's part of the batch, and the one after its last."""
-    return rank * batch_size // world_size, (rank + 1) * batch_size // world_size
-
-
 class Ranks:
     """The members of a process group; None is this process alone, without any collective."""
 
@@ -29,7 +24,8 @@ class Ranks:
         self._gloo = group is not None and dist.get_backend(group) == "gloo"
 
     def gather(self, share_N: Tensor, padded: int, fill: float) -> Tensor:
-        """Everyone's [N, ...] in rank order as [W * padded, ...], filled up behind each share."""
+        """The shares [N, ...] of all ranks in rank order, [W * padded, ...], each filled up to
+        `padded` places with `fill`."""
         if self.world_size == 1:
             return share_N
         sent = share_N.new_full((padded, *share_N.shape[1:]), fill)
@@ -39,9 +35,15 @@ class Ranks:
         return received
 
     def sum_(self, values: Tensor) -> Tensor:
-        """In place, the sum over ranks; the same bits on each."""
+        """The sum over ranks, in place; the same bits on each."""
         if self.world_size > 1:
             dist.all_reduce(values, group=self.group)
+        return values
+
+    def max_(self, values: Tensor) -> Tensor:
+        """The largest over ranks, in place."""
+        if self.world_size > 1:
+            dist.all_reduce(values, dist.ReduceOp.MAX, group=self.group)
         return values
 
     def scatter_sum(self, parts_B: Tensor, num_samples: int) -> Tensor:
@@ -50,7 +52,8 @@ class Ranks:
         if self.world_size == 1:
             return parts_B
         own = (len(parts_B) // self.world_size, *parts_B.shape[1:])
-        # whose reduce-scatter is an all-reduce, with twice the bytes; 16 bits are summed in float32
+        # gloo's reduce-scatter is an all-reduce, with twice the bytes; 16 bits are summed in
+        # float32.
         if self._gloo:
             received = torch.empty_like(parts_B)
             dist.all_to_all_single(received, parts_B.contiguous(), group=self.group)

@@ -1,41 +1,50 @@
-"""The class-sharded head: margin softmax over any number of classes, their rows spread over ranks
-(Partial FC, arXiv 2203.15565).
+"""The class-sharded head: margin softmax over any number of classes, whose rows are spread over
+ranks (Partial FC, arXiv 2203.15565).
 
 It is no module and no part of autograd: one call makes the loss, the embeddings' gradient and the
 update of the rows.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from manyfaces.configs import rng, schema
+from manyfaces.configs.errors import UserError
 from manyfaces.configs.head_cost import chunk_classes
-from manyfaces.models.head import passes as softmax
-from manyfaces.models.head import sampling
-from manyfaces.models.head.collectives import Ranks, share
-from manyfaces.models.head.passes import Kept, Negatives, Outcome, Scoring, Targets
+from manyfaces.configs.split import class_share
+from manyfaces.models.head import pass1, pass2
+from manyfaces.models.head.class_choice import ClassChoice
+from manyfaces.models.head.collectives import Ranks
+from manyfaces.models.head.exchange import Exchange, Shared
+from manyfaces.models.head.loss import global_loss, target_cosines
+from manyfaces.models.head.passes import (
+    GlobalLoss,
+    NegativeSums,
+    Passes,
+    PassInputs,
+    Scoring,
+    TargetCosines,
+)
 from manyfaces.models.head.row_optimizers import build
-from manyfaces.models.head.rows import Gate, Rows, take
+from manyfaces.models.head.rows import Rows, StepMask
 from manyfaces.models.head.sampling import Columns
 from manyfaces.models.head.staging import Staging
-from manyfaces.models.head.triplet import triplet
-from manyfaces.models.margins import losses
-from manyfaces.models.margins import margin as margins
+from manyfaces.models.margins.inter_class_filter import InterClassFilter
+from manyfaces.models.margins.margin import Margin, State
 
-_PLANES = 0x504C414E  # keeps the seeds of further sub-centres apart from other draws
+TORCH_PASSES = Passes(pass1.sum_negatives, pass2.update_rows)
 
 
 class HeadStep(NamedTuple):
     """What a step gives; tensors on the head's device, so that nothing waits for it."""
 
     loss: Tensor
-    """Mean over the valid labels of the global batch, float64 [], the same on all ranks; 0 where
-    there are none."""
+    """Mean over the valid labels of the global batch, with its weights, float64 [], the same on all
+    ranks; 0 where there are none."""
     d_embeddings_ND: Tensor
     """Gradient of that loss TIMES the number of ranks, because the engine averages over them, in
     the embeddings' dtype; 0 if called off."""
@@ -46,53 +55,34 @@ class HeadStep(NamedTuple):
     other than -1. The same on all ranks."""
     last: Tensor
     """bool []: some rank said that it can make no further step. The same on all ranks."""
-
-
-class Walks(Protocol):
-    """The modules `softmax` and `kernels`."""
-
-    def sum_negatives(
-        self,
-        planes: Sequence[Rows],
-        unit_BD: Tensor,
-        columns: Columns,
-        scoring: Scoring,
-        *,
-        store: bool,
-    ) -> Negatives: ...
-
-    def descend(
-        self,
-        planes: Sequence[Rows],
-        unit_BD: Tensor,
-        columns: Columns,
-        scoring: Scoring,
-        outcome: Outcome,
-        kept: list[Kept],
-        nearest_B: Tensor,
-        gate: Gate,
-    ) -> Tensor: ...
+    target_cosine_N: Tensor | None = None
+    """float32: the cosine of each of this rank's samples with its own class, before any margin; NaN
+    where the label is -1. None where details were not asked for."""
+    nearest_negative_N: Tensor | None = None
+    """float32: the cosine with the nearest other class that this step scored, over all ranks and
+    within the sample's label space, before margin, transform and filter; NaN where the label is -1,
+    -inf where no other class was scored. None where details were not asked for."""
 
 
 class PartialFC:
-    """Classes [lo, hi) of `num_classes`, this rank's part by the ceil split of `torch.chunk`: of
-    few classes, the last ranks may hold none.
-
-    `weight_decay` is the backbone's, used where `config.rows` has none of its own. `seed` is of the
-    initial rows and the sampled classes; both are the same at any number of ranks. All ranks of
-    `group` call `step` together; without a group this process is alone. `spaces` are the first
-    classes of several label spaces: a sample's softmax is over the classes of its own. On CUDA,
-    Triton's `kernels` walk over the rows of margins that leave other classes alone, unless that is
-    false or logits are stored. Where `config.placement` is host, `planes` are there whatever the
-    device, and a step works on copies of some rows (`staging.py`). Raises `schema.UserError` for no
-    classes.
-    """
+    """The head of `num_classes` classes, of which this rank holds [lo, hi), its part by the ceil
+    split of `torch.chunk`: of few classes, the last ranks may hold none."""
 
     num_classes: int
     lo: int
     hi: int
     rank: int
     world_size: int
+    margin: Margin
+    sub_centers: list[Rows]
+    """The rows of each sub-centre: the k-th item holds the k-th row of every class. They are on the
+    host where `config.placement` says so."""
+    choice: ClassChoice
+    """Which classes take part in a step."""
+    staging: Staging | None
+    """Copies of some rows on the device, where rows are on the host."""
+    passes: Passes
+    """What scores and updates rows: torch's operations or Triton's kernels."""
 
     def __init__(
         self,
@@ -107,65 +97,56 @@ class PartialFC:
         spaces: Sequence[int] = (0,),
         kernels: bool = True,
     ) -> None:
+        """`weight_decay` is the backbone's, used where `config.rows` has none of its own. `seed` is
+        that of the first rows and of the sampled classes; both are the same at any number of ranks.
+        All ranks of `group` call `step` together; without a group this process is alone. `spaces`
+        are the first classes of several label spaces: a sample's softmax is over the classes of its
+        own. `kernels` lets Triton score and update the rows on CUDA, where the margin leaves other
+        classes alone and logits are not stored.
+
+        Raises `UserError` for no classes, for a margin of a person's own that cannot be made, and
+        for a margin that does not go with sampling.
+        """
         if num_classes < 1:
-            raise schema.UserError(f"the head has {num_classes} classes; it needs at least 1")
-        self.config, self.num_classes, self.seed = config, num_classes, seed
-        self.weight_decay = (
-            weight_decay if config.rows.weight_decay is None else config.rows.weight_decay
-        )
-        self.margin = losses.build(config.margin, config.scale, num_classes)
-        self.margin.state = {name: number.to(device) for name, number in self.margin.state.items()}
-        if (
-            self.margin.binary is not None
-            and config.margin.kind == "custom"
-            and config.sample_rate < 1
-        ):
-            why = "whose losses of own and other classes are balanced over all of them"
-            raise schema.UserError(
-                f"head.sample_rate {config.sample_rate:g} does not go with {config.margin.name}, "
-                f"{why}; set head.sample_rate=1"
-            )
+            raise UserError(f"the head has {num_classes} classes; it needs at least 1")
+        self.config, self.num_classes = config, num_classes
+        self.weight_decay = weight_decay
+        if config.rows.weight_decay is not None:
+            self.weight_decay = config.rows.weight_decay
+        self.margin = _build_margin(config, num_classes, device)
         self.wire_dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.wire_dtype]
         self.ranks = Ranks(group)
         self.rank, self.world_size = self.ranks.rank, self.ranks.world_size
-        part = -(-num_classes // self.world_size)
-        self.lo, self.hi = (min(r * part, num_classes) for r in (self.rank, self.rank + 1))
-        seeds = [seed, *(rng.key(seed, _PLANES, k) for k in range(1, config.sub_centers))]
-        # Without a loss by classes rows are nothing but their number.
-        dim = 1 if isinstance(self.margin, margins.Nothing) else embedding_dim
-        home = torch.device("cpu") if config.placement == "host" else device
-        self.planes: list[Rows] = [
-            build(config.rows, own, self.lo, self.hi, dim, home) for own in seeds
+        self.lo, self.hi = class_share(num_classes, self.rank, self.world_size)
+        sub_centers = range(1, config.sub_centers)
+        seeds = [seed, *(rng.key(seed, rng.Stream.HEAD_SUB_CENTERS, k) for k in sub_centers)]
+        is_on_host = config.placement == "host"
+        rows_device = torch.device("cpu") if is_on_host else device
+        self.sub_centers = [
+            build(config.rows, each, self.lo, self.hi, embedding_dim, rows_device) for each in seeds
         ]
-        self.staging = Staging(self.planes, device) if config.placement == "host" else None
-        self.chunk_classes = chunk_classes(config, is_gpu=device.type != "cpu")
-        self.spaces = torch.tensor(list(spaces), device=home)
-        self.space_C: Tensor | None = None
-        if len(spaces) > 1:
-            self.space_C = self._space(torch.arange(self.lo, self.hi + 1, device=home))
-        self.walks: Walks = softmax
-        plain = (
-            config.sub_centers == 1
-            and config.filter_above is None
-            and len(spaces) == 1
-            and not margins.bends(self.margin)
+        self.staging = Staging(self.sub_centers, device) if is_on_host else None
+        self.choice = ClassChoice(
+            num_classes,
+            self.lo,
+            self.hi,
+            rate=config.sample_rate,
+            seed=seed,
+            chunk_classes=chunk_classes(config, is_gpu=device.type != "cpu"),
+            spaces=spaces,
+            device=rows_device,
         )
-        if kernels and device.type == "cuda" and config.logits == "recompute" and plain:
-            from manyfaces.models.head import kernels as in_triton
+        self.passes = TORCH_PASSES
+        if kernels and device.type == "cuda" and self._kernels_apply():
+            from manyfaces.models.head.triton_passes import TRITON_PASSES
 
-            self.walks = in_triton
-        self.gone_C: Tensor | None = None
+            self.passes = TRITON_PASSES
 
     def prefetch(self, position: int, batch_size: int) -> None:
-        """Call it before the backbone runs on the batch at sample `position`, for rows on the host:
-        those drawn start to travel."""
+        """Start to bring the drawn rows to the device, where rows are on the host. Call it before
+        the backbone runs on the batch of `batch_size` at sample `position`."""
         if self.staging is not None:
-            drawn = self._choose(torch.empty(0, dtype=torch.int64), position).chunks
-            ids = [chunk.ids for chunk in drawn if isinstance(chunk.ids, Tensor)]
-            self.staging.prefetch(
-                torch.cat([*ids, torch.empty(0, dtype=torch.int64)]),
-                min(batch_size, self.hi - self.lo),
-            )
+            self.staging.prefetch(self.choice.drawn(position), min(batch_size, self.hi - self.lo))
 
     def step(
         self,
@@ -176,178 +157,123 @@ class PartialFC:
         position: int,
         batch_size: int,
         last: bool = False,
+        weights_N: Tensor | None = None,
+        weight: float = 1.0,
+        details: bool = False,
     ) -> HeadStep:
-        """Loss, gradient, and the rows' update in place, which is left out where `finite` or
-        `one_owner` is false or no label is valid.
+        """Compute the loss and its gradient, and update the rows in place, which is left out where
+        `finite` or `one_owner` is false or no sample has a valid label and a weight above 0.
 
         `embeddings_ND` (any float dtype) and `labels_N` (int64, -1 is ignored) are this rank's
         samples [r B // W, (r + 1) B // W) of the global batch of B = `batch_size`, which starts at
-        sample `position`. `lr` is the backbone's. Four collectives, five where the margin has to
-        know the target cosines first. `last` on any rank is told to all in `HeadStep.last` and
-        travels with the labels: it changes nothing in this step. Raises `ValueError` where their
-        number is another.
+        sample `position`. `lr` is the backbone's. `last` on any rank is told to all in
+        `HeadStep.last` and changes nothing in this step.
+
+        `weights_N` (any float dtype, >= 0, used in float32) are weights of the samples: the loss is
+        the sum of weight x sample loss over the valid labels, over the NUMBER of valid labels. All
+        ranks give them or none does. A sample of weight 0 sends no gradient, not even NaN, and does
+        not count in a margin's running numbers; a negative weight makes the loss NaN. `weight` (>=
+        0) is a factor of the whole loss. `details` asks for the last two tensors of `HeadStep`; all
+        ranks ask for them or none does.
+
+        There are four collectives; one more where the margin needs target cosines, and one more for
+        details. Raises `ValueError` where the number of samples is another or `weight` is negative.
         """
-        first, after = share(batch_size, self.rank, self.world_size)
-        if len(embeddings_ND) != after - first or len(labels_N) != after - first:
-            given = f"{len(embeddings_ND)} embeddings and {len(labels_N)} labels"
-            raise ValueError(
-                f"rank {self.rank} of {self.world_size} got {given}; of a batch of {batch_size} it "
-                f"holds {after - first}"
-            )
-        padded = -(-batch_size // self.world_size)
-        local_ND = embeddings_ND.detach().float()
-        norms_N1 = torch.linalg.vector_norm(local_ND, dim=1, keepdim=True).clamp_(min=1e-12)
-        # An ignored sample may hold anything, even NaN, and must not reach a sum.
-        local_ND = torch.where(labels_N[:, None] != -1, local_ND / norms_N1, 0)
-        unit_BD = self.ranks.gather(local_ND.to(self.wire_dtype), padded, 0).float()
-        labels_B, norm_B, last_somewhere = self._tell(labels_N.long(), norms_N1[:, 0], padded, last)
-        valid_B = labels_B != -1
+        if not weight >= 0:
+            raise ValueError(f"the weight of the head's loss is {weight}; it must be 0 or more")
+        exchange = Exchange(self.ranks, batch_size, self.wire_dtype)
+        batch = exchange.gather(embeddings_ND, labels_N, last=last, weights_N=weights_N)
+        sub_centers, columns, row_B = self._columns(batch.labels_B, position)
+        state_before = self.margin.state
+        targets, scoring = self._scoring(target_cosines(sub_centers, batch.unit_BD, row_B), batch)
 
-        planes, columns, own_B = self._columns(labels_B, position)
-        before = self.margin.state
-        targets, scoring = self._score(softmax.targets(planes, unit_BD, own_B), norm_B, valid_B)
-        negatives = self.walks.sum_negatives(
-            planes, unit_BD, columns, scoring, store=self.config.logits == "store16"
+        inputs = PassInputs(sub_centers, batch.unit_BD, columns, scoring)
+        store = self.config.logits == "store16"
+        negatives = self.passes.sum_negatives(inputs, store=store, nearest=details)
+        loss = global_loss(
+            self.margin, targets, negatives, batch, scoring.scale, weight, self.ranks
         )
-        beside, d_beside_BD = norm_B.new_zeros(()), None
-        if self.config.triplet is not None:
-            place = self.rank * padded
-            beside, d_beside_BD = triplet(
-                unit_BD, labels_B, place, place + len(local_ND), self.config.triplet
-            )
-        outcome = softmax.join(
-            self.margin, negatives, targets, norm_B, valid_B, self.config.scale, self.ranks, beside
+        lr *= self.config.rows.lr_scale
+        mask = StepMask(loss.active_B.any(), lr, self.weight_decay, position)
+        d_unit_BD = self.passes.update_rows(
+            inputs, loss, negatives.chunks, targets.sub_center_B, mask
         )
-
-        gate = Gate(
-            outcome.live_B.any(), lr * self.config.rows.lr_scale, self.weight_decay, position
-        )
-        d_unit_BD = self.walks.descend(
-            planes, unit_BD, columns, scoring, outcome, negatives.kept, targets.nearest_B, gate
-        )
-        self._finish(gate, outcome, before)
-        if d_beside_BD is not None:
-            d_unit_BD += d_beside_BD
-        d_unit_ND = self.ranks.scatter_sum(d_unit_BD.to(self.wire_dtype), len(local_ND)).float()
-        # Through the normalisation: what lies along the embedding is taken off.
-        d_local_ND = (d_unit_ND - (d_unit_ND * local_ND).sum(1, keepdim=True) * local_ND) / norms_N1
-        if outcome.d_norm_B is not None:
-            d_norm_N = outcome.d_norm_B[self.rank * padded :][: len(local_ND)]
-            d_local_ND += d_norm_N.float()[:, None] * local_ND
-        live = (labels_N[:, None] != -1) & outcome.finite & outcome.one_owner
-        d_embeddings_ND = torch.where(live, d_local_ND * self.world_size, 0).to(embeddings_ND.dtype)
+        self._finish_step(mask, loss, state_before)
+        d_embeddings_ND = exchange.gradient(batch, d_unit_BD, loss.d_norm_B, loss.active_B)
+        details_N = _details(loss, negatives, batch, exchange) if details else (None, None)
         return HeadStep(
-            outcome.loss, d_embeddings_ND, outcome.finite, outcome.one_owner, last_somewhere
-        )
-
-    def _score(self, targets: Targets, norm_B: Tensor, valid_B: Tensor) -> tuple[Targets, Scoring]:
-        """Let the margin see the batch, which may move its state, and say how classes are scored.
-        Where it has to see the target cosines first, those returned are of all ranks."""
-        margin = self.margin
-        if margin.looks_first:
-            cosine_B, owners_B = self.ranks.sum_(torch.stack([targets.cosine_B, targets.owners_B]))
-            targets = targets._replace(cosine_B=cosine_B, owners_B=owners_B)
-        seen_B = targets.cosine_B if margin.looks_first else None
-        margin.state = margin.observe(seen_B, norm_B, valid_B)
-        bend = margin.bend(seen_B)
-        if self.config.filter_above is not None:
-            bend = margins.Filter(self.config.filter_above, bend)
-        return targets, Scoring(
-            self.config.scale, bend, margin.binary is not None, margin.largest_logit
-        )
-
-    def _finish(self, gate: Gate, outcome: Outcome, before: margins.State) -> None:
-        """After the rows' update: what they keep besides, and the margin's state, which goes back
-        to `before` if the step is called off."""
-        if self.staging is not None:
-            self.staging.put_back()
-        for plane in self.planes:
-            plane.finish_(gate)
-        learnt = self.margin.learn(outcome.d_bias, gate.lr, self.config.rows.momentum)
-        self.margin.state = {
-            name: torch.where(gate.open, number, before[name]) for name, number in learnt.items()
-        }
-
-    def _tell(
-        self, labels_N: Tensor, norms_N: Tensor, padded: int, last: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """In one message: all labels, int64 [B], and norms, float64 [B], 1 where the label is -1;
-        whether someone's `last` is true."""
-        bits_N = norms_N.view(torch.int32).long()
-        told_N2 = torch.stack([labels_N, bits_N], 1)
-        told_N2 = torch.cat(
-            [told_N2.new_full((1, 2), int(last)), told_N2]
-        )  # filled on the device: nothing waits for a copy
-        told_WN2 = self.ranks.gather(told_N2, padded + 1, -1).view(self.world_size, -1, 2)
-        labels_B, bits_B = told_WN2[:, 1:].flatten(0, 1).T.contiguous()
-        norm_B = bits_B.int().view(torch.float32).double()
-        return labels_B, torch.where(labels_B != -1, norm_B, 1.0), told_WN2[:, 0, 0].any()
-
-    def _choose(self, labels_B: Tensor, position: int) -> Columns:
-        return sampling.choose(
-            self.num_classes,
-            self.lo,
-            self.hi,
-            self.config.sample_rate,
-            self.seed,
-            position,
-            labels_B,
-            self.chunk_classes,
+            loss.loss, d_embeddings_ND, loss.finite, loss.one_owner, batch.last, *details_N
         )
 
     def _columns(self, labels_B: Tensor, position: int) -> tuple[Sequence[Rows], Columns, Tensor]:
-        """Planes that hold the rows of this step, up to date, its columns, and each sample's own
-        row in those planes, or none of them."""
-        if self.staging is not None:
-            labels_B = self.staging.seen(labels_B)
-        columns = self._choose(labels_B, position)
-        if isinstance(self.margin, margins.Nothing):
-            columns = columns._replace(chunks=[])
-        if (gone_C := self.gone_C) is not None:
-            columns = columns._replace(
-                chunks=[
-                    replace(chunk, absent_n=take(gone_C, chunk.ids)) for chunk in columns.chunks
-                ]
-            )
-        if (space_C := self.space_C) is not None:
-            chunks = [replace(chunk, space_n=take(space_C, chunk.ids)) for chunk in columns.chunks]
-            every_S1 = torch.arange(len(self.spaces), dtype=torch.int16, device=space_C.device)[
-                :, None
-            ]
-            columns = columns._replace(
-                chunks=chunks, space_B=self._space(labels_B).long().clamp(min=0), spaces_S1=every_S1
-            )
-        planes, own_B = self.planes, labels_B - self.lo
-        if self.staging is not None:
-            planes, columns = self.staging.stage(columns)
-            own_B = columns.targets_B
-        for plane in planes:
+        """The rows of this step, up to date, its columns, and each sample's own row among those
+        rows, or a number outside them."""
+        if self.staging is None:
+            columns = self.choice.columns(labels_B, position)
+            sub_centers, row_B = self.sub_centers, labels_B - self.lo
+        else:
+            columns = self.choice.columns(self.staging.on_host(labels_B), position)
+            sub_centers, columns = self.staging.stage(columns)
+            row_B = columns.targets_B
+        for rows in sub_centers:
             for chunk in columns.chunks:
-                plane.catch_up_(chunk.ids)
-        return planes, columns, own_B
+                rows.catch_up_(chunk.ids)
+        return sub_centers, columns, row_B
 
-    def _space(self, classes: Tensor) -> Tensor:
-        return (torch.searchsorted(self.spaces, classes, right=True) - 1).to(torch.int16)
+    def _scoring(self, targets: TargetCosines, batch: Shared) -> tuple[TargetCosines, Scoring]:
+        """Let the margin see the batch, which may move its state, and say how classes are scored.
+        Where it needs target cosines, those returned are of all ranks."""
+        margin, cosine_B = self.margin, None
+        if margin.needs_target_cosines:
+            cosine_B, num_owners_B = self.ranks.sum_(
+                torch.stack([targets.cosine_B, targets.num_owners_B])
+            )
+            targets = targets._replace(cosine_B=cosine_B, num_owners_B=num_owners_B)
+            if batch.weights_B is not None:  # a sample of weight 0 may be NaN
+                cosine_B = torch.where(batch.counted_B, cosine_B, 0)
+        margin.state = margin.observe(cosine_B, batch.norm_B, batch.counted_B)
+        transform = margin.negative_transform(cosine_B)
+        if self.config.filter_above is not None:
+            transform = InterClassFilter(self.config.filter_above, transform)
+        is_binary = margin.binary is not None
+        return targets, Scoring(self.config.scale, transform, is_binary, margin.largest_logit)
+
+    def _finish_step(self, mask: StepMask, loss: GlobalLoss, state_before: State) -> None:
+        """Do what comes after the update of the rows. The margin's state goes back to
+        `state_before` if the step is called off."""
+        if self.staging is not None:
+            self.staging.put_back()
+        for rows in self.sub_centers:
+            rows.finish_step_(mask)
+        learnt = self.margin.learn(loss.d_bias, mask.lr, self.config.rows.momentum)
+        self.margin.state = {
+            name: torch.where(mask.applied, number, state_before[name])
+            for name, number in learnt.items()
+        }
+
+    def _kernels_apply(self) -> bool:
+        """Whether Triton's kernels can score this head's classes."""
+        return (
+            self.config.logits == "recompute"
+            and self.config.sub_centers == 1
+            and self.config.filter_above is None
+            and self.choice.space_C is None
+            and self.margin.is_plain_softmax
+        )
 
     def forget(self, classes: Tensor) -> None:
-        """These class ids (int64, any order, of any rank) are no classes any more: rows and state
-        become zero, no softmax counts them.
+        """Make these class ids (int64, any order, of any rank) no classes any more: their rows and
+        state become zero, no softmax counts them.
 
         Call it after `tensors()` were filled from a checkpoint; samples of these classes must come
         with label -1.
         """
         here = classes[(classes >= self.lo) & (classes < self.hi)] - self.lo
         if len(here):
-            gone_C = (
-                torch.zeros(self.hi - self.lo + 1, dtype=torch.bool)
-                if self.gone_C is None
-                else self.gone_C.cpu()
-            )
-            gone_C[here] = True
-            gone_C[-1] = True  # stands for no class
-            self.gone_C = gone_C.to(self.planes[0].rows_CD.device)
+            self.choice.forget(here)
+            assert self.choice.forgotten_C is not None
             for tensor in self.tensors().values():
-                tensor[self.gone_C[:-1]] = 0
+                tensor[self.choice.forgotten_C[:-1]] = 0
 
     def tensors(self) -> dict[str, Tensor]:
         """This rank's state, [hi - lo, ...]: the tensors themselves, not copies. `rows` [hi - lo,
@@ -357,28 +283,55 @@ class PartialFC:
             self.staging.wait()
         return {
             name + (f".{k}" if k else ""): tensor
-            for k, plane in enumerate(self.planes)
-            for name, tensor in plane.tensors().items()
+            for k, rows in enumerate(self.sub_centers)
+            for name, tensor in rows.tensors().items()
         }
 
-    def rounded(self) -> None:
-        """Call it after `tensors()` were filled from those of another dtype."""
-        for plane in self.planes:
-            plane.rounded_()
+    def refresh_norms(self) -> None:
+        """Compute anew what the state keeps of the rows' norms. Call it after `tensors()` were
+        filled from those of another dtype."""
+        for rows in self.sub_centers:
+            rows.refresh_norms_()
 
     def numbers(self) -> dict[str, float]:
         """The margin's running numbers, for a checkpoint; the same on all ranks."""
         return {name: number.item() for name, number in self.margin.state.items()}
 
     def load_numbers(self, numbers: dict[str, float]) -> None:
-        """Those of a checkpoint. Raises `schema.UserError` where they are another margin's."""
+        """Take over the running numbers of a checkpoint. Raises `UserError` where they are another
+        margin's."""
         if numbers.keys() != self.margin.state.keys():
-            found, needed = (
-                ", ".join(names) or "nothing" for names in (numbers, self.margin.state)
-            )
-            raise schema.UserError(
+            found = ", ".join(numbers) or "nothing"
+            needed = ", ".join(self.margin.state) or "nothing"
+            raise UserError(
                 f"head.margin: the checkpoint's keeps {found}, this one {needed}; resume with the "
                 "margin it was made with"
             )
         for name, number in numbers.items():
             self.margin.state[name].fill_(number)
+
+
+def _build_margin(config: schema.Head, num_classes: int, device: torch.device) -> Margin:
+    """The margin of a head, ready to be used, with its state on the device."""
+    margin: Margin = config.margin.build()
+    if margin.binary is not None and config.sample_rate < 1:
+        raise UserError(
+            f"head.sample_rate {config.sample_rate:g} does not go with {type(margin).__name__}, "
+            "whose losses of own and other classes are balanced over all of them; set "
+            "head.sample_rate=1"
+        )
+    margin.begin(config.scale, num_classes)
+    margin.state = {name: number.to(device) for name, number in margin.state.items()}
+    return margin
+
+
+def _details(
+    loss: GlobalLoss, negatives: NegativeSums, batch: Shared, exchange: Exchange
+) -> tuple[Tensor, Tensor]:
+    """This rank's `HeadStep.target_cosine_N` and `HeadStep.nearest_negative_N`, by one
+    collective."""
+    assert negatives.nearest_B is not None
+    nearest_B = exchange.ranks.max_(negatives.nearest_B)
+    cosines_2B = torch.stack([loss.target_cosine_B.float(), nearest_B])
+    target_B, nearest_B = torch.where(batch.valid_B, cosines_2B, torch.nan)
+    return exchange.own(target_B), exchange.own(nearest_B)

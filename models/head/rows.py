@@ -1,19 +1,19 @@
-"""Class rows (centres): where they start, how they are taken and put back in 16 or 32 bits.
-`row_optimizers.py` steps them.
+"""Class rows (centres): their first values, and how they are taken and put back in 16 or 32 bits.
+`row_optimizers.py` updates them.
 
 Shapes: C this rank's classes, n a chunk of them, D the embedding.
 """
 
 import copy
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from manyfaces.configs import rng, schema
+from manyfaces.models.head import devices
 
 INIT_BLOCK = 1024
 """Classes drawn from one generator."""
@@ -22,8 +22,7 @@ SHORTEST = 1e-12
 """Vectors are divided by no less than this."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _DROPPED_BITS = {torch.bfloat16: 16, torch.float16: 13}
-_DICE_ROWS = 128
-_PURPOSE = 0x524F554E  # keeps these words apart from other draws of the same seed and position
+_NOISE_ROWS = 128
 
 
 def initial(
@@ -36,10 +35,10 @@ def initial(
     unit: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Rows of classes [lo, hi) and a row of zeros behind them, [hi - lo + 1, D]; each depends on
-    its id and the seed only.
+    """First values of the rows of classes [lo, hi), and a row of zeros behind them, [hi - lo + 1,
+    D]. Each row depends on its class id and the seed only.
 
-    Normal with standard deviation 0.01, or scaled to length 1.
+    They are normal with standard deviation 0.01, or with `unit` scaled to length 1.
     """
     rows_CD = torch.zeros(hi - lo + 1, dim, device=device, dtype=dtype)
     for block in range(lo // INIT_BLOCK, -(-hi // INIT_BLOCK) if hi > lo else 0):
@@ -53,21 +52,6 @@ def initial(
         start, stop = max(lo, first), min(hi, first + INIT_BLOCK)
         rows_CD[start - lo : stop - lo] = drawn_nD[start - first : stop - first]
     return rows_CD
-
-
-def looking_is_free(device: torch.device) -> bool:
-    """Whether the host may ask for a value without waiting for work in flight."""
-    return device.type == "cpu"
-
-
-def sent(numbers: NDArray[Any], device: torch.device) -> Tensor:
-    """On the device; pinned on the way, as the host waits for a copy from other memory."""
-    tensor = torch.from_numpy(numbers)
-    return (
-        tensor.pin_memory().to(device, non_blocking=True)
-        if device.type == "cuda"
-        else tensor.to(device)
-    )
 
 
 def take(tensor_C: Tensor, ids: slice | Tensor) -> Tensor:
@@ -90,18 +74,19 @@ def reciprocal_norms(rows_nD: Tensor) -> Tensor:
     return torch.where(norms_n > SHORTEST, norms_n.reciprocal(), 0)
 
 
-class Gate:
-    """A step's numbers as tensors on the device; where `open` is false they leave rows and state as
-    they are.
+class StepMask:
+    """Whether a step is applied, and its numbers, as tensors on the device: where `applied` (bool
+    []) is false they leave rows and state as they are.
 
-    So a step is called off without the host waiting to hear of it. `position` names the step for
+    So a step is called off without the host waiting to hear of it. `lr` is float32 [], 0 where the
+    step is not applied; `skipped` is `applied`'s opposite in float32; `position` names the step for
     stochastic rounding.
     """
 
-    def __init__(self, open_: Tensor, lr: float, weight_decay: float, position: int) -> None:
-        self.open, self.weight_decay, self.position = open_, weight_decay, position
-        self.lr = torch.where(open_, torch.full((), lr, device=open_.device), 0)
-        self.closed = (~open_).float()
+    def __init__(self, applied: Tensor, lr: float, weight_decay: float, position: int) -> None:
+        self.applied, self.weight_decay, self.position = applied, weight_decay, position
+        self.lr = torch.where(applied, torch.full((), lr, device=applied.device), 0)
+        self.skipped = (~applied).float()
 
 
 class Rows(ABC):
@@ -110,30 +95,26 @@ class Rows(ABC):
 
     Rows of 16 bits are worked on in float32 and rounded up or down at random in proportion
     (stochastic rounding, arXiv 1502.02551), so that steps far below their spacing count (float16
-    below 2^-14: to the nearest). The dice are a pure function of (seed, position, class,
+    below 2^-14: to the nearest). The rounding noise is a pure function of (seed, position, class,
     dimension).
     """
 
-    by_class: ClassVar[tuple[str, ...]] = ("rows_CD",)
-    """Attributes that hold something of each class, or None."""
+    per_class: ClassVar[tuple[str, ...]] = ("rows_CD",)
+    """Names of the attributes that hold something of each class, or None."""
     rows_CD: Tensor
-    numbers_C: Tensor | None = None
-    """Of copies (`staged`): the local numbers of their rows, int32."""
+    local_ids_C: Tensor | None = None
+    """int32: where these are copies (`staged_copy`), the local ids of the rows that they copy."""
 
     def __init__(
         self, config: schema.Rows, seed: int, lo: int, hi: int, dim: int, device: torch.device
     ) -> None:
-        self.config, self.seed, self.lo, self.num_rows, self.dtype = (
-            config,
-            seed,
-            lo,
-            hi - lo,
-            DTYPES[config.dtype],
-        )
-        self._dice: tuple[int, Tensor] | None = None
+        self.config, self.seed, self.lo, self.num_rows = config, seed, lo, hi - lo
+        self.dtype = DTYPES[config.dtype]
+        self._noise: tuple[int, Tensor] | None = None
+        """The position of the last step that asked for rounding noise, and the noise."""
 
     def take(self, ids: slice | Tensor) -> Tensor:
-        """float32 [n, D]; a view where rows are float32 and `ids` a slice."""
+        """Rows in float32 [n, D]; a view where rows are float32 and `ids` a slice."""
         return take(self.rows_CD, ids).float()
 
     def inverse_norms(self, ids: slice | Tensor, rows_nD: Tensor | None = None) -> Tensor:
@@ -141,65 +122,75 @@ class Rows(ABC):
         return reciprocal_norms(self.take(ids) if rows_nD is None else rows_nD)
 
     def catch_up_(self, ids: slice | Tensor) -> None:
-        """Called before a step scores these rows: does to them what earlier steps put off. Of rows
-        that are no copies, a slice only where every step takes all."""
+        """Apply to these rows what earlier steps put off; called before a step scores them. Unless
+        these are copies, `ids` is a slice only where every step takes all rows."""
         return
 
     @abstractmethod
     def update_(
-        self, ids: slice | Tensor, rows_nD: Tensor, inverse_n: Tensor, d_rows_nD: Tensor, gate: Gate
+        self,
+        ids: slice | Tensor,
+        rows_nD: Tensor,
+        inverse_norms_n: Tensor,
+        d_rows_nD: Tensor,
+        mask: StepMask,
     ) -> None:
-        """Step the rows `rows_nD = take(ids)`. `d_rows_nD` is their gradient but for its part along
-        the row, which a cosine cannot feel and which is still in it; both tensors are used up."""
+        """Update the rows `rows_nD = take(ids)`. `d_rows_nD` is their gradient but for its part
+        along the row, which a cosine does not depend on and which is still in it; both tensors are
+        overwritten."""
 
-    def finish_(self, gate: Gate) -> None:
+    def finish_step_(self, mask: StepMask) -> None:
         """Called once at the end of each step."""
         return
 
-    def settle_(self) -> None:
-        """Do what steps put off, so that the tensors of the state alone say how to go on."""
+    def flush_(self) -> None:
+        """Apply to all rows what steps put off, so that the tensors of the state alone say how to
+        go on."""
         return
 
     @property
-    def settles_next(self) -> bool:
-        """The next `finish_` goes through all rows."""
+    def flushes_next(self) -> bool:
+        """Whether the next `finish_step_` goes through all rows."""
         return False
 
-    def share_on_(self, device: torch.device) -> None:
-        """Keep what is of no single class on the device that steps copies of the rows."""
+    def move_shared_(self, device: torch.device) -> None:
+        """Keep what all classes share on the device that updates copies of the rows."""
         return
 
-    def staged(self, tensors: dict[str, Tensor], numbers_C: Tensor) -> "Rows":
-        """Rows of this kind with other tensors by class: copies of the rows with these local
-        numbers; the last stands for no class."""
+    def staged_copy(self, tensors: dict[str, Tensor], local_ids_C: Tensor) -> Self:
+        """Rows of this kind that hold other tensors per class: copies of the rows with these local
+        ids (int32), of which the last stands for no class."""
         other = copy.copy(self)
-        vars(other).update(tensors, numbers_C=numbers_C, num_rows=len(numbers_C) - 1, _dice=None)
+        num_rows = len(local_ids_C) - 1
+        vars(other).update(tensors, local_ids_C=local_ids_C, num_rows=num_rows, _noise=None)
         return other
 
     @abstractmethod
-    def _state(self) -> dict[str, Tensor]: ...
+    def _state(self) -> dict[str, Tensor]:
+        """All tensors of the state by the names that checkpoints have for them."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """The state itself, settled, not a copy, without the last row."""
-        self.settle_()
+        """The state itself, not a copy, with all that steps put off, without the last row."""
+        self.flush_()
         return {name: tensor[:-1] for name, tensor in self._state().items()}
 
-    def rounded_(self) -> None:
-        """Called after `tensors()` were filled from those of another dtype."""
+    def refresh_norms_(self) -> None:
+        """Compute anew what the state keeps of the stored rows' norms; called after `tensors()`
+        were filled from those of another dtype."""
         return
 
-    def dice(self, position: int) -> tuple[int, Tensor]:
-        """Bits of float32 that the rows' dtype drops, and random numbers of as many, int32 [128,
-        D]: row i for classes i, i + 128 ..."""
+    def rounding_noise(self, position: int) -> tuple[int, Tensor]:
+        """How many bits of float32 the rows' dtype drops, and random numbers of as many bits, int32
+        [128, D]: row i is for the classes i, i + 128 and so on."""
         dropped, dim = _DROPPED_BITS.get(self.dtype, 0), self.rows_CD.shape[1]
-        if self._dice is None or self._dice[0] != position:
+        if self._noise is None or self._noise[0] != position:
             words = rng.words(
-                rng.key(self.seed, position, _PURPOSE),
-                np.arange(_DICE_ROWS * dim * (dropped > 0), dtype=np.uint64),
+                rng.key(self.seed, position, rng.Stream.HEAD_ROUNDING),
+                np.arange(_NOISE_ROWS * dim * (dropped > 0), dtype=np.uint64),
             )
             noise = (words >> np.uint64(64 - max(dropped, 1))).astype(np.int32)
-            self._dice = position, sent(noise, self.rows_CD.device).view(-1, dim)
-        return dropped, self._dice[1]
+            self._noise = position, devices.to_device(noise, self.rows_CD.device).view(-1, dim)
+        return dropped, self._noise[1]
 
     def _put(self, ids: slice | Tensor, rows_nD: Tensor, position: int) -> None:
         """Write back rows, which are rounded in place."""
@@ -207,20 +198,17 @@ class Rows(ABC):
         put(self.rows_CD, ids, rows_nD)
 
     def _round_(self, rows_nD: Tensor, ids: slice | Tensor, position: int) -> None:
-        """To numbers that the rows' dtype holds, in place: random bits are added below its last
-        bit, and those bits cut off."""
+        """Round in place to numbers that the rows' dtype holds: random bits are added below its
+        last bit, and those bits cut off."""
         if self.dtype == torch.float32:
             return
-        dropped, noise = self.dice(position)
-        if self.numbers_C is not None:
-            numbers_n = take(self.numbers_C, ids)
+        dropped, noise = self.rounding_noise(position)
+        if self.local_ids_C is not None:
+            local_ids_n = take(self.local_ids_C, ids)
+        elif isinstance(ids, Tensor):
+            local_ids_n = ids
         else:
-            numbers_n = (
-                ids
-                if isinstance(ids, Tensor)
-                else torch.arange(ids.start, ids.stop, device=rows_nD.device)
-            )
+            local_ids_n = torch.arange(ids.start, ids.stop, device=rows_nD.device)
         bits_nD = rows_nD.view(torch.int32)  # sign and magnitude: both signs are rounded alike
-        bits_nD.add_(noise.index_select(0, (numbers_n + self.lo) % _DICE_ROWS)).bitwise_and_(
-            -(1 << dropped)
-        )
+        noise_nD = noise.index_select(0, (local_ids_n + self.lo) % _NOISE_ROWS)
+        bits_nD.add_(noise_nD).bitwise_and_(-(1 << dropped))

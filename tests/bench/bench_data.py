@@ -101,12 +101,14 @@ def prepare(images: Path, shards: Path) -> None:
 
 def prepare_long(shards: Path, long: Path) -> None:
     """The same shards many times over, as an index alone, once."""
-    from manyfaces.data.dataset.index import COLUMNS, MANIFEST, Shard, open_dataset, write_index
+    from manyfaces.data.dataset.dataset import open_part
+    from manyfaces.data.dataset.index import COLUMNS, write_index
+    from manyfaces.data.dataset.manifest import MANIFEST, Shard
 
     if (long / MANIFEST).exists():
         return
     long.mkdir(exist_ok=True)
-    dataset = open_dataset(shards)
+    dataset = open_part(shards)
     columns = {name: np.tile(getattr(dataset, f"{name}_N"), REPEATS) for name in COLUMNS}
     columns["shard"] += np.repeat(np.arange(REPEATS), dataset.manifest.num_images).astype(
         np.uint32
@@ -209,12 +211,13 @@ def rate(stream: Iterator[object], batch: int) -> Callable[[], dict[str, float]]
 
 
 def manyfaces(images: Path, shards: Path, batch: int, position: int = 0) -> Iterator[torch.Tensor]:
-    from manyfaces.configs.schema import Augment, Data
-    from manyfaces.data.dataset.index import open_dataset
-    from manyfaces.data.feed.loader import Loader, Quarantine
+    from manyfaces.configs.schema import Data
+    from manyfaces.data.dataset.dataset import open_dataset
+    from manyfaces.data.feed.loader import Loader
+    from manyfaces.data.feed.quarantine import Quarantine
 
     dataset = open_dataset(shards)
-    config = Data(augment=Augment(flip=0.5), decode_threads=CORES)
+    config = Data(decode_threads=CORES)
     quarantine = Quarantine(Path(tempfile.mkdtemp()) / "quarantine.jsonl", dataset, 0.0)
     loader = Loader(
         dataset,
@@ -230,13 +233,13 @@ def manyfaces(images: Path, shards: Path, batch: int, position: int = 0) -> Iter
     )
     with loader:
         for item in loader:
-            yield item.images_NHWC
+            yield item.images["main"]
 
 
 def manyfaces_floats(
     images: Path, shards: Path, batch: int, layout: torch.memory_format = torch.contiguous_format
 ) -> Iterator[object]:
-    from manyfaces.models.backbones.backbone import normalise
+    from manyfaces.models.backbones.pixels import normalise
 
     floats_NCHW = None  # used again for each batch, as a train loop can
     for images_NHWC in manyfaces(images, shards, batch):

@@ -1,4 +1,4 @@
-"""The peer of configs/faces_small_cpu.yaml: a plain dense PyTorch loop on the same identity
+"""The peer of configs/faces/small_cpu.yaml: a plain dense PyTorch loop on the same identity
 folders, scored alike, over minutes.
 
     python tests/bench/bench_faces.py TRAIN_FOLDER PAIRS.bin [--minutes 10] [--run runs/first]
@@ -21,10 +21,12 @@ from rich.table import Table
 from torch import nn
 from torch.nn import functional as F
 
-from manyfaces.data.sources.pairs import read_bin
-from manyfaces.models.backbones.backbone import normalise
+from manyfaces.configs.backbones.mobilefacenet import MobileFaceNet as MobileFaceNetConfig
 from manyfaces.models.backbones.mobilefacenet import MobileFaceNet
+from manyfaces.models.backbones.pixels import normalise
+from manyfaces.train.evaluation.embedder import Embedder
 from manyfaces.train.evaluation.evaluate import evaluate
+from manyfaces.train.protocols.verification import Verification
 from manyfaces.train.record import METRICS, read_rows
 
 MARKS = (1.0, 3.0, 6.0, 10.0, 15.0, 20.0, 25.0, 30.0)
@@ -80,7 +82,7 @@ def plain_loop(
     ]
     images = torch.from_numpy(np.stack([cv2.imread(str(path))[:, :, ::-1] for path, _ in files]))
     labels = torch.tensor([label for _, label in files])
-    pairs = read_bin(pairs_path)
+    protocol = Verification(str(pairs_path))
     model, centres = (
         _with_torch_prelu(MobileFaceNet()),
         nn.Parameter(torch.randn(len(people), 512) * 0.01),
@@ -97,7 +99,8 @@ def plain_loop(
         chosen, order = order[:128], order[128:]
         flips = torch.rand(128, 1, 1, 1) < 0.5
         batch = torch.where(flips, images[chosen].flip(2), images[chosen])
-        cosines = F.linear(F.normalize(model(normalise(batch))), F.normalize(centres))
+        embeddings = model(normalise(batch)).embeddings["main"]
+        cosines = F.linear(F.normalize(embeddings), F.normalize(centres))
         loss = F.cross_entropy(
             32 * (cosines - 0.2 * F.one_hot(labels[chosen], len(people))), labels[chosen]
         )
@@ -107,8 +110,10 @@ def plain_loop(
         optimizer.step()
         seconds, seen = seconds + time.perf_counter() - began, seen + 128
         if seconds >= marks[len(curve)] * 60:
-            done = evaluate(model, pairs, image_px=112, batch_size=200, device=torch.device("cpu"))
-            curve.append((seconds / 60, seen, done.report.best_accuracy))
+            embedder = Embedder(model, MobileFaceNetConfig(), (112, 112), torch.device("cpu"))
+            best = evaluate(protocol, embedder).scalars["best_accuracy"]
+            assert best is not None
+            curve.append((seconds / 60, seen, best))
     return curve
 
 

@@ -29,8 +29,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from manyfaces.cluster.launch import KEEP_MEMORY
+from manyfaces.cluster.memory import KEEP_MEMORY
 from manyfaces.configs import schema
+from manyfaces.configs.backbones.mobilefacenet import MobileFaceNet
+from manyfaces.configs.margins.arcface import ArcFace
 from manyfaces.models.head.partial_fc import PartialFC
 from manyfaces.models.head.products import times_transposed
 
@@ -124,7 +126,7 @@ def batch(num_classes: int, B: int) -> tuple[Tensor, Tensor]:
 
 
 def ours(num_classes: int, B: int, **settings: Any) -> Step:
-    config = schema.Head(margin=schema.ArcFaceMargin(kind="arcface"), **settings)
+    config = schema.Head(margin=ArcFace(), **settings)
     head = PartialFC(config, num_classes, D, seed=0, weight_decay=5e-4, device=CPU)
     embeddings_BD, labels_B = batch(num_classes, B)
     position = 0
@@ -485,17 +487,15 @@ def capacity(arguments: argparse.Namespace) -> list[Row]:
 
 def part_capacity(kind: str, num_classes: str) -> dict[str, float]:
     """Three steps of the backbone and the head."""
-    from manyfaces.models.backbones import backbone
-
     C, B, rate = int(num_classes), 8, 0.01
-    model = backbone.build(schema.MobileFaceNetModel(kind="mobilefacenet"), 112).train()
+    model = MobileFaceNet().build(image_hw=(112, 112)).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
     images, labels_B = torch.randint(0, 256, (B, 112, 112, 3), dtype=torch.uint8), batch(C, B)[1]
     images_NCHW = (images.permute(0, 3, 1, 2).float() - 127.5) / 127.5
     head = peer = None
     facts = {}
     for turn in range(4):
-        embeddings_BD = model(images_NCHW)
+        embeddings_BD = model(images_NCHW).embeddings["main"]
         if turn == 0:  # all but the head
             embeddings_BD.square().mean().backward()
             facts["before"] = resident("VmHWM")

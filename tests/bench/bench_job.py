@@ -1,5 +1,5 @@
-"""Images a second of the input path alone, the backbone alone, the head alone, and the whole job,
-in one table.
+"""Images a second of the input path alone, the backbone alone, the objective alone, and the
+whole job, in one table.
 
     python tests/bench/bench_job.py configs/demo.yaml [path.to.key=value ...] [--steps 20] [--json]
 
@@ -21,15 +21,18 @@ import torch.distributed as dist
 from rich.console import Console
 from rich.table import Table
 
-from manyfaces.cluster.launch import KEEP_MEMORY
+from manyfaces.cluster.memory import KEEP_MEMORY
 from manyfaces.cluster.world import World
 from manyfaces.configs.load import load
 from manyfaces.configs.schema import Config
-from manyfaces.data.dataset.mixture import AnyDataset, open_data
-from manyfaces.data.feed.loader import Batch, Loader, Quarantine
-from manyfaces.models.backbones.backbone import build
-from manyfaces.models.head.partial_fc import PartialFC
-from manyfaces.train.engine import Engine
+from manyfaces.data.dataset.dataset import Dataset, open_data
+from manyfaces.data.feed.loader import Batch, Loader
+from manyfaces.data.feed.quarantine import Quarantine
+from manyfaces.data.feed.view import View
+from manyfaces.models.backbones.output import Output
+from manyfaces.train.objectives.objective import Forward, Moment
+from manyfaces.train.record import NoRecord
+from manyfaces.train.session import build
 from manyfaces.train.step import train_step
 
 WARM_UP = 3
@@ -70,26 +73,17 @@ def main() -> None:
     Console().print(f"the slowest part is the {slowest}")
 
 
-def measure(config: Config, dataset: AnyDataset, steps: int) -> dict[str, float]:
+def measure(config: Config, dataset: Dataset, steps: int) -> dict[str, float]:
+    """Images a second of each part."""
     world, batch_size = World.current(), config.train.batch_size
-    engine = Engine(
-        build(config.model, config.data.image_px), config.train, config.engine, world.device, 1
-    )
-    decay = config.train.optimizer.weight_decay
-    head = PartialFC(
-        config.head,
-        dataset.manifest.num_identities,
-        config.model.embedding_dim,
-        seed=0,
-        weight_decay=decay,
-        device=world.device,
-    )
+    engine, objective = build(config, world, dataset, None, dist.group.WORLD, NoRecord())
 
     def loader(count: int) -> Loader:
         quarantine = Quarantine(Path(tempfile.mkdtemp()) / "quarantine.jsonl", dataset, 0.0)
         return Loader(
             dataset,
             config.data,
+            views=objective.views(View.of(config.data)),
             seed=0,
             batch_size=batch_size,
             rank=0,
@@ -101,7 +95,8 @@ def measure(config: Config, dataset: AnyDataset, steps: int) -> dict[str, float]
         )
 
     def step(batch: Batch) -> None:
-        train_step(engine, head, batch, lr=1e-3, batch_size=batch_size, seed=0, rank=0)
+        moment = Moment(batch.position, batch_size, lr=1e-3)
+        train_step(engine, objective, batch, moment, seed=0, rank=0)
 
     # Enough batches to outweigh what was decoded ahead while the first was waited for.
     input_steps = max(10 * steps, 200)
@@ -110,27 +105,20 @@ def measure(config: Config, dataset: AnyDataset, steps: int) -> dict[str, float]
         input_rate = rate(lambda: next(stream), input_steps, batch_size, world.device)
     with loader(1) as batches:
         batch = next(iter(batches))
-    embeddings_ND = engine.embed(batch.images_NHWC)
-    engine.backward(embeddings_ND, torch.full_like(embeddings_ND, 1e-6))
-    engine.step(0.0)
+    output = engine.run(batch.images["main"])
+    fixed = Output({name: each.detach() for name, each in output.embeddings.items()})
 
-    def backbone() -> None:
-        out_ND = engine.embed(batch.images_NHWC)
-        engine.backward(out_ND, torch.full_like(out_ND, 1e-6))
+    def network() -> None:
+        engine.backward(objective.dry_run(Forward(engine.run, batch.images)))
         engine.step(0.0)
 
-    detached_ND = embeddings_ND.detach()
+    def loss() -> None:
+        objective.loss(Forward(lambda _: fixed, batch.images), batch, Moment(0, batch_size, lr=0.0))
+
     rates = {
         "input path": input_rate,
-        "backbone": rate(backbone, steps, batch_size, world.device),
-        "head": rate(
-            lambda: head.step(
-                detached_ND, batch.labels_N, lr=0.0, position=0, batch_size=batch_size
-            ),
-            steps,
-            batch_size,
-            world.device,
-        ),
+        "backbone": rate(network, steps, batch_size, world.device),
+        "objective": rate(loss, steps, batch_size, world.device),
     }
     with loader(steps + WARM_UP) as batches:
         stream = iter(batches)

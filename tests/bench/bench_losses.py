@@ -16,15 +16,13 @@ import sys
 import time
 
 import torch
-from pydantic import TypeAdapter
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from manyfaces.cluster.launch import KEEP_MEMORY
+from manyfaces.cluster.memory import KEEP_MEMORY
 from manyfaces.configs import schema
 from manyfaces.models.head.partial_fc import PartialFC
-from manyfaces.models.margins import losses
 
 B, D = 512, 512
 KINDS = [
@@ -101,17 +99,10 @@ def measure(num_classes: int, logits: str, rounds: int) -> dict[str, list[float]
         if shared is None:
             shared = head
         elif name != THREE:  # the same rows under another margin
-            head.num_classes, head.lo, head.hi, head.planes = (
-                shared.num_classes,
-                shared.lo,
-                shared.hi,
-                shared.planes,
-            )
-            head.margin = losses.build(
-                TypeAdapter(schema.Margin).validate_python({"kind": kind}),
-                config.scale,
-                num_classes,
-            )
+            head.num_classes, head.lo, head.hi = num_classes, shared.lo, shared.hi
+            head.sub_centers, head.choice = shared.sub_centers, shared.choice
+            head.margin = config.margin.build()
+            head.margin.begin(config.scale, num_classes)
         heads[name] = head
     generator = torch.Generator().manual_seed(1)
     embeddings_BD, labels_B = (

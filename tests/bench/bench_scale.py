@@ -26,8 +26,10 @@ from rich.console import Console
 from rich.table import Table
 
 from manyfaces.configs import rng
-from manyfaces.data.dataset.index import COLUMNS, INDEX, MANIFEST, Manifest, Shard, open_dataset
-from manyfaces.data.orders.shuffle import Order
+from manyfaces.data.dataset.dataset import open_part
+from manyfaces.data.dataset.index import COLUMNS
+from manyfaces.data.dataset.manifest import INDEX, MANIFEST, Manifest, Shard
+from manyfaces.data.orders.shuffle import Shuffle
 
 SHARD_IMAGES, CHUNK, ROW_BYTES = 8192, 1 << 22, 20
 BATCH, WINDOW_SHARDS = 1024, 16
@@ -86,7 +88,7 @@ def write(folder: Path, rows: int) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     room = (shutil.disk_usage(folder).free - (2 << 30)) // ROW_BYTES
     if (folder / MANIFEST).exists():
-        return open_dataset(folder).manifest.num_images
+        return open_part(folder).manifest.num_images
     if room < rows:
         Console().print(f"{folder}: room for {room:,} rows only, not {rows:,}")
         rows = room
@@ -169,7 +171,7 @@ def measure(folder: Path) -> dict[str, float]:
     """Milliseconds and megabytes of this process."""
     before, pss = memory("self", "Private_", but=INDEX), memory("self", "Pss:")
     began = time.perf_counter()
-    dataset = open_dataset(folder)
+    dataset = open_part(folder)
     took = {"Pss before": pss, "open": milliseconds(began)}
     columns = (dataset.shard_N, dataset.offset_N, dataset.size_N, dataset.identity_N)
     positions = (
@@ -178,7 +180,7 @@ def measure(folder: Path) -> dict[str, float]:
         .tolist()
     )
 
-    order, cold = Order(dataset.samples_per_shard, 0, WINDOW_SHARDS), []
+    order, cold = Shuffle(dataset, 0, WINDOW_SHARDS), []
     for position in positions:
         began = time.perf_counter()
         ids = order.ids(position, BATCH)
@@ -203,8 +205,8 @@ def measure(folder: Path) -> dict[str, float]:
     )
 
     began = time.perf_counter()
-    resumed = open_dataset(folder)
-    ids = Order(resumed.samples_per_shard, 0, WINDOW_SHARDS).ids(positions[0], BATCH)
+    resumed = open_part(folder)
+    ids = Shuffle(resumed, 0, WINDOW_SHARDS).ids(positions[0], BATCH)
     [
         column[ids]
         for column in (resumed.shard_N, resumed.offset_N, resumed.size_N, resumed.identity_N)

@@ -22,9 +22,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from manyfaces.configs.schema import Augment, Data
-from manyfaces.data.dataset.index import open_dataset
-from manyfaces.data.feed.loader import Loader, Quarantine
+from manyfaces.configs.orders.shuffle import Shuffle
+from manyfaces.configs.schema import Data
+from manyfaces.configs.transforms.flip import Flip
+from manyfaces.data.dataset.dataset import open_dataset
+from manyfaces.data.feed.loader import Loader
+from manyfaces.data.feed.quarantine import Quarantine
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from store_server import CREDENTIALS, s3_server
@@ -85,9 +88,9 @@ def one_pass(place: str, window: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         config = Data(
             path=place,
-            augment=Augment(flip=0.5),
+            augment=(Flip(),),
             decode_threads=2,
-            window_shards=window,
+            order=Shuffle(window_shards=window),
             cache_dir=f"{folder}/cache",
         )
         dataset = open_dataset(place, config)

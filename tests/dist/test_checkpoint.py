@@ -1,5 +1,5 @@
-"""Checkpoints: whole or not there, read at any world size, rot found, disk full told, old ones kept
-until newer ones stand."""
+"""Checkpoints: whole or not there, read at any world size, corrupt bytes found, disk full told, old
+ones kept until newer ones stand."""
 
 import json
 import shutil
@@ -11,17 +11,26 @@ import torch
 import torch.distributed as dist
 from launcher import run_ranks
 
-from manyfaces.configs.schema import UserError
-from manyfaces.train.checkpoint import checkpoint
+from manyfaces.configs.backbones.mobilefacenet import MobileFaceNet
+from manyfaces.configs.errors import UserError
+from manyfaces.configs.schema import Config
+from manyfaces.configs.split import class_share
+from manyfaces.train.checkpoint import layout
+from manyfaces.train.checkpoint.finder import find, load_parts
 from manyfaces.train.checkpoint.head_files import HeadFiles, SubCentres
-from manyfaces.train.checkpoint.checkpoint import HEAD, Checkpointer, Snapshot, candidates, newest, read_backbone, retain
+from manyfaces.train.checkpoint.layout import candidates, chosen, newest, read_backbone, retain
+from manyfaces.train.checkpoint.state import RunState
+from manyfaces.train.checkpoint.writer import Checkpointer, Snapshot
+from manyfaces.train.objectives.objective import HeldByRank0, ShardedRows
 
 CLASSES, DIM = 11, 4
 
 
+STATE = RunState(Config(model=MobileFaceNet()), "fingerprint", CLASSES, seed=3)
+
+
 def shard(rank: int, world: int, classes: int = CLASSES) -> slice:
-    part = -(-classes // world)
-    return slice(min(rank * part, classes), min((rank + 1) * part, classes))
+    return slice(*class_share(classes, rank, world))
 
 
 def rows(step: int, classes: int = CLASSES) -> torch.Tensor:
@@ -31,7 +40,12 @@ def rows(step: int, classes: int = CLASSES) -> torch.Tensor:
 def head_state(step: int, classes: int) -> dict[str, torch.Tensor]:
     """Of all classes: matrices and vectors, 16 bits and 32."""
     rows_CD = rows(step, classes)
-    return {"rows": rows_CD, "momentum": -rows_CD, "lengths": rows_CD[:, 0], "rows.1": (rows_CD % 1000).half()}
+    return {
+        "rows": rows_CD,
+        "momentum": -rows_CD,
+        "lengths": rows_CD[:, 0],
+        "rows.1": (rows_CD % 1000).half(),
+    }
 
 
 def snapshot(step: int, classes: int = CLASSES) -> Snapshot:
@@ -39,7 +53,11 @@ def snapshot(step: int, classes: int = CLASSES) -> Snapshot:
     here = shard(rank, world, classes)
     whole = {"w": torch.full((3,), float(step))} if rank == 0 else {}
     head = {name: tensor[here].clone() for name, tensor in head_state(step, classes).items()}
-    return Snapshot(step, whole, whole, head, classes, {"step": step, "position": 10 * step})
+    teacher = HeldByRank0({"t": torch.full((2,), float(step))})
+    parts = {"head": ShardedRows(head, classes), "teacher": teacher}
+    numbers = {"head": {"mean": step + 0.5}}
+    state = STATE.at(step=step, position=10 * step, num_classes=classes, numbers=numbers)
+    return Snapshot(state, whole, whole, parts)
 
 
 def checkpointer(folder: Path, keep: int = 3) -> Checkpointer:
@@ -55,15 +73,20 @@ def save(folder: Path, steps: list[int], keep: int = 3, classes: int = CLASSES) 
 
 def load(folder: Path, classes: int = CLASSES) -> tuple[int, str]:
     loader = checkpointer(folder)
-    found = loader.find()
+    found = find(folder, None, loader.group)
     assert found is not None
+    step = found.state.step
     here = shard(dist.get_rank(), dist.get_world_size(), classes)
-    expected = {name: tensor[here] for name, tensor in head_state(found.step, classes).items()}
+    expected = {name: tensor[here] for name, tensor in head_state(step, classes).items()}
     head = {name: torch.full_like(tensor, torch.nan) for name, tensor in expected.items()}
-    loader.load_head(found.path, head, classes)
+    teacher = {"t": torch.zeros(2)}
+    parts = {"head": ShardedRows(head, classes), "teacher": HeldByRank0(teacher)}
+    load_parts(found.path, parts, loader.group)
     assert all(torch.equal(head[name], tensor) for name, tensor in expected.items())
-    assert torch.equal(read_backbone(found.path)["w"], torch.full((3,), float(found.step)))
-    return found.step, found.why
+    assert torch.equal(teacher["t"], torch.full((2,), float(step)))
+    assert torch.equal(read_backbone(found.path)["w"], torch.full((3,), float(step)))
+    assert found.state.numbers == {"head": {"mean": step + 0.5}}
+    return step, found.why
 
 
 def save_and_load_here(folder: Path) -> None:
@@ -87,7 +110,10 @@ def disk_full(folder: Path) -> None:
     saver.wait()
     real, shutil.disk_usage = shutil.disk_usage, lambda _: type("Usage", (), {"free": 100})()  # type: ignore[assignment, misc]
     try:
-        with pytest.raises(UserError, match=r"a checkpoint needs .* the last good checkpoint is step-00000001; free some space"):
+        with pytest.raises(
+            UserError,
+            match=r"a checkpoint needs .* the last good checkpoint is step-00000001; free some space",
+        ):
             saver.save(snapshot(2))
     finally:
         shutil.disk_usage = real
@@ -99,16 +125,18 @@ def write_failure(folder: Path) -> None:
     saver = checkpointer(folder)
     saver.save(snapshot(1))
     saver.wait()
-    real = saver._digest
+    real = saver._write_local
 
-    def fail(path: Path, names: list[Path]):
+    def fail(path: Path, written: Snapshot) -> None:
         if dist.get_rank() == dist.get_world_size() - 1:
             raise OSError(28, "No space left on device")
-        return real(path, names)
+        real(path, written)
 
-    saver._digest = fail  # type: ignore[method-assign]
+    saver._write_local = fail  # type: ignore[method-assign]
     saver.save(snapshot(2))
-    with pytest.raises(UserError, match=r"checkpoint of step 2 could not be written: .*No space left on device"):
+    with pytest.raises(
+        UserError, match=r"checkpoint of step 2 could not be written: .*No space left on device"
+    ):
         saver.wait()
     assert load(folder)[0] == 1
 
@@ -133,7 +161,10 @@ def test_any_world_size_reads_any_other(written, world: int) -> None:
 
 
 def test_the_newest_are_kept(written) -> None:
-    assert sorted(p.name for p in (written[2] / "many").iterdir()) == ["step-00000004", "step-00000005"]
+    assert sorted(p.name for p in (written[2] / "many").iterdir()) == [
+        "step-00000004",
+        "step-00000005",
+    ]
 
 
 def test_only_safetensors_and_json_are_written(written) -> None:
@@ -141,10 +172,17 @@ def test_only_safetensors_and_json_are_written(written) -> None:
     assert suffixes == {".safetensors", ".json"}
 
 
-@pytest.mark.parametrize(("name", "classes", "step", "some"), [("many", 11, 5, [10, 0, 3, 3]), ("few", 2, 7, [1])])
-def test_some_classes_centres_are_read_without_any_rank(written, name: str, classes: int, step: int, some: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("name", "classes", "step", "some"), [("many", 11, 5, [10, 0, 3, 3]), ("few", 2, 7, [1])]
+)
+def test_some_classes_centres_are_read_without_any_rank(
+    written, name: str, classes: int, step: int, some: list[int]
+) -> None:
     state = head_state(step, classes)
-    expected = torch.stack([torch.nn.functional.normalize(state[plane].float())[some] for plane in ("rows", "rows.1")], 1)
+    expected = torch.stack(
+        [torch.nn.functional.normalize(state[plane].float())[some] for plane in ("rows", "rows.1")],
+        1,
+    )
     for folder in written.values():
         centres = SubCentres(HeadFiles(folder / name / f"step-{step:08d}", classes))
         assert torch.equal(centres.take(np.array(some)), expected)
@@ -173,7 +211,15 @@ def damaged(path: Path, how: str) -> None:
         (path / "COMMIT.json").write_text(json.dumps(commit | {"format": 99}))
 
 
-DAMAGES = ["flip", "cut", "gone", "torn commit", "no commit", "killed while writing", "newer format"]
+DAMAGES = [
+    "flip",
+    "cut",
+    "gone",
+    "torn commit",
+    "no commit",
+    "killed while writing",
+    "newer format",
+]
 
 
 def find_before_damage(folders: list[Path]) -> list[str]:
@@ -198,11 +244,16 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_word(written, tmp_path: Path
 
 
 def find_nothing_intact(folder: Path) -> None:
-    with pytest.raises(UserError, match=r"no checkpoint is intact: step-00000005 .*, step-00000004 .*; restore one, or move them away"):
-        checkpointer(folder).find()
+    with pytest.raises(
+        UserError,
+        match=r"no checkpoint is intact: step-00000005 .*, step-00000004 .*; restore one, or move them away",
+    ):
+        find(folder, None, checkpointer(folder).group)
 
 
-def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_afresh(written, tmp_path: Path) -> None:
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_afresh(
+    written, tmp_path: Path
+) -> None:
     folder = Path(shutil.copytree(written[2] / "many", tmp_path / "copy"))
     damaged(folder / "step-00000005", "flip")
     damaged(folder / "step-00000004", "gone")
@@ -217,16 +268,22 @@ def test_retention_never_counts_a_damaged_one(written, tmp_path: Path) -> None:
     (folder / "step-00000005" / "COMMIT.json").unlink()
     retain(folder, keep=1)
     assert [p.name for p in folder.iterdir()] == ["step-00000004"]
-    assert newest(folder).name == "step-00000004"
+    good = newest(folder)
+    assert good is not None
+    assert good.name == "step-00000004"
 
 
-def test_retention_survives_a_failed_delete(written, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_retention_survives_a_failed_delete(
+    written, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = Path(shutil.copytree(written[2] / "many", tmp_path / "copy"))
-    monkeypatch.setattr(checkpoint.shutil, "rmtree", lambda _: (_ for _ in ()).throw(OSError))
+    monkeypatch.setattr(layout.shutil, "rmtree", lambda _: (_ for _ in ()).throw(OSError))
     retain(folder, keep=1)
     assert len(candidates(folder)) == 2
 
 
 def test_no_checkpoint_is_an_error_for_people(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
     with pytest.raises(UserError, match="no committed checkpoint"):
-        newest(tmp_path)
+        chosen(run)

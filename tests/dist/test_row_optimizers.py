@@ -15,11 +15,8 @@ from test_partial_fc import Watch
 from torch import Tensor
 
 from manyfaces.configs import schema
-from manyfaces.models.head import collectives
-from manyfaces.models.head import row_optimizers
-from manyfaces.models.head import sampling
-from manyfaces.models.head import passes as softmax
-from manyfaces.models.head import rows as rows_module
+from manyfaces.configs.split import batch_share
+from manyfaces.models.head import devices, row_optimizers, sampling
 from manyfaces.models.head.partial_fc import PartialFC
 from manyfaces.models.head.rows import DTYPES
 
@@ -45,10 +42,18 @@ def lazy(**settings: Any) -> schema.Rows:
 
 TOUCHED = [
     *(Setting(rate, schema.Rows(optimizer="adamw", lr_scale=0.05)) for rate in (0.0, 0.1, 1.0)),
-    Setting(0.1, schema.Rows(optimizer="adamw", lr_scale=0.05, betas=(0.0, 0.5), eps=1e-3, weight_decay=0.5), as_on_a_gpu=True),
+    Setting(
+        0.1,
+        schema.Rows(optimizer="adamw", lr_scale=0.05, betas=(0.0, 0.5), eps=1e-3, weight_decay=0.5),
+        as_on_a_gpu=True,
+    ),
     Setting(0.1, schema.Rows(optimizer="adamw", lr_scale=0.05, dtype="float16"), limit=1e-2),
     Setting(0.1, schema.Rows(optimizer="adamw", lr_scale=0.05, dtype="bfloat16"), limit=1e-2),
-    *(Setting(rate, schema.Rows(dtype=dtype), 3, 1e-2) for rate in (0.1, 1.0) for dtype in ("float16", "bfloat16")),
+    *(
+        Setting(rate, schema.Rows(dtype=dtype), 3, 1e-2)
+        for rate in (0.1, 1.0)
+        for dtype in ("float16", "bfloat16")
+    ),
 ]
 LAZY = [
     *(Setting(rate, lazy(), 45) for rate in (0.0, 0.1, 0.5, 1.0)),
@@ -79,7 +84,10 @@ def batch(step: int) -> tuple[Tensor, Tensor]:
 
 def chosen(setting: Setting, step: int) -> list[int]:
     blocks = sampling.blocks(C, setting.rate, SEED, step * B)
-    return sorted({i for b in blocks for i in range(b * 128, min((b + 1) * 128, C))} | {i for i in batch(step)[1].tolist() if i >= 0})
+    return sorted(
+        {i for b in blocks for i in range(b * 128, min((b + 1) * 128, C))}
+        | {i for i in batch(step)[1].tolist() if i >= 0}
+    )
 
 
 def head_of(setting: Setting) -> schema.Head:
@@ -94,19 +102,35 @@ def run_steps(settings: list[Setting]) -> list[dict[str, Any]]:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(row_optimizers, "LONGEST_HISTORY", setting.longest_history)
             if setting.as_on_a_gpu:
-                for module in (softmax, rows_module):
-                    patch.setattr(module, "looking_is_free", lambda device: False)
-            head = PartialFC(head_of(setting), C, D, seed=SEED, weight_decay=WEIGHT_DECAY, device=CPU, group=dist.group.WORLD)
+                patch.setattr(devices, "host_sync_is_free", lambda device: False)
+            head = PartialFC(
+                head_of(setting),
+                C,
+                D,
+                seed=SEED,
+                weight_decay=WEIGHT_DECAY,
+                device=CPU,
+                group=dist.group.WORLD,
+            )
             head.tensors()["rows"].copy_(first_rows(setting)[head.lo : head.hi])
-            lo, hi = collectives.share(B, head.rank, head.world_size)
+            lo, hi = batch_share(B, head.rank, head.world_size)
             after = []
             for step in range(setting.num_steps):
                 embeddings_BD, labels_B = batch(step)
                 if step in NOT_FINITE:
                     embeddings_BD[labels_B >= 0] = float("nan")
-                head.step(embeddings_BD[lo:hi], labels_B[lo:hi], lr=learning_rate(step), position=step * B, batch_size=B)
-                after.append(head.planes[0].rows_CD[:-1].float().numpy().copy())
-            facts.append({"after": after} | {name: tensor.float().numpy() for name, tensor in head.tensors().items()})
+                head.step(
+                    embeddings_BD[lo:hi],
+                    labels_B[lo:hi],
+                    lr=learning_rate(step),
+                    position=step * B,
+                    batch_size=B,
+                )
+                after.append(head.sub_centers[0].rows_CD[:-1].float().numpy().copy())
+            facts.append(
+                {"after": after}
+                | {name: tensor.float().numpy() for name, tensor in head.tensors().items()}
+            )
     return facts
 
 
@@ -127,20 +151,31 @@ class Expected:
         weight_decay = WEIGHT_DECAY if rows.weight_decay is None else rows.weight_decay
         dense = DenseHead(config, first_rows(setting), weight_decay)
         if rows.lazy_decay:
-            dense.optimizer = EveryRow(dense.rows, lr=1.0, momentum=rows.momentum, weight_decay=weight_decay)
+            dense.optimizer = EveryRow(
+                dense.rows, lr=1.0, momentum=rows.momentum, weight_decay=weight_decay
+            )
         elif rows.optimizer == "adamw":
-            dense.optimizer = torch.optim.AdamW(dense.rows, lr=1.0, betas=rows.betas, eps=rows.eps, weight_decay=weight_decay)
+            dense.optimizer = torch.optim.AdamW(
+                dense.rows, lr=1.0, betas=rows.betas, eps=rows.eps, weight_decay=weight_decay
+            )
         self.after = []
         for step in range(setting.num_steps):
             if step not in NOT_FINITE:
                 dense.step(*batch(step), chosen(setting, step), learning_rate(step))
             self.after.append(dense.matrix())
-        names = {"momentum_buffer": "momentum", "exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq", "step": "steps"}
+        names = {
+            "momentum_buffer": "momentum",
+            "exp_avg": "exp_avg",
+            "exp_avg_sq": "exp_avg_sq",
+            "step": "steps",
+        }
         self.state = {"rows": dense.matrix()}
         for theirs, ours in names.items():
             if any(torch.is_tensor(each.get(theirs)) for each in dense.optimizer.state.values()):
                 like = torch.zeros(D if theirs != "step" else ())
-                self.state[ours] = torch.stack([dense.optimizer.state[row].get(theirs, like).double() for row in dense.rows])
+                self.state[ours] = torch.stack(
+                    [dense.optimizer.state[row].get(theirs, like).double() for row in dense.rows]
+                )
 
 
 @pytest.fixture(scope="module")
@@ -157,8 +192,12 @@ def error(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).norm() / expected.norm().clamp(min=1e-30))
 
 
-@pytest.mark.parametrize("number", range(len(SETTINGS)), ids=lambda number: str(SETTINGS[number].rate) + f"-{number}")
-def test_rows_and_state_are_those_of_torchs_optimiser(worlds: dict[int, list[list[dict[str, Any]]]], number: int) -> None:
+@pytest.mark.parametrize(
+    "number", range(len(SETTINGS)), ids=lambda number: str(SETTINGS[number].rate) + f"-{number}"
+)
+def test_rows_and_state_are_those_of_torchs_optimiser(
+    worlds: dict[int, list[list[dict[str, Any]]]], number: int
+) -> None:
     setting, expected = SETTINGS[number], Expected(SETTINGS[number])
     for ranks in worlds.values():
         facts = [each[number] for each in ranks]
@@ -179,16 +218,25 @@ def test_rows_and_state_are_those_of_torchs_optimiser(worlds: dict[int, list[lis
 
 
 @pytest.mark.parametrize("rate", [1.0, 0.2, 0.0])
-@pytest.mark.parametrize("rows", [schema.Rows(optimizer="adamw"), lazy(), lazy(dtype="float16")], ids=["adamw", "lazy", "lazy-float16"])
-def test_nothing_waits_and_nothing_is_large(monkeypatch: pytest.MonkeyPatch, rows: schema.Rows, rate: float) -> None:
-    for module in (softmax, rows_module):
-        monkeypatch.setattr(module, "looking_is_free", lambda device: False)
+@pytest.mark.parametrize(
+    "rows",
+    [schema.Rows(optimizer="adamw"), lazy(), lazy(dtype="float16")],
+    ids=["adamw", "lazy", "lazy-float16"],
+)
+def test_nothing_waits_and_nothing_is_large(
+    monkeypatch: pytest.MonkeyPatch, rows: schema.Rows, rate: float
+) -> None:
+    monkeypatch.setattr(devices, "host_sync_is_free", lambda device: False)
     num_classes, chunk = 3000, 128
     config = schema.Head(chunk_classes=chunk, rows=rows, sample_rate=rate)
     head = PartialFC(config, num_classes, 32, seed=1, weight_decay=0.1, device=CPU)
-    with Watch([state for state in vars(head.planes[0]).values() if isinstance(state, Tensor)]) as watch:
+    with Watch(
+        [state for state in vars(head.sub_centers[0]).values() if isinstance(state, Tensor)]
+    ) as watch:
         for position in (0, 16):
-            head.step(torch.randn(16, 32), torch.arange(16) // 2, lr=0.1, position=position, batch_size=16)
+            head.step(
+                torch.randn(16, 32), torch.arange(16) // 2, lr=0.1, position=position, batch_size=16
+            )
     assert watch.waits == []
     assert watch.largest <= chunk * 32
 
@@ -196,7 +244,9 @@ def test_nothing_waits_and_nothing_is_large(monkeypatch: pytest.MonkeyPatch, row
 @pytest.mark.parametrize("rows", [schema.Rows(optimizer="adamw"), lazy()], ids=["adamw", "lazy"])
 def test_forgotten_classes_stay_zero(rows: schema.Rows) -> None:
     gone = torch.arange(0, C, 3)
-    head = PartialFC(head_of(Setting(0.5, rows)), C, D, seed=SEED, weight_decay=WEIGHT_DECAY, device=CPU)
+    head = PartialFC(
+        head_of(Setting(0.5, rows)), C, D, seed=SEED, weight_decay=WEIGHT_DECAY, device=CPU
+    )
     for step in range(8):
         if step == 3:
             head.forget(gone)
@@ -210,7 +260,9 @@ def test_forgotten_classes_stay_zero(rows: schema.Rows) -> None:
 
 def test_a_step_that_is_called_off_changes_nothing() -> None:
     for rows in (schema.Rows(optimizer="adamw"), lazy()):
-        head = PartialFC(head_of(Setting(0.1, rows)), C, D, seed=SEED, weight_decay=WEIGHT_DECAY, device=CPU)
+        head = PartialFC(
+            head_of(Setting(0.1, rows)), C, D, seed=SEED, weight_decay=WEIGHT_DECAY, device=CPU
+        )
         head.step(*batch(0), lr=0.05, position=0, batch_size=B)
         before = {name: tensor.clone() for name, tensor in head.tensors().items()}
         embeddings_BD, labels_B = batch(1)

@@ -9,8 +9,8 @@ import torch.distributed as dist
 from commands import recipe, rows
 from launcher import run_ranks
 
+from manyfaces.configs.errors import UserError
 from manyfaces.configs.load import load
-from manyfaces.configs.schema import UserError
 from manyfaces.data.feed import loader
 from manyfaces.train.run import work
 

@@ -9,7 +9,7 @@ import pytest
 from commands import manyfaces, recipe, rows, started, wait_until
 from store_server import Proxy, upload
 
-from manyfaces.data.sources.convert import synthesise
+from manyfaces.data.synthetic.dataset import synthesise
 
 pytestmark = pytest.mark.slow
 STEPS, PATIENCE_S = 30, 3

@@ -11,6 +11,8 @@ import torch
 from commands import TIMEOUT_S, kill_tree, manyfaces, recipe, rows, started, wait_until
 from safetensors.torch import load_file
 
+from manyfaces.train.checkpoint.state import read_state
+
 STEPS = 30
 
 
@@ -82,7 +84,7 @@ def test_kill_9_of_the_whole_tree_and_the_same_command_again(twin: Path) -> None
     assert all(torch.equal(whole[name], ours[name]) for name in whole)
     assert losses(run) == losses(twin / "runs" / "never-stopped")
     numbers = [
-        json.loads((r / "checkpoints" / f"step-{STEPS:08d}" / "state.json").read_text())["head"]
+        read_state(r / "checkpoints" / f"step-{STEPS:08d}")["numbers"]["head"]
         for r in (twin / "runs" / "never-stopped", run)
     ]
     assert numbers[0] == numbers[1]

@@ -17,9 +17,10 @@ from launcher import run_ranks
 
 from manyfaces.configs.load import load
 from manyfaces.configs.schema import Config
-from manyfaces.data.dataset.mixture import open_data
-from manyfaces.data.feed.loader import Batch, Loader, Quarantine
-from manyfaces.data.sources.convert import synthesise
+from manyfaces.data.dataset.dataset import open_data
+from manyfaces.data.feed.loader import Batch, Loader
+from manyfaces.data.feed.quarantine import Quarantine
+from manyfaces.data.synthetic.dataset import synthesise
 from manyfaces.train import loop
 from manyfaces.train.run import work
 
@@ -85,7 +86,7 @@ def stream(config: Config, folder: Path) -> Seen:
 
 
 def columns(batch: Batch) -> tuple[list[int], list[int], list[int]]:
-    images = [zlib.crc32(image.numpy().tobytes()) for image in batch.images_NHWC]
+    images = [zlib.crc32(image.numpy().tobytes()) for image in batch.images["main"]]
     return batch.ids_N.tolist(), batch.labels_N.tolist(), images
 
 
@@ -103,10 +104,9 @@ def config(dataset_path: Path, tmp_path: Path) -> Path:
         tmp_path,
         data={
             "path": "",
-            "order": "mixture",
             "mixture": mixture,
             "image_px": 32,
-            "window_shards": 2,
+            "order": {"kind": "shuffle", "window_shards": 2},
         },
         train={"batch_size": BATCH, "epochs": STEPS * BATCH / 170},
         checkpoint={"every_steps": 5, "keep": 20},

@@ -7,41 +7,52 @@ import pytest
 import torch
 
 from manyfaces.configs import schema
+from manyfaces.configs.objectives.triplet import Triplet
+from manyfaces.configs.transforms.blur import Blur
+from manyfaces.configs.transforms.colour import Colour
+from manyfaces.configs.transforms.crop import Crop
+from manyfaces.configs.transforms.erase import Erase
+from manyfaces.configs.transforms.flip import Flip
+from manyfaces.configs.transforms.jpeg import Jpeg
+from manyfaces.configs.transforms.low_resolution import LowResolution
+from manyfaces.configs.transforms.mask import Mask
+from manyfaces.configs.transforms.misalign import Misalign
 from manyfaces.data.feed.decode import Decoder
 from manyfaces.data.store.mapped import Store
-from manyfaces.data.transforms import augment
+from manyfaces.data.transforms.augmentation import Augmentation
 from manyfaces.models.head.partial_fc import PartialFC
-from manyfaces.models.head.triplet import triplet
+from manyfaces.train.objectives.triplet_loss import triplet_loss
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 def test_both_devices_decode_alike(dataset) -> None:
     """nvJPEG and libjpeg-turbo round differently: within JPEG tolerance."""
-    config = schema.Augment(
-        mask=0.3,
-        flip=0.5,
-        shift_px=3,
-        rotate_deg=5,
-        crop=0.3,
-        brightness=0.2,
-        blur=0.3,
-        low_resolution=0.3,
-        jpeg=0.3,
-        erase=0.5,
+    transforms = (
+        Mask(p=0.3),
+        Misalign(shift_px=3, rotate_deg=5),
+        Flip(),
+        Crop(p=0.3),
+        Colour(brightness=0.2),
+        Blur(p=0.3),
+        LowResolution(p=0.3),
+        Jpeg(p=0.3),
+        Erase(p=0.5),
     )
-    blobs, choices = Store(dataset).read(range(16)), augment.draw(config, 0, np.arange(16), 112)
+    size = (112, 96)
+    augmentation = Augmentation(transforms, size)
+    blobs, choices = Store(dataset.part).read(range(16)), augmentation.draw(0, np.arange(16))
     images = [
-        Decoder(112, 16, augment=config, device=torch.device(d))(blobs, choices)[0].cpu().int()
+        Decoder(size, 16, augmentation, device=torch.device(d))(blobs, choices)[0].cpu().int()
         for d in ("cpu", "cuda:0")
     ]
     assert (images[0] - images[1]).abs().float().mean() < 2
 
 
 def test_a_corrupt_image_costs_itself_only(dataset) -> None:
-    blobs = Store(dataset).read(range(16))
+    blobs = Store(dataset.part).read(range(16))
     blobs[4] = np.concatenate([blobs[4][:3], np.full(500, 7, np.uint8), blobs[4][-2:]])
-    images, good = Decoder(112, 16, device=torch.device("cuda:0"))(blobs)
+    images, good = Decoder((112, 112), 16, device=torch.device("cuda:0"))(blobs)
     assert good.tolist() == [i != 4 for i in range(16)]
     assert torch.equal(images[4], images[5])
 
@@ -77,8 +88,14 @@ def test_the_head_is_the_same_on_both_devices(config: schema.Head, kernels: bool
         generator = torch.Generator().manual_seed(0)
         embeddings = torch.randn(32, 64, generator=generator).to(device)
         labels = torch.randint(0, 1000, (32,), generator=generator).to(device)
-        step = head.step(embeddings, labels, lr=0.1, position=0, batch_size=32)
-        outcomes.append([step.loss, step.d_embeddings_ND, *head.tensors().values()])
+        weights = torch.rand(32, generator=generator).to(device)
+        step = head.step(
+            embeddings, labels, lr=0.1, position=0, batch_size=32, weights_N=weights, details=True
+        )
+        assert step.target_cosine_N is not None
+        assert step.nearest_negative_N is not None
+        cosines = [step.target_cosine_N, step.nearest_negative_N.nan_to_num(neginf=-1)]
+        outcomes.append([step.loss, step.d_embeddings_ND, *cosines, *head.tensors().values()])
     limit = 2e-2 if kernels else 1e-3
     for ours, theirs in zip(*outcomes, strict=True):
         ours, theirs = ours.double().cpu(), theirs.double().cpu()
@@ -97,7 +114,16 @@ def test_the_host_waits_for_nothing_in_the_heads_step(config: schema.Head, kerne
             "error" if position else "default"
         )  # the first step compiles
         try:
-            head.step(embeddings, labels, lr=0.1, position=32 * position, batch_size=32)
+            head.step(
+                embeddings,
+                labels,
+                lr=0.1,
+                position=32 * position,
+                batch_size=32,
+                weights_N=torch.ones(32, device="cuda:0") if position > 1 else None,
+                weight=0.5,
+                details=position > 1,
+            )
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
@@ -164,7 +190,7 @@ def test_drawn_rows_come_while_the_device_is_busy() -> None:
     torch.cuda._sleep(4_000_000_000)  # some two seconds, as a backbone
     busy = torch.cuda.current_stream().record_event()
     assert head.staging is not None
-    brought = head.staging._join()
+    brought = head.staging._join_worker()
     assert brought is not None
     brought.synchronize()
     assert not busy.query()
@@ -176,12 +202,12 @@ def test_the_triplet_loss_is_the_same_on_both_devices_and_waits_for_nothing(mini
     unit_BD = torch.nn.functional.normalize(torch.randn(64, 128, generator=generator))
     labels_B = torch.randint(-1, 12, (64,), generator=generator)
     unit_BD[labels_B == -1] = 0
-    config = schema.Triplet.model_validate({"mining": mining})
-    loss, d_unit_BD = triplet(unit_BD, labels_B, 5, 50, config)
+    config = Triplet.model_validate({"mining": mining})
+    loss, d_unit_BD = triplet_loss(unit_BD, labels_B, 5, 50, config)
     there_BD, labels_there_B = unit_BD.to("cuda:0"), labels_B.to("cuda:0")
     torch.cuda.set_sync_debug_mode("error")
     try:
-        loss_there, d_there_BD = triplet(there_BD, labels_there_B, 5, 50, config)
+        loss_there, d_there_BD = triplet_loss(there_BD, labels_there_B, 5, 50, config)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert abs(loss_there.cpu() - loss) <= 1e-9 * loss

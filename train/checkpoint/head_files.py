@@ -1,7 +1,7 @@
-"""The tensors of a checkpoint's `head/` in one process: rows by class, whatever world size wrote
-them, and new files a part at a time.
+"""The tensors of a checkpoint's `head/` in one process: read by class, whatever world size wrote
+them, and written a part at a time.
 
-Shapes: C classes, n some of them, D the embedding.
+Shapes: C classes, n some of them, N samples, K sub-centres, D the embedding.
 """
 
 import json
@@ -18,22 +18,24 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from manyfaces.configs.schema import UserError
+from manyfaces.configs.errors import UserError
 from manyfaces.models.head.rows import SHORTEST
-from manyfaces.train.checkpoint.checkpoint import HEAD
+from manyfaces.train.checkpoint.layout import HEAD
 
 Ints = NDArray[np.int64]
 PART_BYTES = 256 << 20
-"""Of a file that is written; some four times this is held at a time."""
+"""Most bytes of a tensor in one file that is written; some four times this is held at a time."""
 BARRED = 8
-"""Files from which on a bar is shown."""
-_SHARDING = (
-    "DCP_SHARDING_INFO"  # torch.distributed.checkpoint's: where in the whole a file's tensor begins
-)
+"""Number of files from which on a progress bar is shown."""
+_SHARDING = "DCP_SHARDING_INFO"
+"""Key of torch.distributed.checkpoint's metadata: where in the whole a file's tensor begins."""
 
 
 class HeadFiles:
-    """A committed checkpoint's head, memory-mapped: what is read is the rows that are asked for."""
+    """A committed checkpoint's head, memory-mapped: only rows that are asked for are read.
+
+    Raises `UserError` where the files hold another number of classes than `num_classes`.
+    """
 
     def __init__(self, checkpoint: Path, num_classes: int) -> None:
         parts: dict[str, list[tuple[int, Tensor]]] = defaultdict(list)
@@ -58,11 +60,11 @@ class HeadFiles:
 
     @property
     def like(self) -> dict[str, Tensor]:
-        """No row of each tensor, [0, ...]: names, dtypes and shapes."""
+        """An empty tensor [0, ...] for each name: dtypes and the shapes of a row."""
         return {name: found[0][1][:0] for name, found in self._parts.items()}
 
     def take(self, name: str, classes: Ints) -> Tensor:
-        """Rows of the tensor by class number, a copy."""
+        """A copy of the tensor's rows of these classes, [n, ...]."""
         found = self._parts[name]
         taken = found[0][1].new_empty(len(classes), *found[0][1].shape[1:])
         part_n = np.searchsorted([first for first, _ in found], classes, "right") - 1
@@ -77,7 +79,7 @@ class HeadFiles:
 
 
 def lengths(head: HeadFiles) -> Tensor:
-    """Of each class's row, float32 [C]; 0 for one that was forgotten."""
+    """The length of each class's row, float32 [C]; 0 for a class that was forgotten."""
     part = max(1, PART_BYTES // (4 * head.like["rows"].shape[1]))
     parts = (
         np.arange(lo, min(lo + part, head.num_classes)) for lo in range(0, head.num_classes, part)
@@ -91,33 +93,33 @@ def lengths(head: HeadFiles) -> Tensor:
 
 
 class SubCentres:
-    """The class centres of a checkpoint's head: its planes `rows`, `rows.1` ..., one a
-    sub-centre."""
+    """The class centres of a checkpoint's head: each sub-centre has a tensor, `rows`, `rows.1` and
+    so on."""
 
     def __init__(self, head: HeadFiles) -> None:
         self.head = head
-        self.planes = sorted(
+        self.tensors = sorted(
             (name for name in head.like if name.partition(".")[0] == "rows"),
             key=lambda name: int(name[5:] or 0),
         )
 
     def __len__(self) -> int:
-        return len(self.planes)
+        """The number of sub-centres of a class."""
+        return len(self.tensors)
 
     def take(self, classes_N: Ints) -> Tensor:
-        """Unit vectors, float32 [N, K, D]."""
-        return F.normalize(
-            torch.stack([self.head.take(plane, classes_N).float() for plane in self.planes], 1),
-            dim=2,
-        )
+        """The sub-centres of each sample's class as unit vectors, float32 [N, K, D]."""
+        rows = [self.head.take(name, classes_N).float() for name in self.tensors]
+        return F.normalize(torch.stack(rows, 1), dim=2)
 
 
 def initial_state(name: str, rows_nD: Tensor, like: Tensor) -> Tensor:
-    """What a new head holds in tensor `name` for rows as they start, [n, ...] in dtype and shape of
-    `like` [0, ...].
+    """What a new head holds in tensor `name` for classes whose rows start as `rows_nD`: [n, ...] in
+    dtype and shape of `like` [0, ...].
 
-    The rows themselves, length 1, 1 / |row as stored|, and zeros for all that sums over gradients
-    or counts steps. Behind a dot stands which of several planes of rows it is of.
+    `rows` are the rows themselves, `lengths` are 1, `inverse_norms` are 1 / |row as stored|, and
+    all that sums over gradients or counts steps is 0. A number after a dot in the name is that of
+    the sub-centre.
     """
     kind = name.partition(".")[0]
     if kind == "rows":
@@ -133,8 +135,11 @@ def initial_state(name: str, rows_nD: Tensor, like: Tensor) -> Tensor:
 def write_head(
     folder: Path, like: dict[str, Tensor], num_classes: int, rows: Callable[[str, Ints], Tensor]
 ) -> None:
-    """Write tensors named and shaped as `like`, of which `rows(name, classes)` gives consecutive
-    rows; any world size reads them."""
+    """Write tensors with the names, dtypes and shapes of `like` to a new folder; any world size
+    reads them.
+
+    `rows(name, classes)` gives the rows of consecutive classes, [n, ...].
+    """
     folder.mkdir()
     parts = []
     for name, none in like.items():

@@ -3,47 +3,25 @@ checkpoint.
 
 Rows move with all that is kept of them; backbone, optimiser and position stay. Tensors go through
 memory a part of one at a time; what is held besides is the names and, where added rows are means of
-embeddings, those rows in float32. Shapes: C classes, n some of them, k the added ones.
+embeddings, those rows in float32. Shapes: C classes, k the added ones.
 """
 
-import io
-import json
-import os
-import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from rich.progress import track
 from torch import Tensor
 
-from manyfaces.configs.schema import UserError
+from manyfaces.configs.errors import UserError
+from manyfaces.data.dataset.dataset import Dataset
 from manyfaces.data.dataset.forgotten import read_forgotten
-from manyfaces.data.dataset.index import write_atomic
-from manyfaces.data.dataset.mixture import AnyDataset
-from manyfaces.data.dataset.names import Names, name_lines
-from manyfaces.data.dataset.write import IDENTITIES
-from manyfaces.train.checkpoint.checkpoint import (
-    COMMIT,
-    FREE_SPACE_FACTOR,
-    HEAD,
-    STATE,
-    check_commit,
-    chosen,
-    commit,
-    digest,
-    read_state,
-    rot,
-)
-from manyfaces.train.checkpoint.head_files import BARRED, HeadFiles, Ints, lengths, write_head
-from manyfaces.train.curation.newcomers import Newcomers, class_means
+from manyfaces.data.dataset.manifest import IDENTITIES
+from manyfaces.data.dataset.names import Names
+from manyfaces.train.checkpoint.head_files import HeadFiles, Ints, lengths
+from manyfaces.train.curation.added_rows import AddedRows
+from manyfaces.train.curation.edit_source import Source, find, names_of, open_source, where_named
+from manyfaces.train.curation.edit_writer import FORGOTTEN_ROW, write_edited
 
-GONE = np.iinfo(np.int64).min
-"""In place of a row's number: the class is forgotten, all it has is zero."""
 _RUN_FILE = "run.json"  # as in run.py, which would import DeepSpeed
 _UNNAMED = (
     "nothing says who is who; put one beside the dataset's index: the next checkpoint of a run on "
@@ -51,66 +29,13 @@ _UNNAMED = (
 )
 
 Counts = dict[str, int]
-Added = Callable[[str, Ints], Tensor]
-"""Tensor name and consecutive numbers of added classes to what stands there for them."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """A checkpoint all of whose bytes are as committed."""
-
-    path: Path
-    state: dict[str, Any]
-    head: HeadFiles
-    names: Names
-    named: bool
-    """Whether it has an `identities.txt`; else classes go by number."""
-
-
-def open_source(where: Path) -> Source:
-    """RUN or a checkpoint. Raises `UserError` for one that is not whole, and for names that do not
-    tell its classes apart."""
-    path = where if (where / COMMIT).is_file() else chosen(where)
-    if fault := check_commit(path):
-        raise UserError(f"{path}: {fault}; restore it, or give another checkpoint")
-    count = len(json.loads((path / COMMIT).read_text())["files"])
-    for part in track(range(count), f"comparing the bytes of {path.name}", disable=count < BARRED):
-        if fault := rot(path, part, count):
-            raise UserError(f"{path}: {fault}; restore it, or give another checkpoint")
-    state, file = read_state(path), path / IDENTITIES
-    head = HeadFiles(path, state["num_classes"])
-    names = Names.parse(file.read_bytes()) if file.is_file() else Names.numbers(head.num_classes)
-    if len(names) != head.num_classes:
-        raise UserError(
-            f"{file}: {len(names):,} names of {head.num_classes:,} classes; give another checkpoint"
-        )
-    if twice := names.twice():
-        raise UserError(
-            f"{file}: {twice!r} is the name of two classes; rename one in the dataset, and save "
-            "another checkpoint"
-        )
-    return Source(path, state, head, names, file.is_file())
-
-
-def names_of(dataset: AnyDataset) -> tuple[Names, bool]:
-    """Names of the dataset's classes, and whether it has any but their numbers. Raises `UserError`
-    for a name of two classes."""
-    body = io.BytesIO()
-    body.writelines(name_lines(dataset))
-    names = Names.parse(body.getvalue())
-    if not len(names):
-        return Names.numbers(dataset.manifest.num_identities), False
-    if twice := names.twice():
-        raise UserError(
-            f"{dataset.where}/{IDENTITIES}: {twice!r} is the name of two identities; rename one"
-        )
-    return names, True
 
 
 def remove(where: Path, out: Path, wanted: Names) -> Counts:
-    """Without these identities; the others keep their order. Raises `UserError`."""
+    """A checkpoint without these identities; the others keep their order. Raises `UserError` for a
+    name that is not there."""
     source = _begin(where, out)
-    gone = find(source.names, wanted, _told(source.path, source.named))
+    gone = find(source.names, wanted, where_named(source.path, source.named))
     row_C = np.setdiff1d(np.arange(source.head.num_classes), gone)
     if not len(row_C):
         raise UserError(
@@ -118,13 +43,14 @@ def remove(where: Path, out: Path, wanted: Names) -> Counts:
             "removed; name fewer"
         )
     counts = {"kept": len(row_C), "removed": len(gone)}
-    _write(source, out, source.names.take(row_C), row_C, _none, "remove", counts)
+    write_edited(source, out, source.names.take(row_C), row_C, _none, "remove", counts)
     return counts
 
 
-def add(where: Path, out: Path, wanted: Names, dataset: AnyDataset | None) -> Counts:
-    """With these identities behind the others: means of their images in the dataset, without one
-    fresh rows. Raises `UserError`."""
+def add(where: Path, out: Path, wanted: Names, dataset: Dataset | None) -> Counts:
+    """A checkpoint with these identities behind the others: means of their images in the dataset,
+    without one fresh rows. Raises `UserError` for a name that is there already, and for one that
+    the dataset does not have."""
     source = _begin(where, out)
     there = np.flatnonzero(source.names.find(wanted) >= 0)
     if len(there):
@@ -137,117 +63,46 @@ def add(where: Path, out: Path, wanted: Names, dataset: AnyDataset | None) -> Co
         raise UserError(f"{twice!r} is given twice; give each name once")
     counts, means_kD = {"kept": source.head.num_classes, "added": len(wanted)}, None
     if dataset is not None:
-        names, named = names_of(dataset)
-        classes_k = find(names, wanted, _told(dataset.where, named))
-        if len(forgotten := np.intersect1d(classes_k, read_forgotten(dataset).identities)):
-            name = wanted[int(np.flatnonzero(classes_k == forgotten[0])[0])]
-            raise UserError(
-                f"{dataset.where}: {name!r} is forgotten ({len(forgotten):,} of those given); "
-                "leave them out"
-            )
-        means_kD = _means(source, dataset, classes_k, counts)
+        means_kD = _means(source, dataset, _classes(dataset, wanted), counts)
     row_C = np.append(np.arange(source.head.num_classes), -1 - np.arange(len(wanted)))
-    _write(
-        source,
-        out,
-        source.names + wanted,
-        row_C,
-        Newcomers.of(source.path, source.state, source.head, means_kD),
-        "add",
-        counts,
-    )
+    added = AddedRows.of(source, means_kD)
+    write_edited(source, out, source.names + wanted, row_C, added, "add", counts)
     return counts
 
 
-def remap(
-    where: Path, out: Path, dataset: AnyDataset, fresh: bool, part: str | None = None
-) -> Counts:
-    """The head for the dataset: its classes in its order, by name; those that the head lacks start
-    as added ones do. Raises `UserError`.
+def remap(where: Path, out: Path, dataset: Dataset, fresh: bool, part: str | None = None) -> Counts:
+    """A checkpoint whose head is for the dataset: its classes in its order, by name; those that the
+    head lacks start as added ones do. Raises `UserError` where no identity is in both.
 
     With `part` the head's dataset is the part of this name in the mixture `dataset`, or the other
     way round where `dataset` is no mixture.
     """
     source = _begin(where, out)
-    names, named = names_of(dataset)
-    if named != source.named:
-        has, lacks = (dataset.where, source.path) if named else (source.path, dataset.where)
-        raise UserError(f"{lacks}: no {IDENTITIES} in it, and {has} has one: {_UNNAMED}")
-    here, there = source.names, names
-    if part is not None:
-        if not named:
-            raise UserError(
-                f"{source.path}: no {IDENTITIES} in it, nor in {dataset.where}: without names "
-                f"--part {part} says nothing"
-            )
-        here, there = (
-            (here.after(f"{part}/"), there)
-            if len(dataset.parts) > 1
-            else (here, there.after(f"{part}/"))
-        )
-    row_C = here.find(there)
+    names, row_C = _rows_by_name(source, dataset, part)
     forgotten = read_forgotten(dataset).identities
-    if not (row_C >= 0).any():
-        hint = (
-            "where one of them is a part of the other, name it with --part"
-            if part is None
-            else "give --part as those names begin"
-        )
-        raise UserError(
-            f"{source.path}: no identity of {dataset.where} is in it ({there[0]!r} there, "
-            f"{here[0]!r} here); {hint}"
-        )
     dropped = source.head.num_classes - int((row_C >= 0).sum())
-    row_C[
-        (row_C >= 0) & _blank(source.head)[row_C]
-    ] = -1  # it was forgotten there, and a row of zeros never moves again
-    row_C[forgotten] = GONE
+    # A class that was forgotten in the head is all zeros: such a row would never move again.
+    row_C[(row_C >= 0) & _blank(source.head)[row_C]] = -1
+    row_C[forgotten] = FORGOTTEN_ROW
     new_k = np.flatnonzero(row_C == -1)
     row_C[new_k] = -1 - np.arange(len(new_k))
     counts = {"kept": int((row_C >= 0).sum()), "added": len(new_k), "dropped": dropped}
-    counts |= {"forgotten": len(forgotten)} if len(forgotten) else {}
-    means_kD = _means(source, dataset, new_k, counts) if len(new_k) and not fresh else None
-    _write(
-        source,
-        out,
-        names,
-        row_C,
-        Newcomers.of(source.path, source.state, source.head, means_kD),
-        "remap",
-        counts,
-    )
+    if len(forgotten):
+        counts["forgotten"] = len(forgotten)
+    means_kD = None
+    if len(new_k) and not fresh:
+        means_kD = _means(source, dataset, new_k, counts)
+    added = AddedRows.of(source, means_kD)
+    write_edited(source, out, names, row_C, added, "remap", counts)
     return counts
 
 
 def merge(where: Path, other_where: Path, out: Path) -> Counts:
-    """With the classes of the other checkpoint behind the others, their rows as they are; of a name
-    that both have, the first's stays.
-
-    Raises `UserError`.
-    """
+    """A checkpoint with the classes of the other one behind its own, their rows as they are; of a
+    name that both have, the first's stays. Raises `UserError` for heads of different tensors, and
+    where there is nothing to append."""
     source, other = _begin(where, out), open_source(other_where)
-    if bare := next((s.path for s in (source, other) if not s.named), None):
-        raise UserError(f"{bare}: no {IDENTITIES} in it: {_UNNAMED}")
-    mine, theirs = source.head.like, other.head.like
-    if mine["rows"].shape != theirs["rows"].shape:
-        dims = (
-            f"{mine['rows'].shape[1]} dimensions, those of {other.path} {theirs['rows'].shape[1]}"
-        )
-        raise UserError(
-            f"{source.path}: its rows have {dims}; only heads of one embedding_dim can be merged"
-        )
-    kinds, other_kinds = (
-        {name: (none.dtype, none.shape) for name, none in head.items()} for head in (mine, theirs)
-    )
-    if kinds != other_kinds:
-        told = " and ".join(
-            ", ".join(f"{name} in {dtype}" for name, (dtype, _) in k.items())
-            for k in (kinds, other_kinds)
-        )
-        raise UserError(
-            f"{other.path}: its rows are kept in another way ({told.replace('torch.', '')}); the "
-            "same head.rows is needed"
-        )
+    _refuse_unlike(source, other)
     place_k = source.names.find(other.names)
     appended_k = np.flatnonzero(place_k < 0)
     if not len(appended_k):
@@ -265,38 +120,17 @@ def merge(where: Path, other_where: Path, out: Path) -> Counts:
         "appended": len(appended_k),
         "in both": len(other.names) - len(appended_k),
     }
+
+    def rows_of_other(name: str, numbers_n: Ints) -> Tensor:
+        return other.head.take(name, taken_k[numbers_n])
+
     names = source.names + other.names.take(appended_k)
-    _write(
-        source,
-        out,
-        names,
-        row_C,
-        lambda name, numbers_n: other.head.take(name, taken_k[numbers_n]),
-        "merge",
-        counts,
-    )
+    write_edited(source, out, names, row_C, rows_of_other, "merge", counts)
     return counts
 
 
-def find(names: Names, wanted: Names, where: str) -> Ints:
-    """The number of each wanted name. Raises `UserError` for one that is not there or wanted
-    twice."""
-    if twice := wanted.twice():
-        raise UserError(f"{twice!r} is given twice; give each name once")
-    found = names.find(wanted)
-    if len(missing := np.flatnonzero(found < 0)):
-        name = wanted[int(missing[0])]
-        near = names.nearest(name)
-        more = f" (nor {len(missing) - 1:,} more of those given)" if len(missing) > 1 else ""
-        raise UserError(
-            f"{where}: no identity {name!r}{more}; "
-            + (f"nearest: {', '.join(near)}" if near else "none is spelt like it")
-        )
-    return found
-
-
 def _begin(where: Path, out: Path) -> Source:
-    """What can be known to fail before much is read comes first."""
+    """Open the checkpoint, after what can be known to fail before much is read."""
     if out.exists():
         raise UserError(f"{out}: is there already; give a folder that does not exist yet")
     if (out.parent.parent / _RUN_FILE).exists():
@@ -307,72 +141,88 @@ def _begin(where: Path, out: Path) -> Source:
     return open_source(where)
 
 
+def _classes(dataset: Dataset, wanted: Names) -> Ints:
+    """The dataset's classes of these names. Raises `UserError` for one that it does not have, or
+    that is forgotten there."""
+    names, named = names_of(dataset)
+    classes_k = find(names, wanted, where_named(dataset.where, named))
+    forgotten = np.intersect1d(classes_k, read_forgotten(dataset).identities)
+    if len(forgotten):
+        name = wanted[int(np.flatnonzero(classes_k == forgotten[0])[0])]
+        raise UserError(
+            f"{dataset.where}: {name!r} is forgotten ({len(forgotten):,} of those given); "
+            "leave them out"
+        )
+    return classes_k
+
+
+def _rows_by_name(source: Source, dataset: Dataset, part: str | None) -> tuple[Names, Ints]:
+    """The names of the dataset's classes, and the head's row of each; -1 where the head has none.
+    Raises `UserError` where it has none at all."""
+    names, named = names_of(dataset)
+    if named != source.named:
+        has, lacks = (dataset.where, source.path) if named else (source.path, dataset.where)
+        raise UserError(f"{lacks}: no {IDENTITIES} in it, and {has} has one: {_UNNAMED}")
+    if part is not None and not named:
+        raise UserError(
+            f"{source.path}: no {IDENTITIES} in it, nor in {dataset.where}: without names "
+            f"--part {part} says nothing"
+        )
+    here, there = source.names, names
+    if part is not None and len(dataset.parts) > 1:
+        here = here.after(f"{part}/")
+    elif part is not None:
+        there = there.after(f"{part}/")
+    row_C = here.find(there)
+    if not (row_C >= 0).any():
+        hint = "give --part as those names begin"
+        if part is None:
+            hint = "where one of them is a part of the other, name it with --part"
+        raise UserError(
+            f"{source.path}: no identity of {dataset.where} is in it ({there[0]!r} there, "
+            f"{here[0]!r} here); {hint}"
+        )
+    return names, row_C
+
+
+def _refuse_unlike(source: Source, other: Source) -> None:
+    """Raise `UserError` for two heads whose rows cannot stand in one."""
+    if bare := next((each.path for each in (source, other) if not each.named), None):
+        raise UserError(f"{bare}: no {IDENTITIES} in it: {_UNNAMED}")
+    mine, theirs = source.head.like, other.head.like
+    if mine["rows"].shape != theirs["rows"].shape:
+        dims = (
+            f"{mine['rows'].shape[1]} dimensions, those of {other.path} {theirs['rows'].shape[1]}"
+        )
+        raise UserError(
+            f"{source.path}: its rows have {dims}; only heads of one embedding_dim can be merged"
+        )
+    kinds, other_kinds = (
+        {name: (none.dtype, none.shape) for name, none in like.items()} for like in (mine, theirs)
+    )
+    if kinds != other_kinds:
+        told = " and ".join(
+            ", ".join(f"{name} in {dtype}" for name, (dtype, _) in each.items())
+            for each in (kinds, other_kinds)
+        )
+        raise UserError(
+            f"{other.path}: its rows are kept in another way ({told.replace('torch.', '')}); the "
+            "same head.rows is needed"
+        )
+
+
 def _blank(head: HeadFiles) -> NDArray[np.bool_]:
-    """Of each class, whether its row is nothing but zeros."""
+    """[C]: whether the row of each class is nothing but zeros."""
     return (lengths(head) == 0).numpy()
 
 
-def _means(source: Source, dataset: AnyDataset, classes_k: Ints, counts: Counts) -> Tensor | None:
-    """None for a run without a loss by classes, whose rows are nothing but their number."""
-    if source.head.like["rows"].shape[1] != source.state["config"]["model"]["embedding_dim"]:
-        return None
+def _means(source: Source, dataset: Dataset, classes_k: Ints, counts: Counts) -> Tensor:
+    """The means of the classes' images under the source's network, [k, D]."""
+    # DALI takes a second to import, which fresh rows have no use for.
+    from manyfaces.train.curation.class_means import class_means
+
     return class_means(source.path, dataset, classes_k, counts)
-
-
-def _told(where: object, named: bool) -> str:
-    return str(where) if named else f"{where} (no {IDENTITIES} in it: classes go by number)"
 
 
 def _none(name: str, numbers_n: Ints) -> Tensor:
     raise AssertionError("nothing is added")
-
-
-def _write(
-    source: Source, out: Path, names: Names, row_C: Ints, added: Added, verb: str, counts: Counts
-) -> None:
-    """The checkpoint with these rows of the source's head in this order (`-1 - number` is an added
-    one), whole or not at all."""
-    like = source.head.like
-
-    def rows(name: str, classes_n: Ints) -> Tensor:
-        row_n = row_C[classes_n]
-        taken = like[name].new_zeros(len(row_n), *like[name].shape[1:])
-        if len(old := np.flatnonzero(row_n >= 0)):
-            taken[torch.from_numpy(old)] = source.head.take(name, row_n[old])
-        if len(new := np.flatnonzero((row_n < 0) & (row_n != GONE))):
-            taken[torch.from_numpy(new)] = added(name, -1 - row_n[new])
-        return taken
-
-    files = json.loads((source.path / COMMIT).read_text())["files"]
-    counts |= {} if source.named else {"named by number": source.head.num_classes}
-    as_they_are = [
-        name
-        for name in files
-        if not name.startswith(f"{HEAD}/") and name not in (STATE, IDENTITIES)
-    ]
-    row_bytes = sum(none.element_size() * int(np.prod(none.shape[1:])) for none in like.values())
-    needed = (
-        row_bytes * len(row_C) + sum(files[name]["bytes"] for name in as_they_are)
-    ) * FREE_SPACE_FACTOR
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if (free := shutil.disk_usage(out.parent).free) < needed:
-        raise UserError(
-            f"{out}: needs {needed / 1e6:,.1f} MB, {free / 1e6:,.1f} MB free; free some space"
-        )
-    temporary = out.with_name(f"{out.name}.tmp-{os.urandom(4).hex()}")
-    temporary.mkdir()
-    try:
-        for name in as_they_are:
-            shutil.copyfile(source.path / name, temporary / name)
-        write_head(temporary / HEAD, like, len(row_C), rows)
-        (temporary / IDENTITIES).write_bytes(names.body())
-        edited = {"verb": verb, "source": str(source.path.absolute()), "counts": counts}
-        edited |= {"before": source.state["edited"]} if "edited" in source.state else {}
-        state = {**source.state, "num_classes": len(row_C), "edited": edited}
-        write_atomic(temporary / STATE, json.dumps(state, indent=1))
-        names_written = sorted(
-            path.relative_to(temporary) for path in temporary.rglob("*") if path.is_file()
-        )
-        commit(temporary, out, source.state["step"], 1, digest(temporary, names_written))
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -6,12 +6,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 FARS = (1e-1, 1e-2, 1e-3, 1e-4)
-THRESHOLDS = np.arange(0, 4, 0.01)  # of squared distance, as InsightFace's eval/verification.py
+THRESHOLDS = np.arange(0, 4, 0.01)
+"""Thresholds of the squared distance that InsightFace's eval/verification.py tries."""
 
 
 class Report(NamedTuple):
-    """Of one verification set. None is what it cannot tell: a TAR at a FAR finer than one negative
-    pair, the AUC of one kind of pair."""
+    """The metrics of one verification set. None is what it cannot tell: a TAR at a FAR finer than
+    one negative pair, the AUC of one kind of pair."""
 
     pairs: int
     accuracy: float
@@ -22,7 +23,7 @@ class Report(NamedTuple):
 
 
 def cosine_scores(embeddings_ND: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Cosine of embeddings 2i and 2i + 1, [N / 2]."""
+    """The cosine of embeddings 2i and 2i + 1 for each pair i, [N / 2]."""
     e = embeddings_ND.astype(np.float64)
     e /= np.linalg.norm(e, axis=1, keepdims=True).clip(1e-12)
     scores: NDArray[np.float64] = (e[0::2] * e[1::2]).sum(1)
@@ -30,6 +31,7 @@ def cosine_scores(embeddings_ND: NDArray[np.floating]) -> NDArray[np.float64]:
 
 
 def report(scores: NDArray[np.float64], same: NDArray[np.bool_]) -> Report:
+    """The metrics of pairs with these scores, by whether each shows one identity."""
     folds = kfold_accuracy(scores, same)
     far, tar = roc(scores, same)
     negatives = int((~same).sum())

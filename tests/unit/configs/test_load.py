@@ -6,13 +6,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from manyfaces.configs import schema
+from manyfaces.configs.backbones.iresnet import IResNet
+from manyfaces.configs.backbones.mobilefacenet import MobileFaceNet
+from manyfaces.configs.backbones.vit import VIT, ViT
 from manyfaces.configs.explain import describe, keys
 from manyfaces.configs.identity import identity
 from manyfaces.configs.load import dump, load
@@ -52,7 +55,7 @@ def test_loads_a_file_and_words_on_top_of_it(recipe: Any) -> None:
             "evaluation.pairs=[a.bin, b.bin]",
         ],
     )
-    assert isinstance(config.model, schema.IResNetModel)
+    assert isinstance(config.model, IResNet)
     assert config.model.depth == 100
     assert config.train.batch_size == 32
     assert config.train.optimizer.lr == 2e-4
@@ -83,7 +86,7 @@ def test_base_merges_deeply_and_another_kind_replaces_whole(recipe: Any) -> None
     )
     recipe("base: grandparent\ntrain: {batch_size: 7, optimizer: {lr: 0.3}}\n", "parent.yaml")
     config = load(recipe("base: parent.yaml\nmodel: {kind: vit, size: tiny}\n"))
-    assert config.model == schema.ViTModel(kind="vit", size="tiny")
+    assert config.model == ViT(size="tiny")
     assert (config.train.batch_size, config.train.epochs) == (7, 3)
     assert config.train.optimizer == schema.SGD(kind="sgd", lr=0.3, momentum=0.5)
 
@@ -98,12 +101,8 @@ def test_a_schedule_is_no_sum_and_keeps_its_other_keys(recipe: Any) -> None:
 
 def test_words_are_merged_before_the_file_sees_them(recipe: Any) -> None:
     name = recipe("model: {kind: mobilefacenet, scale: 1}\n")
-    assert load(name, ["model.depth=34", "model.kind=iresnet"]).model == schema.IResNetModel(
-        kind="iresnet", depth=34
-    )
-    assert load(name, ["model.embedding_dim=64"]).model == schema.MobileFaceNetModel(
-        kind="mobilefacenet", scale=1, embedding_dim=64
-    )
+    assert load(name, ["model.depth=34", "model.kind=iresnet"]).model == IResNet(depth=34)
+    assert load(name, ["model.embedding_dim=64"]).model == MobileFaceNet(scale=1, embedding_dim=64)
     assert load(name, ["run.name=a", "run.name=b"]).run.name == "b"
 
 
@@ -114,7 +113,7 @@ def test_all_errors_at_once_with_file_line_path_and_what_is_allowed(recipe: Any)
         "  optimizer:\n    kind: adamw\n    betas: [0.9, 3]\n    lr: -1\ncluster:\n  workers: "
         "{min: 3, max: 2}\nengine:\nlr: 1\n"
     )
-    found = errors(name, "train.x=4", "head.margin.m=.3", "head.scale=0")
+    found = errors(name, "train.x=4", "head.margin.k=.3", "head.scale=0")
     starts = {line.split(": ")[0] + " " + line.split(": ")[1]: line for line in found}
     assert set(starts) == {
         "r.yaml:2 run.name",
@@ -128,11 +127,11 @@ def test_all_errors_at_once_with_file_line_path_and_what_is_allowed(recipe: Any)
         "r.yaml:15 engine",
         "r.yaml:16 lr",
         "override 'train.x=4' train.x",
-        "override 'head.margin.m=.3' head.margin",
+        "override 'head.margin.k=.3' head.margin.k",
         "override 'head.scale=0' head.scale",
     }
     for start, words in {
-        "r.yaml:4 model.kind": "must be iresnet, mobilefacenet or vit, not 'iresnt'; did you mean iresnet?",
+        "r.yaml:4 model.kind": "must be custom, iresnet, mobilefacenet or vit, not 'iresnt'; did you mean iresnet?",
         "r.yaml:6 train.batch-size": "did you mean batch_size?",
         "r.yaml:7 train.precision": "must be float32 or bfloat16, not 'bf16'; did you mean bfloat16? (bfloat16 is autocast",
         "r.yaml:8 train.epochs": "must be a number above 0, not .inf (Passes over the dataset",
@@ -140,7 +139,7 @@ def test_all_errors_at_once_with_file_line_path_and_what_is_allowed(recipe: Any)
         "r.yaml:14 cluster.workers": "min 3 is above max 2",
         "r.yaml:15 engine": "must be a mapping with the keys zero_stage",
         "r.yaml:16 lr": "did you mean train.optimizer.lr?",
-        "override 'head.margin.m=.3' head.margin": "kind is missing; must be a mapping with kind: softmax, arcface, cosface,",
+        "override 'head.margin.k=.3' head.margin.k": "unknown key; kind arcface has kind, m, gradient",
         "override 'head.scale=0' head.scale": "must be a number above 0 and at most 512, not 0",
     }.items():
         assert words in starts[start]
@@ -155,8 +154,8 @@ def test_all_errors_at_once_with_file_line_path_and_what_is_allowed(recipe: Any)
         ("text\n", "the top level must be a mapping of keys, not text"),
         (
             "run: {name: a}\n",
-            "r.yaml:1: model: is missing; must be a mapping with kind: iresnet, mobilefacenet or "
-            "vit",
+            "r.yaml:1: model: is missing; must be a mapping with kind: custom, iresnet, "
+            "mobilefacenet or vit",
         ),
         ("model:\n\tkind: vit\n", "r.yaml:2: a tab where YAML wants spaces"),
         ("model: {kind: vit\nrun: 3\n", "r.yaml:2: not YAML: "),
@@ -176,7 +175,8 @@ def test_all_errors_at_once_with_file_line_path_and_what_is_allowed(recipe: Any)
         (MODEL + "a: \x00\n", "not text"),
         (
             "model: {kind: vit, depth: 12}\n",
-            "model.depth: unknown key; it belongs to kind iresnet; kind vit has kind, size",
+            "model.depth: unknown key; it belongs to kind iresnet; kind vit has kind, "
+            "embedding_dim",
         ),
         (
             MODEL + "train: {schedule: {powr: 1}}\n",
@@ -272,7 +272,7 @@ TREES = st.fixed_dictionaries(
             st.fixed_dictionaries(
                 {
                     "kind": st.just("vit"),
-                    "size": st.sampled_from(get_args(schema.ViTSize)),
+                    "size": st.sampled_from(sorted(VIT)),
                     "drop_path": RATES,
                 }
             ),
@@ -412,7 +412,8 @@ def test_whatever_is_written_only_a_plain_error_comes(
 def test_the_plan_needs_no_heavy_module_and_well_under_a_second() -> None:
     code = (
         "import sys, manyfaces.configs.load as l, manyfaces.configs.plan as p\n"
-        "c = l.load('demo'); p.plan(c, 100, 10, 2).lines()\n"
+        "from manyfaces.configs import plan_lines\n"
+        "c = l.load('demo'); plan_lines.lines(p.plan(c, 100, 10, 2))\n"
         "print([m for m in ('torch', 'ray', 'deepspeed', 'mlflow', 'nvidia', 'webdataset', 'cv2') "
         "if m in sys.modules])"
     )
@@ -441,21 +442,24 @@ def test_the_plan_needs_no_heavy_module_and_well_under_a_second() -> None:
         ),
         (
             "triplet: {}",
-            "head.triplet needs several images of each identity, .*; set data.order=pk",
-        ),
-        ("margin: {kind: none}", "head.margin none leaves nothing to train on; set head.triplet"),
-        (
-            "margin: {kind: none}, sub_centers: 3",
-            "head.sub_centers does nothing where head.margin is none",
+            "objective triplet needs several images of each identity, .*; set data.order=pk",
         ),
         (
-            "margin: {kind: none}, filter_above: 0.4",
-            "head.filter_above does nothing where head.margin is none",
+            "margin: {kind: none}",
+            "head.margin: none leaves nothing to train on; set objective=triplet",
+        ),
+        (
+            "margin: {kind: none}, triplet: {}, sub_centers: 3",
+            "head.sub_centers 3 does nothing where objective triplet has no class centres",
+        ),
+        (
+            "margin: {kind: none}, triplet: {}, filter_above: 0.4",
+            "head.filter_above 0.4 does nothing where objective triplet has no class centres",
         ),
         (
             "label_spaces: each",
-            "head.label_spaces each needs several datasets, data.order is shuffle; set "
-            "data.order=mixture",
+            "head.label_spaces each needs several datasets, and data.mixture has none; set "
+            "data.mixture",
         ),
         ("margin: {kind: magface, low: 20, high: 10}", "low 20 is not below high 10"),
         ("margin: {kind: custom}", "head.margin.file: is missing"),
@@ -464,8 +468,8 @@ def test_the_plan_needs_no_heavy_module_and_well_under_a_second() -> None:
             "placement host needs sample_rate below 1, .*; set head.sample_rate=0.1",
         ),
         (
-            "placement: host, sample_rate: 0.1, margin: {kind: none}",
-            "placement host: margin none has no class rows to place",
+            "placement: host, sample_rate: 0.1, margin: {kind: none}, triplet: {}",
+            "head.placement host does nothing where objective triplet has no class centres",
         ),
     ],
 )
@@ -490,7 +494,7 @@ def test_where_rows_live_may_change_in_a_run(recipe: Any) -> None:
 def test_every_loss_says_when_to_use_it() -> None:
     lines = describe("head")
     kinds = [line.strip() for line in lines if line.strip().startswith("kind: ")]
-    assert len(kinds) == 12
+    assert len(kinds) == 11
     assert all(re.match(r"kind: \w+ - .+\.$", line) for line in kinds)
     assert describe("head.rows")[0].startswith("optimizer [sgd]: ")
     with pytest.raises(UserError, match="heat: no mapping of the configuration; did you mean head"):

@@ -10,10 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from manyfaces.configs.head_cost import head_cost
+from manyfaces.configs.objectives.objective import ObjectiveCost, Sizes
 from manyfaces.configs.plan import (
     Plan,
-    backbone_cost,
-    head_lines,
     machine,
     num_steps,
     plan,
@@ -21,11 +20,17 @@ from manyfaces.configs.plan import (
     warmup_samples,
     world_size,
 )
+from manyfaces.configs.plan_lines import head_lines, lines
 from manyfaces.configs.schema import Config, Head, Rows, UserError
 
 
 def make(**tree: object) -> Config:
     return Config.model_validate({"model": {"kind": "iresnet", "depth": 50}, **tree})
+
+
+def cost_of(head: Head, *sizes: int, is_gpu: bool) -> ObjectiveCost:
+    """The cost of a head on so many identities, dimensions, images and workers."""
+    return head_cost(head, Sizes(*sizes, is_gpu=is_gpu))
 
 
 def test_ms1mv3_on_eight_workers_by_hand() -> None:
@@ -39,35 +44,35 @@ def test_ms1mv3_on_eight_workers_by_hand() -> None:
     rows = 11_679 * 512 * 4
     assert found.num_steps == 101_163  # 103,590,200 / 1024
     assert found.images_per_worker == 128
-    assert found.weight_bytes == weights + weights // 2
-    assert found.gradient_bytes == weights
+    assert found.network.weight_bytes == weights + weights // 2
+    assert found.network.gradient_bytes == weights
     assert (
-        found.optimizer_bytes == weights // 8 * 2
+        found.network.optimizer_bytes == weights // 8 * 2
     )  # momentum and the float32 copy, an eighth of each
-    assert found.head_bytes == 2 * rows
-    assert found.head_workspace_bytes == 4 * (1024 * 11679 + 3 * 11679 * 512 + 4 * 1024 * 512)
-    assert found.activation_bytes == 128 * backbone_cost(config).activations * 2
-    assert found.gradient_wire_bytes == weights // 2 * 7 // 8 + weights * 7 // 8
-    assert found.head_wire_bytes == 2 * 1024 * 512 * 2 * 7 // 8
+    assert found.objective.device_bytes == 2 * rows
+    assert found.objective.workspace_bytes == 4 * (1024 * 11679 + 3 * 11679 * 512 + 4 * 1024 * 512)
+    assert found.network.activation_bytes == 128 * config.model.cost((112, 112)).activations * 2
+    assert found.network.wire_bytes == weights // 2 * 7 // 8 + weights * 7 // 8
+    assert found.objective.wire_bytes == 2 * 1024 * 512 * 2 * 7 // 8
     assert found.upload_bytes == 128 * 112 * 112 * 3
     assert found.read_bytes == 1024 * 5000
     assert found.checkpoint_bytes == 2 * weights + 2 * 93_431 * 512 * 4
-    assert found.backbone_flops == 6 * 6_309_330_944 * 1024  # 37.9 GFLOP an image
-    assert found.head_flops == 8 * 1024 * 93_431 * 512
+    assert found.network.flops == 6 * 6_309_330_944 * 1024  # 37.9 GFLOP an image
+    assert found.whole_objective.flops == 8 * 1024 * 93_431 * 512
 
 
 def test_zero_stages_and_optimizers() -> None:
-    weights = backbone_cost(make()).parameters * 4
+    weights = make().model.cost((112, 112)).parameters * 4
 
     def state(stage: int, **optimizer: object) -> tuple[float, ...]:
         found = plan(
             make(engine={"zero_stage": stage}, train={"optimizer": optimizer}), 1000, 100, 4
         )
         parts = (
-            found.weight_bytes,
-            found.gradient_bytes,
-            found.optimizer_bytes,
-            found.gradient_wire_bytes,
+            found.network.weight_bytes,
+            found.network.gradient_bytes,
+            found.network.optimizer_bytes,
+            found.network.wire_bytes,
         )
         return tuple(part / weights for part in parts)
 
@@ -85,8 +90,8 @@ def test_checkpointing_trades_memory_for_arithmetic() -> None:
         plan(make(**vit, engine={"activation_checkpointing": on}), 1000, 100, 1)
         for on in (False, True)
     )
-    assert thin.activation_bytes * 8 == dense.activation_bytes
-    assert thin.backbone_flops * 3 == dense.backbone_flops * 4
+    assert thin.network.activation_bytes * 8 == dense.network.activation_bytes
+    assert thin.network.flops * 3 == dense.network.flops * 4
 
 
 def test_counts_in_decimals_and_rounds_up_to_whole_steps() -> None:
@@ -145,15 +150,15 @@ def test_laws(shape: dict[str, int], workers: list[int]) -> None:
         )
         assert found.num_samples == found.num_steps * shape["batch_size"]
         assert found.images_per_worker == ceil(shape["batch_size"] / found.world_size)
-        assert found.memory_bytes >= found.weight_bytes + found.head_bytes > 0
-        assert all(label.strip() and text for label, text in found.lines())
+        assert found.memory_bytes >= found.network.weight_bytes + found.objective.device_bytes > 0
+        assert all(label.strip() and text for label, text in lines(found))
     for fewer, more in pairwise(
         plans
     ):  # more workers never need more memory each, and never change what is learnt or kept
         assert more.memory_bytes <= fewer.memory_bytes
         assert _of_the_run(more) == _of_the_run(fewer)
     if workers[0] == 1:
-        assert plans[0].gradient_wire_bytes == plans[0].head_wire_bytes == 0
+        assert plans[0].network.wire_bytes == plans[0].objective.wire_bytes == 0
 
 
 def _of_the_run(found: Plan) -> tuple[int, ...]:
@@ -161,8 +166,8 @@ def _of_the_run(found: Plan) -> tuple[int, ...]:
         found.num_steps,
         found.num_samples,
         found.checkpoint_bytes,
-        found.backbone_flops,
-        found.head_flops,
+        found.network.flops,
+        found.whole_objective.flops,
         found.read_bytes,
     )
 
@@ -170,19 +175,20 @@ def _of_the_run(found: Plan) -> tuple[int, ...]:
 def test_lines_are_short_and_for_people() -> None:
     config = make(train={"batch_size": 1024, "schedule": {"warmup_epochs": 2}})
     found = plan(config, 5_179_510, 93_431, 8)
-    lines = dict(found.lines())
-    assert lines["dataset"] == "5,179,510 images of 93,431 identities"
-    assert lines["backbone"] == "43.6 M parameters, 6.31 G multiply-adds an image"
+    told = dict(lines(found))
+    assert told["dataset"] == "5,179,510 images of 93,431 identities"
+    assert told["backbone"] == "43.6 M parameters, 6.31 G multiply-adds an image"
     assert (
-        lines["steps"]
+        told["steps"]
         == "101,163 of 1,024 images (20 epochs, 103,590,912 samples, warm-up 10,359,020)"
     )
-    assert lines["workers"] == "8, 128 images each"
-    assert lines["  gradients"] == "166 MiB"
-    assert "38.8 TFLOP" in lines["arithmetic a step"]
-    assert all(len(label) + len(text) < 110 for label, text in found.lines())
+    assert told["workers"] == "8, 128 images each"
+    assert told["  gradients"] == "166 MiB"
+    assert "38.8 TFLOP" in told["arithmetic a step"]
+    assert all(len(label) + len(text) < 110 for label, text in lines(found))
+    rest = 3 * 1024**4 - found.network.checkpoint_bytes
     assert (
-        dict(replace(found, checkpoint_bytes=3 * 1024**4).lines())["checkpoint"]
+        dict(lines(replace(found, whole_objective=ObjectiveCost(state_bytes=rest))))["checkpoint"]
         == "3 TiB, 9 TiB in all"
     )
 
@@ -190,16 +196,16 @@ def test_lines_are_short_and_for_people() -> None:
 def test_head_settings_are_compared_and_the_quickest_that_fits_is_named() -> None:
     config = make(train={"batch_size": 256}, cluster={"gpus_per_worker": 1})
     found = plan(config, 260_000_000, 100_000_000, 1)
-    lines = dict(head_lines(config, found, machine(config, 141)))
-    assert [label.strip() for label in lines][1] == "sgd float32, recompute"
-    assert lines["  sgd float32, recompute"].endswith("this recipe, does not fit")
-    assert not lines["  rowwise float16, recompute"].endswith("fit")  # 103 GB
-    assert "  rowwise float16, store16" not in lines  # on a GPU it switches the kernels off
-    assert lines["cheapest in 131 GiB"] == "rowwise float16, recompute"
+    told = dict(head_lines(config, found, machine(config, 141)))
+    assert [label.strip() for label in told][1] == "sgd float32, recompute"
+    assert told["  sgd float32, recompute"].endswith("this recipe, does not fit")
+    assert not told["  rowwise float16, recompute"].endswith("fit")  # 103 GB
+    assert "  rowwise float16, store16" not in told  # on a GPU it switches the kernels off
+    assert told["cheapest in 131 GiB"] == "rowwise float16, recompute"
     assert "none" in dict(head_lines(config, found, machine(config, 80)))["cheapest in 74.5 GiB"]
     config = make(train={"batch_size": 64}, cluster={"gpus_per_worker": 0, "workers": 1})
-    lines = dict(head_lines(config, plan(config, 10_000, 1000, 1), machine(config, 100)))
-    assert lines["cheapest in 93.1 GiB"] == "rowwise float16, store16"
+    told = dict(head_lines(config, plan(config, 10_000, 1000, 1), machine(config, 100)))
+    assert told["cheapest in 93.1 GiB"] == "rowwise float16, store16"
 
 
 @pytest.mark.parametrize(
@@ -216,8 +222,8 @@ def test_head_settings_are_compared_and_the_quickest_that_fits_is_named() -> Non
 )
 def test_bytes_of_a_class(rows: dict[str, Any], each: int) -> None:
     head = Head(rows=Rows(**rows))
-    assert head_cost(head, 1000, 512, 8, 1, is_gpu=True).state_bytes == each * 1000
-    assert head_cost(head, 1000, 512, 8, 3, is_gpu=True).state_bytes == each * 334
+    assert cost_of(head, 1000, 512, 8, 1, is_gpu=True).state_bytes == each * 1000
+    assert cost_of(head, 1000, 512, 8, 3, is_gpu=True).state_bytes == each * 334
 
 
 @pytest.mark.parametrize(
@@ -234,7 +240,7 @@ def test_rows_on_the_host_leave_the_chosen_ones_on_the_device(
 ) -> None:
     tree = {"sample_rate": 0.1, "rows": rows, "sub_centers": sub_centers}
     on_device, on_host, on_cpu = (
-        head_cost(
+        cost_of(
             Head.model_validate({**tree, "placement": where}), 80_000, 512, 64, 8, is_gpu=is_gpu
         )
         for where, is_gpu in (("device", True), ("host", True), ("host", False))
@@ -268,14 +274,14 @@ def test_a_plan_with_rows_on_the_host() -> None:
     on_device, on_host = plans
     assert on_device.memory_bytes - on_host.memory_bytes == 100_000_000 * 1032 - 10_000_256 * 1036
     assert on_host.checkpoint_bytes == on_device.checkpoint_bytes
-    lines = dict(on_host.lines())
-    assert set(lines) - set(dict(on_device.lines())) == {
+    told = dict(lines(on_host))
+    assert set(told) - set(dict(lines(on_device))) == {
         "host memory a worker",
         "chosen rows a step",
     }
-    assert lines["host memory a worker"] == "head rows and state, 106 GiB"
+    assert told["host memory a worker"] == "head rows and state, 106 GiB"
     assert (
-        lines["chosen rows a step"]
+        told["chosen rows a step"]
         == "19.2 GiB to the device and back a worker, beside the backbone"
     )
     assert dict(head_lines(config, on_host, machine(config, 40)))[
@@ -288,7 +294,7 @@ def test_a_plan_with_rows_on_the_host() -> None:
 
 def test_lazy_decay_moves_drawn_rows_and_their_momentum_once_more() -> None:
     def traffic(**head: Any) -> int:
-        return head_cost(Head(**head), 100_000, 512, 0, 1, is_gpu=False).traffic_bytes
+        return cost_of(Head(**head), 100_000, 512, 0, 1, is_gpu=False).traffic_bytes
 
     eager, lazy = (traffic(sample_rate=0.1, rows=Rows(lazy_decay=on)) for on in (False, True))
     assert eager == 10_000 * (3 + 2) * 2048
@@ -300,4 +306,37 @@ def test_lazy_decay_moves_drawn_rows_and_their_momentum_once_more() -> None:
 def test_chunks_are_counted_as_the_device_has_them(gpus: int, chunk: int) -> None:
     config = make(train={"batch_size": 256}, cluster={"gpus_per_worker": gpus, "workers": 1})
     scores_rows_and_gradients = 4 * (256 * chunk + 3 * chunk * 512 + 4 * 256 * 512)
-    assert plan(config, 1_000_000, 100_000, 1).head_workspace_bytes == scores_rows_and_gradients
+    assert (
+        plan(config, 1_000_000, 100_000, 1).objective.workspace_bytes == scores_rows_and_gradients
+    )
+
+
+def test_an_objective_without_a_head_has_no_lines_about_one() -> None:
+    triplet: dict[str, object] = {"objective": "triplet", "data": {"order": "pk"}}
+    config = make(train={"batch_size": 128}, **triplet)
+    found = plan(config, 10_000, 1000, 2)
+    assert not found.has_head
+    assert found.objective.device_bytes == found.whole_objective.state_bytes == 0
+    assert found.checkpoint_bytes == found.network.checkpoint_bytes
+    assert found.objective.wire_bytes == 128 * 512 * 4  # embeddings out, gradients back, each half
+    told = lines(found) + head_lines(config, found, machine(config, 80))
+    assert not [label for label, text in told if "head" in label + text]
+    assert dict(told)["  objective workspace"] == "1.75 MiB"
+
+
+def test_a_sum_costs_what_its_parts_cost() -> None:
+    pk: dict[str, object] = {"data": {"order": "pk"}, "train": {"batch_size": 128}}
+    softmax, triplet, both = (
+        plan(make(objective=objective, **pk), 10_000, 1000, 2)
+        for objective in (
+            "margin_softmax",
+            "triplet",
+            {"kind": "sum", "of": ["margin_softmax", "triplet"]},
+        )
+    )
+    assert both.objective == softmax.objective + triplet.objective
+    assert both.has_head
+    config = make(objective={"kind": "sum", "of": ["margin_softmax", "triplet"]}, **pk)
+    own = head_lines(config, both, machine(config, 80))[1][1]
+    total = dict(lines(both))["memory a worker"].removeprefix("about ")
+    assert own.split()[:2] == total.split()

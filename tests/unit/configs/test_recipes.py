@@ -1,26 +1,53 @@
 """Each shipped recipe loads, can be planned, and opens with its command, time and result."""
 
+import tomllib
 from importlib.resources import files
 from pathlib import Path
 
 import pytest
 
 from manyfaces.configs.load import dump, load
+from manyfaces.configs.margins.cosface import CosFace
 from manyfaces.configs.plan import plan, world_size
+from manyfaces.configs.reader import find
 from manyfaces.configs.schema import AdamW
 
-RECIPES = sorted(Path(str(files("manyfaces.configs"))).glob("*.yaml"))
+CONFIGS = Path(str(files("manyfaces.configs")))
+RECIPES = sorted(CONFIGS.rglob("*.yaml"))
 
 
 def test_the_recipes_are_found() -> None:
-    assert {"demo", "faces_small_cpu", "ms1mv3_r50", "glint360k_r100", "wf42m_vit_base"} <= {
-        path.stem for path in RECIPES
-    }
+    names = {path.relative_to(CONFIGS).as_posix() for path in RECIPES}
+    assert {
+        "demo.yaml",
+        "faces/small_cpu.yaml",
+        "pretrain/ms1mv3_r50.yaml",
+        "pretrain/glint360k_r100.yaml",
+        "pretrain/wf42m_vit_base.yaml",
+        "quick/quick.yaml",
+        "quick/arcface.yaml",
+    } <= names
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_is_found_by_its_path_and_by_the_names_it_had(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    inside = path.relative_to(CONFIGS).with_suffix("")
+    had = {"faces/small_cpu": "faces_small_cpu", "quick/quick": "quick"}.get(
+        str(inside), path.stem if inside.parts[0] == "pretrain" else "_".join(inside.parts)
+    )
+    for name in (inside, had):
+        for asked in (f"{name}", f"{name}.yaml", f"configs/{name}", f"configs/{name}.yaml"):
+            assert find(asked, Path()) == path
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_loads_plans_and_tells_how_to_run_it(path: Path, tmp_path: Path) -> None:
-    config = load(path)
+    told: list[str] = []
+    config = load(path, tell=told.append)
+    assert told == [], "an old spelling in a recipe of ours"
     found = plan(
         config,
         config.data.expect_images or 5000,
@@ -34,10 +61,12 @@ def test_a_recipe_loads_plans_and_tells_how_to_run_it(path: Path, tmp_path: Path
     assert load(dumped) == config
 
     command, time, result, *_ = path.read_text(encoding="utf-8").splitlines()
-    assert command.startswith(f"# Command: manyfaces train configs/{path.name}")
+    inside = path.relative_to(CONFIGS)
+    assert command.startswith(f"# Command: manyfaces train configs/{inside}")
     assert time.startswith("# Time: ")
     assert result.startswith("# Result: ")
-    assert config.run.name.replace("-", "_") == path.stem
+    name = "_".join(inside.with_suffix("").parts).removeprefix("pretrain_")
+    assert config.run.name.replace("-", "_") == name.replace("quick_quick", "quick")
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -62,10 +91,17 @@ def test_the_published_datasets() -> None:
 
 def test_glint360k_is_cosface_on_its_base() -> None:
     config = load("glint360k_r100")
-    assert config.head.margin.kind == "cosface"
+    assert config.head.margin == CosFace(m=0.4)
     assert config.train.optimizer.weight_decay == 1e-4
     assert (config.train.batch_size, config.model.embedding_dim, config.head.wire_dtype) == (
         1024,
         512,
         "bfloat16",
     )
+
+
+def test_the_recipes_are_in_the_wheel() -> None:
+    root = Path(__file__).resolve().parents[3]
+    setup = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]
+    packed = {path for glob in setup["package-data"]["*"] for path in CONFIGS.glob(glob)}
+    assert set(RECIPES) <= packed

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manyfaces.configs.schema import UserError
-from manyfaces.data.sources.align import TEMPLATE, Landmarks, align, similarity
+from manyfaces.configs.errors import UserError
+from manyfaces.data.conversion.align import TEMPLATE, align, similarity
+from manyfaces.data.conversion.landmarks import Landmarks
 
 numbers = st.floats(-200, 200)
 

@@ -20,24 +20,29 @@ import pytest
 import torch
 from store_server import Proxy, upload
 
-from manyfaces.configs.schema import Augment, Data, UserError
-from manyfaces.data.dataset.index import Shard, open_dataset
-from manyfaces.data.feed.loader import Loader, Quarantine
-from manyfaces.data.orders.shuffle import Order
-from manyfaces.data.store.cache import Cache, Far
-from manyfaces.data.store.shard_cache import Shelf
+from manyfaces.configs.orders.shuffle import Shuffle
+from manyfaces.configs.schema import Data, UserError
+from manyfaces.configs.transforms.flip import Flip
+from manyfaces.configs.transforms.misalign import Misalign
+from manyfaces.data.dataset.dataset import open_dataset
+from manyfaces.data.dataset.manifest import Shard
+from manyfaces.data.feed.loader import Loader
+from manyfaces.data.feed.quarantine import Quarantine
+from manyfaces.data.orders import shuffle
+from manyfaces.data.store.cache import CachedShards, RemoteSource
+from manyfaces.data.store.shard_cache import ShardCache
 
 SIZE, WINDOW = 50_000, 3
 READER = """
 import hashlib, json, sys, time
 import numpy as np
 from pathlib import Path
-from manyfaces.data.store.cache import Cache, Far
-from manyfaces.data.dataset.index import Shard
+from manyfaces.data.store.cache import CachedShards, RemoteSource
+from manyfaces.data.dataset.manifest import Shard
 url, folder, limit, windows = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), json.loads(sys.argv[4])
 me, other = sys.argv[5:] if len(sys.argv) > 5 else ("", "")
 shards = [Shard(**facts) for facts in json.loads((folder.parent / "shards.json").read_text())]
-cache = Cache(Far(url, folder, limit, 20), shards)
+cache = CachedShards(RemoteSource(url, folder, limit, 20), shards)
 for now, window in enumerate(windows):
     while other and now and not (folder / f"{other}-{now - 1}").exists():  # steps are collective: ranks are at most a window apart
         time.sleep(0.01)
@@ -70,8 +75,10 @@ def shards(proxy: Proxy, tmp_path: Path) -> list[Shard]:
     return made
 
 
-def far(tmp_path: Path, limit_shards: float, patience_s: float = 10) -> Far:
-    return Far("s3://faces/random", tmp_path / "cache", int(limit_shards * SIZE), patience_s)
+def source(tmp_path: Path, limit_shards: float, patience_s: float = 10) -> RemoteSource:
+    return RemoteSource(
+        "s3://faces/random", tmp_path / "cache", int(limit_shards * SIZE), patience_s
+    )
 
 
 def reader(
@@ -137,7 +144,7 @@ def most_on_disk(tmp_path: Path) -> Iterator[Callable[[], int]]:
 def test_the_bytes_on_disk_are_bounded(
     proxy: Proxy, shards, tmp_path: Path, limit_shards: float, most_on_disk
 ) -> None:
-    cache = Cache(far(tmp_path, limit_shards), shards)
+    cache = CachedShards(source(tmp_path, limit_shards), shards)
     windows = windows_of(np.random.default_rng(0))
     for now, window in enumerate(windows):
         cache.need([np.array(w) for w in windows[now : now + 2]])
@@ -155,7 +162,7 @@ def test_the_bytes_on_disk_are_bounded(
 def test_what_is_needed_next_is_fetched_before_it_is_asked_for(
     proxy: Proxy, shards, tmp_path: Path
 ) -> None:
-    cache = Cache(far(tmp_path, 2 * WINDOW), shards)
+    cache = CachedShards(source(tmp_path, 2 * WINDOW), shards)
     cache.need([np.array([5, 3, 1]), np.array([2, 4, 6])])
     until(lambda: len(list((tmp_path / "cache" / "shards").glob("*.tar"))) == 6)
     for shard in (5, 3, 1, 2, 4, 6):
@@ -211,7 +218,7 @@ def test_who_waits_for_a_killed_fetcher_takes_over(proxy: Proxy, shards, tmp_pat
     proxy.faults["00.tar"] = ["slow"]
     killed = reader(tmp_path, WINDOW, [[0]])
     until(lambda: proxy.gets["/faces/random/00.tar"] == 1, 20)
-    cache = Cache(far(tmp_path, WINDOW), shards)
+    cache = CachedShards(source(tmp_path, WINDOW), shards)
     threading.Timer(0.3, killed.kill).start()
     began = time.monotonic()
     assert hashlib.sha256(cache.map(0)).hexdigest() == shards[0].sha256
@@ -225,7 +232,7 @@ def test_a_shard_that_vanishes_is_told_when_it_is_needed(
     proxy: Proxy, shards, tmp_path: Path
 ) -> None:
     proxy.delete("/faces/random/04.tar")
-    cache = Cache(far(tmp_path, 2 * WINDOW, patience_s=60), shards)
+    cache = CachedShards(source(tmp_path, 2 * WINDOW, patience_s=60), shards)
     cache.need([np.array([0, 1, 2]), np.array([3, 4, 5])])
     for shard in (0, 1, 2, 3, 5):
         cache.map(shard)
@@ -242,9 +249,9 @@ def test_all_processes_of_a_node_have_one_patience(proxy: Proxy, shards, tmp_pat
     """Each waits for the shard that another tries to fetch in vain: they may not try one after the
     other."""
     proxy.faults["00.tar"] = [503] * 1000
-    caches = [Cache(far(tmp_path, WINDOW, patience_s=3), shards) for _ in range(4)]
+    caches = [CachedShards(source(tmp_path, WINDOW, patience_s=3), shards) for _ in range(4)]
 
-    def told(cache: Cache) -> tuple[str, float]:
+    def told(cache: CachedShards) -> tuple[str, float]:
         began = time.monotonic()
         with pytest.raises(UserError) as error:
             cache.map(0)
@@ -265,7 +272,7 @@ def test_closing_does_not_wait_for_a_store_that_is_away(
     proxy: Proxy, shards, tmp_path: Path
 ) -> None:
     with proxy.away(60):
-        cache = Cache(far(tmp_path, 2 * WINDOW, patience_s=300), shards)
+        cache = CachedShards(source(tmp_path, 2 * WINDOW, patience_s=300), shards)
         cache.need([np.array([0, 1, 2])])
         time.sleep(0.5)
         began = time.monotonic()
@@ -276,25 +283,25 @@ def test_closing_does_not_wait_for_a_store_that_is_away(
 
 def test_a_cache_that_others_fill_is_one_line(tmp_path: Path) -> None:
     """Another process fetches something as large as the bound, and never ends."""
-    shelf = Shelf(tmp_path, 10, 0.1, threading.Event())
+    cache = ShardCache(tmp_path, 10, 0.1, threading.Event())
     other = threading.Event()
     holder = threading.Thread(
-        target=lambda: Shelf(tmp_path, 10, 0.1, threading.Event()).put(
+        target=lambda: ShardCache(tmp_path, 10, 0.1, threading.Event()).put(
             "aa", 10, lambda to, waited_s: other.wait() and None, None
         )
     )
     holder.start()
     until(lambda: bool(list(tmp_path.glob("*.part"))))
-    shelf.put("bb", 10, lambda to, waited_s: None, 0)  # ahead of need: left out
+    cache.put("bb", 10, lambda to, waited_s: None, 0)  # ahead of need: left out
     with pytest.raises(
         UserError, match=r"full, or held by another process, for 0 s .*raise data\.cache_gb"
     ):
-        shelf.put("bb", 10, lambda to, waited_s: None, None)
+        cache.put("bb", 10, lambda to, waited_s: None, None)
     other.set()
     holder.join()
 
 
-CONFIG = Data(augment=Augment(flip=0.5, shift_px=2), window_shards=2)
+CONFIG = Data(augment=(Misalign(shift_px=2), Flip()), order=Shuffle(window_shards=2))
 
 
 def batches(
@@ -330,11 +337,11 @@ def test_batches_are_those_of_local_shards(
         "shard-000000.tar": [500, "cut off"],
         "shard-000003.tar": ["wrong bytes", "reset"],
     }
-    far = open_dataset(url, config)
+    remote = open_dataset(url, config)
     for ours, theirs in zip(
-        batches(far, config, tmp_path, 24), batches(dataset, CONFIG, tmp_path, 24), strict=True
+        batches(remote, config, tmp_path, 24), batches(dataset, CONFIG, tmp_path, 24), strict=True
     ):
-        assert torch.equal(ours.images_NHWC, theirs.images_NHWC)
+        assert torch.equal(ours.images["main"], theirs.images["main"])
         assert torch.equal(ours.labels_N, theirs.labels_N)
     assert not any(proxy.faults.values())
     assert on_disk(tmp_path) <= shards_in_cache * largest
@@ -349,7 +356,7 @@ def test_a_store_that_is_gone_ends_the_batches_with_one_line(
 ) -> None:
     url = upload(proxy, dataset_path, "faces", "made")
     config = CONFIG.model_copy(update={"cache_dir": str(tmp_path), "store_patience_s": 1.0})
-    far = open_dataset(url, config)
+    remote = open_dataset(url, config)
     with (
         proxy.away(60),
         pytest.raises(
@@ -357,16 +364,16 @@ def test_a_store_that_is_gone_ends_the_batches_with_one_line(
             match=r"shard-00000\d\.tar: tried \d+ times in \d s .*same command then resumes",
         ),
     ):
-        batches(far, config, tmp_path)
+        batches(remote, config, tmp_path)
 
 
 def test_the_order_tells_the_shards_of_its_windows(dataset) -> None:
-    order = Order(dataset.samples_per_shard, 3, 3)
+    order = shuffle.Shuffle(dataset.part, 3, 3)
     position = 0
     for _ in range(5):  # windows of three and of one, two epochs and a half
         now, then = order.shards(position, 2)
-        size = int(dataset.samples_per_shard[now].sum())
-        assert set(dataset.shard_N[order.ids(position, size)].tolist()) == set(now.tolist())
+        size = int(dataset.part.samples_per_shard[now].sum())
+        assert set(dataset.part.shard_N[order.ids(position, size)].tolist()) == set(now.tolist())
         assert order.shards(position + size - 1, 1)[0].tolist() == now.tolist()
         position += size
         assert order.shards(position, 1)[0].tolist() == then.tolist()

@@ -2,11 +2,7 @@
 refusals."""
 
 import json
-import os
-import subprocess
-import sys
 import tarfile
-import time
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -20,17 +16,20 @@ from test_recordio import insightface
 from test_recordio import write as write_rec
 
 from manyfaces.configs import rng
-from manyfaces.configs.schema import UserError
-from manyfaces.data.dataset.index import open_dataset, verify
+from manyfaces.configs.errors import UserError
+from manyfaces.data.conversion.align import TEMPLATE
+from manyfaces.data.conversion.convert import convert
+from manyfaces.data.conversion.edit import Edit
+from manyfaces.data.conversion.items import reading_order
+from manyfaces.data.conversion.report import duplicates, histogram_edges, lines
+from manyfaces.data.dataset.dataset import open_part
 from manyfaces.data.dataset.names import short_names
-from manyfaces.data.dataset.write import Item, write_dataset
-from manyfaces.data.sources import synthetic
-from manyfaces.data.sources.align import TEMPLATE
-from manyfaces.data.sources.convert import convert, reading_order, synthesise
-from manyfaces.data.sources.edit import Edit
-from manyfaces.data.sources.report import duplicates, histogram_edges, lines
-from manyfaces.data.sources.source import Listed, recognise
+from manyfaces.data.dataset.verify import verify
+from manyfaces.data.sources.listed import Listed
+from manyfaces.data.sources.recognise import recognise
 from manyfaces.data.store.mapped import Store
+from manyfaces.data.synthetic.dataset import synthesise
+from manyfaces.data.synthetic.faces import encode
 
 
 @pytest.fixture
@@ -40,7 +39,7 @@ def source(tmp_path: Path) -> Path:
         (folder / f"person {identity}").mkdir(parents=True)
         for image in range(3):
             (folder / f"person {identity}" / f"{image}.v1.jpg").write_bytes(
-                synthetic.encode(5, identity, image)
+                encode(5, identity, image)
             )
     return folder
 
@@ -48,7 +47,7 @@ def source(tmp_path: Path) -> Path:
 def test_bytes_labels_and_names_survive(source: Path, tmp_path: Path) -> None:
     manifest = convert([source], tmp_path / "out", processes=2, shard_images=5)
     assert (manifest.num_images, manifest.num_identities, manifest.image_px) == (18, 6, (112, 112))
-    dataset = open_dataset(tmp_path / "out")
+    dataset = open_part(tmp_path / "out")
     verify(dataset, "hashes")
     names = (tmp_path / "out" / "identities.txt").read_text().splitlines()
     assert sorted(names) == sorted(p.name for p in source.iterdir())
@@ -66,8 +65,8 @@ def test_class_ids_are_a_seeded_random_order(source: Path, tmp_path: Path) -> No
     a, b, c = ((tmp_path / name / "identities.txt").read_text() for name in "abc")
     assert a == b != c
     assert (
-        open_dataset(tmp_path / "a").manifest.fingerprint
-        == open_dataset(tmp_path / "b").manifest.fingerprint
+        open_part(tmp_path / "a").manifest.fingerprint
+        == open_part(tmp_path / "b").manifest.fingerprint
     )
 
 
@@ -94,7 +93,8 @@ def test_a_killed_conversion_goes_on(
         (source / f"person {person}" / "1.v1.jpg").write_bytes(b"nothing")
     whole = convert([source], tmp_path / "whole", processes=1, shard_images=5)
     monkeypatch.setattr(
-        "manyfaces.data.dataset.write.finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+        "manyfaces.data.dataset.write.commit_shards",
+        lambda *_: (_ for _ in ()).throw(KeyboardInterrupt),
     )
     with pytest.raises(KeyboardInterrupt):
         convert([source], out, processes=1, shard_images=5)
@@ -128,7 +128,7 @@ def test_refusals(source: Path, tmp_path: Path) -> None:
 
 def held(path: Path) -> list[tuple[str, bytes]]:
     """Identity name and bytes of every image."""
-    dataset, names = open_dataset(path), (path / "identities.txt").read_text().splitlines()
+    dataset, names = open_part(path), (path / "identities.txt").read_text().splitlines()
     blobs = Store(dataset).read(range(dataset.manifest.num_images))
     return sorted((names[i], b.tobytes()) for i, b in zip(dataset.identity_N, blobs, strict=True))
 
@@ -179,8 +179,8 @@ def test_every_kind_of_source_gives_the_same_images(source: Path, tmp_path: Path
     write_rec(tmp_path, insightface(labels, body=lambda key: files[key - 1].read_bytes()))
     for name in ("a.zip", "list.txt", "a.parquet", "train.rec"):
         out = tmp_path / "out" / name
-        convert([tmp_path / name], out, processes=1, shard_images=7, root=source)
-        verify(open_dataset(out), "hashes")
+        convert([tmp_path / name], out, processes=1, shard_images=7, options={"root": source})
+        verify(open_part(out), "hashes")
         names = {str(n): person for n, person in enumerate(people)} if name == "train.rec" else {}
         assert sorted((names.get(i, i), b) for i, b in held(out)) == held(tmp_path / "folder")
         assert report(out)["sources"][0]["path"] == str(tmp_path / name)
@@ -280,7 +280,7 @@ def test_images_are_resized_and_encoded_anew_where_asked(source: Path, tmp_path:
         f.read_bytes() for f in source.rglob("*.jpg")
     }
     convert([source], tmp_path / "poor", processes=1, edit=Edit(reencode=20))
-    size = {name: open_dataset(tmp_path / name).size_N.sum() for name in ("same", "poor")}
+    size = {name: open_part(tmp_path / name).size_N.sum() for name in ("same", "poor")}
     assert size["poor"] < 0.6 * size["same"]
 
 
@@ -343,95 +343,13 @@ def test_an_image_costs_bytes_and_no_objects(tmp_path: Path) -> None:
     (tmp_path / "people" / "00000000").mkdir(parents=True)
     (tmp_path / "people" / "00000000" / "00000000.jpg").touch()
     tracemalloc.start()
-    source = Listed(path)
+    source = Listed(path, [path])
     kept, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(source.label_N) == 40_000
     assert (
         kept < 40_000 * 80
     )  # of which 33 are the name, 8 its end, 4 the label, 10 the share of an identity's name
-
-
-def test_items_are_made_when_their_shard_is(tmp_path: Path) -> None:
-    made, written = [], []
-
-    class Lazy:
-        def __len__(self) -> int:
-            return 10
-
-        def __getitem__(self, part: slice) -> list[Item]:
-            made.append(part.start)
-            assert len(made) - len(written) <= 4
-            return [Item(n, str(n), 0) for n in range(10)[part]]
-
-    def read(n: object) -> bytes:
-        written.append(n)
-        return synthetic.encode(1, 1, 1)
-
-    assert (
-        write_dataset(
-            tmp_path / "out", Lazy(), read, ["one"], source={}, shard_images=3, processes=1
-        ).num_images
-        == 10
-    )
-    assert made == [0, 3, 6, 9]
-
-
-def test_a_process_that_is_killed_is_one_line(tmp_path: Path) -> None:
-    items = [Item(9, str(n), 0) for n in range(4)]
-    with pytest.raises(UserError, match="a process was ended from outside"):
-        write_dataset(
-            tmp_path / "out", items, os._exit, ["one"], source={}, shard_images=2, processes=2
-        )  # type: ignore[arg-type]
-
-
-SLOWLY = """
-import pathlib, sys, time
-from manyfaces.data.dataset.write import Item, write_dataset
-
-def read(n):
-    time.sleep(0.05)
-    return bytes(n)
-
-if __name__ == "__main__":
-    items = [Item(n, str(n), 0) for n in range(1, 61)]
-    write_dataset(pathlib.Path(sys.argv[1]), items, read, ["one"], source={}, shard_images=4, processes=2)
-"""
-
-
-def test_kill_9_leaves_no_process_and_no_shard_is_done_again(tmp_path: Path) -> None:
-    out, script = tmp_path / "out", tmp_path / "script.py"
-    script.write_text(SLOWLY)
-    run = subprocess.Popen([sys.executable, str(script), str(out)], stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 180
-    while len(list(out.glob("*.tar"))) < 3:
-        assert time.monotonic() < deadline
-        assert run.poll() is None
-        time.sleep(0.02)
-    children = [
-        int(pid) for pid in Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
-    ]
-    run.kill()
-    run.wait()
-    assert len(children) >= 2
-    while any(_alive(pid) for pid in children):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    kept = {path: path.stat().st_ino for path in out.glob("*.tar")}
-    assert not (out / "manyfaces.json").exists()
-    items = [Item(n, str(n), 0) for n in range(1, 61)]
-    assert (
-        write_dataset(out, items, bytes, ["one"], source={}, shard_images=4, processes=1).num_images
-        == 60
-    )  # type: ignore[arg-type]
-    assert kept == {path: path.stat().st_ino for path in kept}
-
-
-def _alive(pid: int) -> bool:
-    try:
-        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return False
 
 
 def test_duplicates_are_counted_once_each() -> None:

@@ -9,21 +9,28 @@ import numpy as np
 import pytest
 import torch
 
-from manyfaces.configs.schema import Augment, Data, UserError
+from manyfaces.configs.orders.shuffle import Shuffle
+from manyfaces.configs.schema import Data, UserError
+from manyfaces.configs.transforms.flip import Flip
 from manyfaces.data.dataset import inspect
-from manyfaces.data.dataset.forgotten import compact, forget, read_forgotten
-from manyfaces.data.dataset.index import FORGOTTEN, open_dataset, verify
-from manyfaces.data.dataset.write import index_folder
-from manyfaces.data.feed.loader import IGNORED, Loader, Quarantine
+from manyfaces.data.dataset.compact import compact
+from manyfaces.data.dataset.dataset import open_dataset, open_part
+from manyfaces.data.dataset.forget import forget
+from manyfaces.data.dataset.forgotten import read_forgotten, read_forgotten_part
+from manyfaces.data.dataset.index_shards import index_folder
+from manyfaces.data.dataset.manifest import FORGOTTEN
+from manyfaces.data.dataset.verify import verify
+from manyfaces.data.feed.loader import IGNORED, Loader
+from manyfaces.data.feed.quarantine import Quarantine
 from manyfaces.data.store import mapped as store
 
-CONFIG = Data(augment=Augment(flip=0.5), window_shards=2)
+CONFIG = Data(augment=(Flip(),), order=Shuffle(window_shards=2))
 
 
 @pytest.fixture
 def mine(dataset, tmp_path):
     """A copy that may be written to."""
-    return open_dataset(shutil.copytree(dataset.path, tmp_path / "mine"))
+    return open_dataset(shutil.copytree(dataset.part.path, tmp_path / "mine"))
 
 
 def batches(dataset, tmp_path, count=4, size=16):
@@ -49,7 +56,7 @@ def test_the_order_of_all_others_does_not_move_and_bytes_are_not_read(
     gone = int(before[0].labels_N[3])
     single = int(before[1].ids_N[5])
     key = mine.name(single)
-    known = forget(mine, [str(gone)], [key], processes=1)
+    known = forget(mine.part, [str(gone)], [key], processes=1)
     assert known.identities.tolist() == [gone]
     assert known.samples.tolist() == [single]
 
@@ -69,42 +76,50 @@ def test_the_order_of_all_others_does_not_move_and_bytes_are_not_read(
         assert (new.labels_N.numpy()[lost] == IGNORED).all()
         assert np.array_equal(new.labels_N.numpy()[~lost], old.labels_N.numpy()[~lost])
         assert torch.equal(
-            new.images_NHWC[torch.from_numpy(~lost)], old.images_NHWC[torch.from_numpy(~lost)]
+            new.images["main"][torch.from_numpy(~lost)], old.images["main"][torch.from_numpy(~lost)]
         )
     assert hidden >= 2
     assert single not in read
-    assert gone not in mine.identity_N[np.array(read)]
+    assert gone not in mine.part.identity_N[np.array(read)]
     assert not (tmp_path / "quarantine.jsonl").exists()
 
 
 def test_it_adds_up_and_an_identity_without_samples_is_gone(mine) -> None:
-    forget(mine, ["2"], [], processes=1)
-    of_one = np.flatnonzero(mine.identity_N == 1)
+    forget(mine.part, ["2"], [], processes=1)
+    of_one = np.flatnonzero(mine.part.identity_N == 1)
     for number, sample in enumerate(of_one):
         shard, key = mine.name(int(sample)).split(":")
         # A key as people find it: with or without its shard, with or without the suffix.
         known = forget(
-            mine, [], [[key, f"{shard}:{key}", key.removesuffix(".jpg")][number % 3]], processes=1
+            mine.part,
+            [],
+            [[key, f"{shard}:{key}", key.removesuffix(".jpg")][number % 3]],
+            processes=1,
         )
         assert known.identities.tolist() == ([1, 2] if number == len(of_one) - 1 else [2])
     assert read_forgotten(mine).samples.tolist() == of_one.tolist()
 
 
 def test_compact_leaves_the_others_as_they_are(mine, tmp_path) -> None:
-    single = int(np.flatnonzero(mine.identity_N != 4)[11])
-    known = forget(mine, ["4"], [mine.name(single)], processes=1)
-    small = open_dataset(compact(mine, tmp_path / "small", processes=1) and tmp_path / "small")
+    single = int(np.flatnonzero(mine.part.identity_N != 4)[11])
+    known = forget(mine.part, ["4"], [mine.name(single)], processes=1)
+    compact(mine.part, tmp_path / "small", processes=1)
+    small = open_part(tmp_path / "small")
     verify(small, "hashes")
-    kept = np.setdiff1d(np.flatnonzero(mine.identity_N != 4), known.samples)
+    kept = np.setdiff1d(np.flatnonzero(mine.part.identity_N != 4), known.samples)
     assert small.manifest.num_images == len(kept)
     assert small.manifest.num_identities == 19
     assert small.manifest.fingerprint != mine.manifest.fingerprint
     for ours, theirs in zip(
-        store.Store(small).read(range(len(kept))), store.Store(mine).read(kept), strict=True
+        store.Store(small).read(range(len(kept))), store.Store(mine.part).read(kept), strict=True
     ):
         assert np.array_equal(ours, theirs)
-    names, all_names = ((d.path / "identities.txt").read_text().splitlines() for d in (small, mine))
-    assert [names[i] for i in small.identity_N] == [all_names[i] for i in mine.identity_N[kept]]
+    names, all_names = (
+        (part.path / "identities.txt").read_text().splitlines() for part in (small, mine.part)
+    )
+    assert [names[i] for i in small.identity_N] == [
+        all_names[i] for i in mine.part.identity_N[kept]
+    ]
     assert [small.name(i).split(":")[1] for i in range(len(kept))] == [
         mine.name(int(i)).split(":")[1] for i in kept
     ]
@@ -112,27 +127,27 @@ def test_compact_leaves_the_others_as_they_are(mine, tmp_path) -> None:
 
 
 def test_nobody_is_shown_who_is_forgotten(mine, tmp_path) -> None:
-    forget(mine, ["4"], [], processes=1)
+    forget(mine.part, ["4"], [], processes=1)
     with pytest.raises(UserError, match="all of them forgotten"):
-        inspect.sample(mine, tmp_path / "grid.png", identity="4")
+        inspect.sample(mine.part, tmp_path / "grid.png", identity="4")
     assert not (tmp_path / "grid.png").exists()
 
 
 def test_mistakes_change_nothing(mine) -> None:
     with pytest.raises(UserError, match=r"no identity 99999, nobody; give class ids"):
-        forget(mine, ["0", "99999", "nobody"], [], processes=1)
+        forget(mine.part, ["0", "99999", "nobody"], [], processes=1)
     with pytest.raises(UserError, match="no sample with key not/there"):
-        forget(mine, ["0"], ["not/there.jpg"], processes=1)
-    assert not (mine.path / FORGOTTEN).exists()
+        forget(mine.part, ["0"], ["not/there.jpg"], processes=1)
+    assert not (mine.part.path / FORGOTTEN).exists()
 
 
 def test_a_list_for_another_index_is_never_passed_over(mine) -> None:
-    forget(mine, ["0"], [], processes=1)
-    told = json.loads((mine.path / FORGOTTEN).read_text())
-    (mine.path / FORGOTTEN).write_text(json.dumps({**told, "index_sha256": "0"}))
+    forget(mine.part, ["0"], [], processes=1)
+    told = json.loads((mine.part.path / FORGOTTEN).read_text())
+    (mine.part.path / FORGOTTEN).write_text(json.dumps({**told, "index_sha256": "0"}))
     with pytest.raises(UserError, match="of another index"):
         read_forgotten(mine)
-    (mine.path / FORGOTTEN).write_text("{")
+    (mine.part.path / FORGOTTEN).write_text("{")
     with pytest.raises(UserError, match="cannot be read"):
         read_forgotten(mine)
 
@@ -147,7 +162,7 @@ def test_every_key_that_a_dataset_tells_can_be_forgotten(
     capitals."""
     names = ["plain/0.jpg", "capitals/1.JPG", "why?/2.jpeg", f"{'long/' * 19}{'n' * 30}3.jpg"]
     names += [] if tar_format == tarfile.USTAR_FORMAT else ["Łukasz/4.jpg", f"{'n' * 130}5.jpg"]
-    (blob,) = store.Store(dataset).read([0])
+    (blob,) = store.Store(dataset.part).read([0])
     with tarfile.open(tmp_path / "a.tar", "w", format=tar_format) as tar:
         for number, name in enumerate(names):
             for member, body in (
@@ -158,9 +173,9 @@ def test_every_key_that_a_dataset_tells_can_be_forgotten(
                 info.size = len(body)
                 tar.addfile(info, io.BytesIO(body))
     index_folder(tmp_path, processes=1)
-    foreign = open_dataset(tmp_path)
+    foreign = open_part(tmp_path)
     keys = foreign.keys(np.arange(len(names)))
     assert keys == [f"a.tar:{name.rpartition('.')[0]}" for name in names]
     for sample, key in enumerate(keys):
         assert sample in forget(foreign, [], [key], processes=1).samples
-        assert len(read_forgotten(foreign).samples) == sample + 1
+        assert len(read_forgotten_part(foreign).samples) == sample + 1

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import webdataset
 
-from manyfaces.configs.schema import UserError
-from manyfaces.data.dataset.index import MANIFEST, open_dataset, verify
-from manyfaces.data.dataset.write import index_folder
+from manyfaces.configs.errors import UserError
+from manyfaces.data.dataset.dataset import open_part
+from manyfaces.data.dataset.index_shards import index_folder
+from manyfaces.data.dataset.manifest import MANIFEST
+from manyfaces.data.dataset.verify import verify
 from manyfaces.data.store.mapped import Store
 
 
@@ -26,11 +28,11 @@ def copy(dataset_path: Path, tmp_path: Path) -> Path:
 )
 def test_the_index_gives_what_webdataset_reads(dataset) -> None:
     """The webdataset package is the oracle: same shards, same samples, same bytes, same labels."""
-    urls = [str(dataset.shard_path(n)) for n in range(len(dataset.manifest.shards))]
+    urls = [str(dataset.part.shard_path(n)) for n in range(len(dataset.manifest.shards))]
     theirs = [(s["jpg"], int(s["cls"])) for s in webdataset.WebDataset(urls, shardshuffle=False)]
-    blobs = Store(dataset).read(range(dataset.manifest.num_images))
+    blobs = Store(dataset.part).read(range(dataset.manifest.num_images))
     assert [
-        (b.tobytes(), i) for b, i in zip(blobs, dataset.identity_N.tolist(), strict=True)
+        (b.tobytes(), i) for b, i in zip(blobs, dataset.part.identity_N.tolist(), strict=True)
     ] == theirs
 
 
@@ -40,14 +42,14 @@ def test_a_name_tells_shard_and_key(dataset) -> None:
 
 
 def test_a_whole_dataset_passes(dataset) -> None:
-    assert "every byte hashed" in verify(dataset, "auto")
-    assert "not hashed" in verify(dataset, "sizes")
+    assert "every byte hashed" in verify(dataset.part, "auto")
+    assert "not hashed" in verify(dataset.part, "sizes")
 
 
 def test_a_missing_shard(copy: Path) -> None:
     (copy / "shard-000002.tar").unlink()
     with pytest.raises(UserError, match=r"shard-000002\.tar: missing"):
-        verify(open_dataset(copy), "sizes")
+        verify(open_part(copy), "sizes")
 
 
 @pytest.mark.parametrize("cut", [512, 1024, 5000])
@@ -55,14 +57,14 @@ def test_a_shorter_shard_even_at_a_member_boundary(copy: Path, cut: int) -> None
     path = copy / "shard-000001.tar"
     path.write_bytes(path.read_bytes()[:-cut])
     with pytest.raises(UserError, match=r"shard-000001\.tar: [\d,]+ bytes, expected"):
-        verify(open_dataset(copy), "sizes")
+        verify(open_part(copy), "sizes")
 
 
 def test_a_longer_shard(copy: Path) -> None:
     with (copy / "shard-000000.tar").open("ab") as file:
         file.write(bytes(512))
     with pytest.raises(UserError, match="bytes, expected"):
-        verify(open_dataset(copy), "sizes")
+        verify(open_part(copy), "sizes")
 
 
 def test_another_shard_of_the_same_size(copy: Path) -> None:
@@ -70,22 +72,22 @@ def test_another_shard_of_the_same_size(copy: Path) -> None:
     body = bytearray(path.read_bytes())
     body[2000] ^= 1
     path.write_bytes(body)
-    verify(open_dataset(copy), "sizes")  # this cheap look cannot see it, and says so
+    verify(open_part(copy), "sizes")  # this cheap look cannot see it, and says so
     with pytest.raises(UserError, match="other bytes"):
-        verify(open_dataset(copy), "auto")
+        verify(open_part(copy), "auto")
 
 
 def test_an_empty_or_wrong_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such folder"):
-        open_dataset(tmp_path / "nowhere")
+        open_part(tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"no manyfaces\.json"):
-        open_dataset(tmp_path)
+        open_part(tmp_path)
 
 
 def test_a_torn_manifest(copy: Path) -> None:
     (copy / MANIFEST).write_text((copy / MANIFEST).read_text()[:100])
     with pytest.raises(UserError, match=r"manyfaces\.json"):
-        open_dataset(copy)
+        open_part(copy)
 
 
 def test_a_label_out_of_range_names_its_sample(copy: Path) -> None:
@@ -93,24 +95,27 @@ def test_a_label_out_of_range_names_its_sample(copy: Path) -> None:
     manifest["num_identities"] = 19
     (copy / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(UserError, match=r"shard-.*\.jpg: label 19 is not in \[0, 19\)"):
-        verify(open_dataset(copy), "sizes")
+        verify(open_part(copy), "sizes")
 
 
 def test_an_index_that_was_changed(copy: Path) -> None:
     """Two identities swapped: every offset still fits."""
     body = bytearray((copy / "index.arrow").read_bytes())
-    column = open_dataset(copy).identity_N.tobytes()
+    column = open_part(copy).identity_N.tobytes()
     at = body.find(column)
     body[at : at + 8] = body[at + 4 : at + 8] + body[at : at + 4]
     (copy / "index.arrow").write_bytes(body)
     with pytest.raises(UserError, match=r"index\.arrow: other bytes"):
-        verify(open_dataset(copy), "auto")
+        verify(open_part(copy), "auto")
 
 
 def test_the_fingerprint_follows_the_content(copy: Path, dataset) -> None:
-    assert open_dataset(copy).manifest.fingerprint == dataset.manifest.fingerprint
+    assert open_part(copy).manifest.fingerprint == dataset.manifest.fingerprint
     with tarfile.open(copy / "shard-000003.tar", "a") as tar:
-        for name, body in (("new.cls", b"3"), ("new.jpg", Store(dataset).read([0])[0].tobytes())):
+        for name, body in (
+            ("new.cls", b"3"),
+            ("new.jpg", Store(dataset.part).read([0])[0].tobytes()),
+        ):
             info = tarfile.TarInfo(name)
             info.size = len(body)
             tar.addfile(info, io.BytesIO(body))
@@ -121,7 +126,14 @@ def test_the_fingerprint_follows_the_content(copy: Path, dataset) -> None:
 
 @pytest.mark.parametrize(
     ("name", "body", "message"),
-    [("a.cls", b"cat", "label b'cat'"), ("a.cls", b"-1", "label b'-1'"), ("a.txt", b"", "no .cls")],
+    [
+        ("a.cls", b"cat", "label b'cat'"),
+        ("a.cls", b"-1", "label b'-1'"),
+        ("a.json", b'{"label": [1]}', "is not an integer"),
+        ("a.json", b'{"name": "ann"}', "is not an integer"),
+        ("a.json", b"[1]", "is not an integer"),
+        ("a.txt", b"", "no .cls"),
+    ],
 )
 def test_foreign_shards_with_bad_labels(
     tmp_path: Path, name: str, body: bytes, message: str
@@ -136,5 +148,5 @@ def test_foreign_shards_with_bad_labels(
 
 
 def test_opening_costs_no_memory_a_sample(dataset) -> None:
-    assert not dataset.identity_N.flags.owndata
-    assert isinstance(dataset.identity_N, np.ndarray)
+    assert not dataset.part.identity_N.flags.owndata
+    assert isinstance(dataset.part.identity_N, np.ndarray)

@@ -12,10 +12,12 @@ import pytest
 import torch
 
 from manyfaces.configs import schema
-from manyfaces.configs.schema import Augment, UserError
+from manyfaces.configs.backbones.mobilefacenet import MobileFaceNet
+from manyfaces.configs.schema import UserError
+from manyfaces.configs.transforms.flip import Flip
+from manyfaces.data.conversion.report import HISTOGRAM
 from manyfaces.data.dataset import check, inspect
-from manyfaces.data.dataset.index import open_dataset
-from manyfaces.data.sources.report import HISTOGRAM
+from manyfaces.data.dataset.dataset import open_part
 from manyfaces.data.store.mapped import Store
 from manyfaces.train.__main__ import main
 
@@ -29,16 +31,16 @@ def copy(dataset_path: Path, tmp_path: Path) -> Path:
 
 def damage(folder: Path, sample: int, change) -> str:
     """Change a sample's bytes in its shard, keeping their number; returns its key."""
-    dataset = open_dataset(folder)
-    shard = dataset.shard_path(int(dataset.shard_N[sample]))
+    part = open_part(folder)
+    shard = part.shard_path(int(part.shard_N[sample]))
     body, at, size = (
         bytearray(shard.read_bytes()),
-        int(dataset.offset_N[sample]),
-        int(dataset.size_N[sample]),
+        int(part.offset_N[sample]),
+        int(part.size_N[sample]),
     )
     body[at : at + size] = change(bytes(body[at : at + size])).ljust(size, b"\0")
     shard.write_bytes(body)
-    return dataset.name(sample).partition(":")[2]
+    return part.name(sample).partition(":")[2]
 
 
 @pytest.fixture(autouse=True)
@@ -90,7 +92,7 @@ def test_a_missing_a_shorter_and_an_empty_shard(copy: Path) -> None:
     (copy / "shard-000001.tar").unlink()
     (copy / "shard-000002.tar").write_bytes((copy / "shard-000002.tar").read_bytes()[:-9000])
     (copy / "shard-000003.tar").write_bytes(b"")
-    faults = check.check(open_dataset(copy))
+    faults = check.check(open_part(copy))
     whole = {fault["shard"]: fault["reason"] for fault in faults if fault["key"] is None}
     assert whole["shard-000001.tar"] == "missing (32 images)"
     assert "expected" in str(whole["shard-000002.tar"])
@@ -104,25 +106,29 @@ def test_a_label_that_no_class_has(copy: Path) -> None:
     manifest = json.loads((copy / "manyfaces.json").read_text())
     manifest["num_identities"] = 19
     (copy / "manyfaces.json").write_text(json.dumps(manifest))
-    faults = check.check(open_dataset(copy))
+    faults = check.check(open_part(copy))
     assert len(faults) == 6
     assert all(fault["reason"] == "label 19 is not in [0, 19)" for fault in faults)
     with pytest.raises(UserError, match="data check"):
-        inspect.stats(open_dataset(copy))
+        inspect.stats(open_part(copy))
 
 
 def test_another_index(copy: Path) -> None:
-    body, column = (copy / "index.arrow").read_bytes(), open_dataset(copy).identity_N.tobytes()
+    body, column = (copy / "index.arrow").read_bytes(), open_part(copy).identity_N.tobytes()
     (copy / "index.arrow").write_bytes(body.replace(column, column[4:] + column[:4]))
-    assert any(fault["shard"] == "index.arrow" for fault in check.check(open_dataset(copy)))
+    assert any(fault["shard"] == "index.arrow" for fault in check.check(open_part(copy)))
 
 
 def test_stats_are_a_plain_count(dataset, dataset_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(inspect, "_CHUNK", 50)
-    found = inspect.stats(dataset)
-    counted = Counter(dataset.identity_N.tolist())
+    found = inspect.stats(dataset.part)
+    counted = Counter(dataset.part.identity_N.tolist())
     assert found.images_of_identity_C.tolist() == [counted[i] for i in range(20)]
-    assert found.jpeg_bytes == (dataset.size_N.min(), dataset.size_N.mean(), dataset.size_N.max())
+    assert found.jpeg_bytes == (
+        dataset.part.size_N.min(),
+        dataset.part.size_N.mean(),
+        dataset.part.size_N.max(),
+    )
     assert found.shard_bytes == sum(p.stat().st_size for p in dataset_path.glob("*.tar"))
     assert (found.median, found.deciles, found.sizes) == (6, [6] * 9, [((112, 112), 120)])
     assert main(["data", "stats", str(dataset_path)]) == 0
@@ -138,7 +144,7 @@ def test_sizes_are_read_from_headers_where_images_differ(copy: Path, capsys) -> 
     small = cv2.imencode(".jpg", np.zeros((20, 30, 3), np.uint8))[1].tobytes()
     damage(copy, 5, lambda jpeg: small)
     damage(copy, 6, lambda jpeg: b"")
-    assert inspect.stats(open_dataset(copy)).sizes == [((112, 112), 118), ((20, 30), 1), (None, 1)]
+    assert inspect.stats(open_part(copy)).sizes == [((112, 112), 118), ((20, 30), 1), (None, 1)]
     assert main(["data", "stats", str(copy)]) == 0
     assert "112x112 98.3%, 30x20 0.8%, unreadable 0.8% of 120" in capsys.readouterr().out
 
@@ -146,11 +152,11 @@ def test_sizes_are_read_from_headers_where_images_differ(copy: Path, capsys) -> 
 def test_an_identity_by_class_id_and_by_name(dataset, tmp_path: Path, capsys) -> None:
     """Each tile of the grid is OpenCV's picture of one of the identity's images."""
     for word in ("17", "synthetic-7-00000017"):
-        what, broken = inspect.sample(dataset, tmp_path / "grid.png", identity=word)
+        what, broken = inspect.sample(dataset.part, tmp_path / "grid.png", identity=word)
         assert (what, broken) == ("identity 17 (synthetic-7-00000017), 6 of its 6 images", 0)
         grid = cv2.imread(str(tmp_path / "grid.png"))
         assert grid.shape == (2 * 112, 3 * 112, 3)
-        blobs = Store(dataset).read(np.flatnonzero(dataset.identity_N == 17))
+        blobs = Store(dataset.part).read(np.flatnonzero(dataset.part.identity_N == 17))
         for tile, blob in enumerate(blobs):
             y, x = 112 * (tile // 3), 112 * (tile % 3)
             assert (
@@ -165,7 +171,7 @@ def test_an_identity_by_class_id_and_by_name(dataset, tmp_path: Path, capsys) ->
             [
                 "data",
                 "sample",
-                str(dataset.path),
+                str(dataset.part.path),
                 "--identity",
                 "17",
                 "--count",
@@ -181,35 +187,34 @@ def test_an_identity_by_class_id_and_by_name(dataset, tmp_path: Path, capsys) ->
 
 def test_random_images_follow_the_seed(dataset, tmp_path: Path) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        inspect.sample(dataset, tmp_path / f"{name}.png", count=9, seed=seed)
+        inspect.sample(dataset.part, tmp_path / f"{name}.png", count=9, seed=seed)
     a, b, c = ((tmp_path / f"{name}.png").read_bytes() for name in "abc")
     assert a == b != c
 
 
-def test_augmented_rows_begin_with_the_image_itself(dataset, tmp_path: Path) -> None:
+@pytest.mark.parametrize("image_px", [64, (96, 40)], ids=str)
+def test_augmented_rows_begin_with_the_image_itself(dataset, tmp_path: Path, image_px) -> None:
     config = schema.Config(
-        model=schema.MobileFaceNetModel(kind="mobilefacenet"),
-        data=schema.Data(augment=Augment(flip=1.0), image_px=64),
+        model=MobileFaceNet(),
+        data=schema.Data(augment=(Flip(p=1.0),), image_px=image_px),
         head=schema.Head(),
     )
-    inspect.sample(dataset, tmp_path / "grid.png", identity="3", config=config)
-    tiles = (
-        torch.from_numpy(cv2.imread(str(tmp_path / "grid.png")))
-        .reshape(6, 64, 8, 64, 3)
-        .transpose(1, 2)
-    )
+    inspect.sample(dataset.part, tmp_path / "grid.png", identity="3", config=config)
+    height, width = config.data.image_hw
+    grid = torch.from_numpy(cv2.imread(str(tmp_path / "grid.png")))
+    tiles = grid.reshape(6, height, 8, width, 3).transpose(1, 2)
     for column in range(1, 8):
         assert torch.equal(tiles[:, column], tiles[:, 0].flip(2))
 
 
 def test_broken_images_are_left_out_of_the_grid(copy: Path, tmp_path: Path) -> None:
-    rows = np.flatnonzero(open_dataset(copy).identity_N == 4)
+    rows = np.flatnonzero(open_part(copy).identity_N == 4)
     damage(copy, int(rows[0]), lambda jpeg: b"")
-    assert inspect.sample(open_dataset(copy), tmp_path / "grid.png", identity="4")[1] == 1
+    assert inspect.sample(open_part(copy), tmp_path / "grid.png", identity="4")[1] == 1
     for row in rows:
         damage(copy, int(row), lambda jpeg: b"")
     with pytest.raises(UserError, match="no image to show"):
-        inspect.sample(open_dataset(copy), tmp_path / "grid.png", identity="4")
+        inspect.sample(open_part(copy), tmp_path / "grid.png", identity="4")
 
 
 @pytest.mark.parametrize(

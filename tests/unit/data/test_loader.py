@@ -8,15 +8,34 @@ import numpy as np
 import pytest
 import torch
 
-from manyfaces.configs.schema import Augment, Data, UserError
-from manyfaces.data.dataset.index import open_dataset
-from manyfaces.data.feed.loader import Loader, Quarantine
+from manyfaces.configs.orders.pk import PK
+from manyfaces.configs.orders.shuffle import Shuffle
+from manyfaces.configs.schema import Data, UserError
+from manyfaces.configs.transforms.flip import Flip
+from manyfaces.configs.transforms.misalign import Misalign
+from manyfaces.data.dataset.dataset import open_dataset
+from manyfaces.data.feed.decode import Decoder
+from manyfaces.data.feed.loader import Loader
+from manyfaces.data.feed.quarantine import Quarantine
+from manyfaces.data.feed.view import MAIN, View, main_view
+from manyfaces.data.store.mapped import Store
 
-CONFIG = Data(augment=Augment(flip=0.5, shift_px=2), window_shards=2)
-PK = CONFIG.model_copy(update={"order": "pk", "images_per_identity": 4})
+CONFIG = Data(augment=(Misalign(shift_px=2), Flip()), order=Shuffle(window_shards=2))
+PK_CONFIG = CONFIG.model_copy(update={"order": PK(images_per_identity=4)})
 
 
-def load(dataset, folder: Path, *, position=0, end=None, rank=0, world=1, batch=24, config=CONFIG):
+def load(
+    dataset,
+    folder: Path,
+    *,
+    position=0,
+    end=None,
+    rank=0,
+    world=1,
+    batch=24,
+    config=CONFIG,
+    views=None,
+):
     quarantine = Quarantine(folder / "quarantine.jsonl", dataset, 0.001)
     end = 10 * batch if end is None else end
     with Loader(
@@ -30,11 +49,12 @@ def load(dataset, folder: Path, *, position=0, end=None, rank=0, world=1, batch=
         end=end,
         device=torch.device("cpu"),
         quarantine=quarantine,
+        views=views,
     ) as loader:
         return list(loader)
 
 
-@pytest.mark.parametrize("config", [CONFIG, PK], ids=["shuffle", "pk"])
+@pytest.mark.parametrize("config", [CONFIG, PK_CONFIG], ids=["shuffle", "pk"])
 def test_restart_from_every_position_gives_the_rest(dataset, tmp_path: Path, config: Data) -> None:
     """Save before every element, restore from each, compare all that follows."""
     whole = load(dataset, tmp_path, end=6 * 24, config=config)
@@ -42,11 +62,11 @@ def test_restart_from_every_position_gives_the_rest(dataset, tmp_path: Path, con
         rest = load(dataset, tmp_path, position=start * 24, end=6 * 24, config=config)
         assert [b.position for b in rest] == [b.position for b in whole[start:]]
         for ours, theirs in zip(rest, whole[start:], strict=True):
-            assert torch.equal(ours.images_NHWC, theirs.images_NHWC)
+            assert torch.equal(ours.images["main"], theirs.images["main"])
             assert torch.equal(ours.labels_N, theirs.labels_N)
 
 
-@pytest.mark.parametrize("config", [CONFIG, PK], ids=["shuffle", "pk"])
+@pytest.mark.parametrize("config", [CONFIG, PK_CONFIG], ids=["shuffle", "pk"])
 @pytest.mark.parametrize("world", [2, 3, 5])
 def test_ranks_together_make_the_same_global_batch(
     dataset, tmp_path: Path, world: int, config: Data
@@ -56,13 +76,13 @@ def test_ranks_together_make_the_same_global_batch(
         load(dataset, tmp_path, end=48, rank=r, world=world, config=config) for r in range(world)
     ]
     for t, batch in enumerate(whole):
-        assert torch.equal(torch.cat([s[t].images_NHWC for s in shares]), batch.images_NHWC)
+        assert torch.equal(torch.cat([s[t].images["main"] for s in shares]), batch.images["main"])
         assert torch.equal(torch.cat([s[t].labels_N for s in shares]), batch.labels_N)
 
 
 def test_pk_batches_are_of_p_people_with_k_images(dataset, tmp_path: Path) -> None:
     for batch in load(
-        dataset, tmp_path, batch=20, end=60, config=PK
+        dataset, tmp_path, batch=20, end=60, config=PK_CONFIG
     ):  # 20 people: four batches a round
         people = batch.labels_N.view(-1, 4)
         assert (people == people[:, :1]).all()
@@ -73,9 +93,9 @@ def test_pk_batches_are_of_p_people_with_k_images(dataset, tmp_path: Path) -> No
 def test_a_corrupt_sample_keeps_its_place(dataset_path: Path, dataset, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(dataset_path, tmp_path / "copy"))
     bad = 37
-    shard = copy / dataset.manifest.shards[dataset.shard_N[bad]].name
+    shard = copy / dataset.manifest.shards[dataset.part.shard_N[bad]].name
     body = bytearray(shard.read_bytes())
-    start = int(dataset.offset_N[bad]) + 20
+    start = int(dataset.part.offset_N[bad]) + 20
     body[start : start + 200] = bytes(200)
     shard.write_bytes(body)
     damaged = open_dataset(copy)
@@ -87,7 +107,7 @@ def test_a_corrupt_sample_keeps_its_place(dataset_path: Path, dataset, tmp_path:
         seen += int(here.sum())
         assert (ours.labels_N[here] == -1).all()
         assert torch.equal(ours.labels_N[~here], theirs.labels_N[~here])
-        assert torch.equal(ours.images_NHWC[~here], theirs.images_NHWC[~here])
+        assert torch.equal(ours.images["main"][~here], theirs.images["main"][~here])
     assert seen == 2  # two epochs
     (row,) = [json.loads(line) for line in (tmp_path / "quarantine.jsonl").read_text().splitlines()]
     assert row["sample"] == bad
@@ -108,8 +128,8 @@ def test_too_many_corrupt_samples_stop_the_run(dataset_path: Path, dataset, tmp_
     copy = Path(shutil.copytree(dataset_path, tmp_path / "copy"))
     for number, shard in enumerate(dataset.manifest.shards):
         body = bytearray((copy / shard.name).read_bytes())
-        for sample in np.flatnonzero(dataset.shard_N == number)[:4]:
-            body[int(dataset.offset_N[sample])] = 0
+        for sample in np.flatnonzero(dataset.part.shard_N == number)[:4]:
+            body[int(dataset.part.offset_N[sample])] = 0
         (copy / shard.name).write_bytes(body)
     with pytest.raises(
         UserError,
@@ -127,3 +147,58 @@ def test_a_torn_quarantine_line_is_passed_over(dataset, tmp_path: Path) -> None:
     quarantine.add(5, 0)
     assert Quarantine(file, dataset, 0.001).samples == {3, 5}
     assert "left out" in told[0]
+
+
+LOCAL = View((48, 48), (Misalign(shift_px=6), Flip()))
+
+
+def test_each_view_shows_the_same_images_in_its_own_way(dataset, tmp_path: Path) -> None:
+    plain = load(dataset, tmp_path, end=72)
+    views = {MAIN: main_view(CONFIG), "local-0": LOCAL, "local-1": LOCAL}
+    for one, several in zip(plain, load(dataset, tmp_path, end=72, views=views), strict=True):
+        assert list(one.images) == [MAIN]
+        assert list(several.images) == list(views)
+        assert torch.equal(one.images[MAIN], several.images[MAIN])
+        assert torch.equal(one.labels_N, several.labels_N)
+        locals_ = [several.images[name] for name in ("local-0", "local-1")]
+        assert all(images.shape == (24, 48, 48, 3) for images in locals_)
+        assert all(images.dtype == torch.uint8 for images in locals_)
+        assert not torch.equal(*locals_), "each has a stream of its own"
+
+
+def test_views_restart_and_are_shared_as_batches_are(dataset, tmp_path: Path) -> None:
+    views = {MAIN: main_view(CONFIG), "local": LOCAL}
+    whole = load(dataset, tmp_path, end=72, views=views)
+    (last,) = load(dataset, tmp_path, position=48, end=72, views=views)
+    ranks = [
+        load(dataset, tmp_path, position=48, end=72, rank=rank, world=3, views=views)[0]
+        for rank in range(3)
+    ]
+    for name in views:
+        assert torch.equal(last.images[name], whole[2].images[name])
+        assert torch.equal(torch.cat([r.images[name] for r in ranks]), whole[2].images[name])
+
+
+def test_a_view_without_changes_shows_the_image_as_it_is(dataset, tmp_path: Path) -> None:
+    as_it_is = View((112, 112), ())
+    (batch,) = load(dataset, tmp_path, end=24, views={"as it is": as_it_is})
+    blobs = Store(dataset.part).read(batch.ids_N)
+    images, _ = Decoder((112, 112), 24, device=torch.device("cpu"))(blobs)
+    assert torch.equal(batch.images["as it is"], images)
+
+
+def test_a_corrupt_sample_is_left_out_of_all_views_once(dataset, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(dataset.part.path, tmp_path / "copy"))
+    shard = copy / dataset.manifest.shards[dataset.part.shard_N[37]].name
+    body = bytearray(shard.read_bytes())
+    body[int(dataset.part.offset_N[37])] = 0
+    shard.write_bytes(body)
+    views = {MAIN: main_view(CONFIG), "local": LOCAL}
+    labels = [
+        label
+        for batch in load(open_dataset(copy), tmp_path, views=views)
+        for sample, label in zip(batch.ids_N, batch.labels_N.tolist(), strict=True)
+        if sample == 37
+    ]
+    assert labels == [-1, -1]
+    assert len((tmp_path / "quarantine.jsonl").read_text().splitlines()) == 1

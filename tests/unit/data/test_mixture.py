@@ -1,151 +1,32 @@
-"""Several datasets as one stream: exact shares, whole epochs of each part, the same from any
-position and at any world size."""
+"""Several datasets as one: their samples and classes one part after the other, batches by their
+shares, the same from any position and at any world size."""
 
 import json
 import shutil
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from store_server import Proxy, upload
 
 from manyfaces.configs.identity import identity
 from manyfaces.configs.load import load
-from manyfaces.configs.schema import Augment, Config, Data, UserError
-from manyfaces.data.dataset.forgotten import forget, read_forgotten
-from manyfaces.data.dataset.index import Dataset, open_dataset
-from manyfaces.data.dataset.mixture import BLOCK, Mixture, MixtureOrder, open_data, quotas
+from manyfaces.configs.orders.pk import PK
+from manyfaces.configs.orders.shuffle import Shuffle
+from manyfaces.configs.schema import Config, Data, UserError
+from manyfaces.configs.transforms.flip import Flip
+from manyfaces.data.dataset.dataset import Dataset, open_data, open_dataset
+from manyfaces.data.dataset.forget import forget
+from manyfaces.data.dataset.forgotten import read_forgotten
 from manyfaces.data.dataset.size import dataset_size
-from manyfaces.data.feed.loader import IGNORED, Loader, Quarantine
-from manyfaces.data.orders.shuffle import Order
-from manyfaces.data.sources.convert import synthesise
+from manyfaces.data.feed.loader import IGNORED, Loader
+from manyfaces.data.feed.quarantine import Quarantine
+from manyfaces.data.orders import shuffle
+from manyfaces.data.orders.build import check_sizes
+from manyfaces.data.orders.mixed import BLOCK
 from manyfaces.data.store.mapped import Store, Stores
-
-parts = st.lists(
-    st.tuples(
-        st.lists(st.integers(1, 40), min_size=1, max_size=6).map(np.array), st.integers(1, 50)
-    ),
-    min_size=2,
-    max_size=4,
-)
-seeds = st.integers(0, 2**32 - 1)
-windows = st.integers(1, 4)
-
-
-def shares_of(weights) -> list[Fraction]:
-    return [Fraction(weight, sum(weights)) for weight in weights]
-
-
-def order_of(parts, seed: int, window: int) -> MixtureOrder:
-    return MixtureOrder(
-        [samples for samples, _ in parts], shares_of([weight for _, weight in parts]), seed, window
-    )
-
-
-def part_of(order: MixtureOrder, ids):
-    return np.searchsorted(order.first_sample, ids, side="right") - 1
-
-
-@given(parts, seeds, windows)
-def test_each_part_goes_through_whole_epochs_of_its_own(parts, seed, window) -> None:
-    order = order_of(parts, seed, window)
-    ids = order.ids(0, 3 * BLOCK)
-    for number, ((samples, _), first) in enumerate(zip(parts, order.first_sample, strict=True)):
-        own = ids[part_of(order, ids) == number] - first
-        size = samples.sum()
-        for epoch in range(len(own) // size):
-            assert np.array_equal(np.sort(own[epoch * size : (epoch + 1) * size]), np.arange(size))
-        rest = own[len(own) // size * size :]
-        assert len(np.unique(rest)) == len(rest)
-
-
-@given(parts, seeds, st.integers(0, 10**9))
-def test_shares_are_exact_in_every_block(parts, seed, block) -> None:
-    order = order_of(parts, seed, 2)
-    counts = np.bincount(part_of(order, order.ids(block * BLOCK, BLOCK)), minlength=len(parts))
-    assert np.array_equal(counts, order.quota_P)
-
-
-@given(st.lists(st.integers(1, 100), min_size=2, max_size=10))
-def test_quotas_are_the_shares_rounded(weights) -> None:
-    shares = shares_of(weights)
-    slots = quotas(shares)
-    assert slots.sum() == BLOCK
-    assert all(abs(n - share * BLOCK) < 1 for n, share in zip(slots.tolist(), shares, strict=True))
-
-
-def test_of_equal_remainders_the_earlier_is_rounded_up() -> None:
-    assert quotas(shares_of([1, 1, 1])).tolist() == [334, 333, 333]
-    assert quotas(shares_of([1, 999])).tolist() == [1, 999]
-
-
-@given(
-    parts,
-    seeds,
-    windows,
-    st.integers(0, 10**7),
-    st.lists(st.integers(0, 1500), min_size=1, max_size=4),
-)
-def test_any_cut_of_the_stream_gives_the_same_stream(parts, seed, window, position, counts) -> None:
-    whole = order_of(parts, seed, window).ids(position, sum(counts))
-    starts = position + np.cumsum([0, *counts[:-1]])
-    # A fresh object for each piece, last first: nothing may depend on what was asked before.
-    pieces = [
-        order_of(parts, seed, window).ids(int(start), count)
-        for start, count in reversed(list(zip(starts, counts, strict=True)))
-    ]
-    assert np.array_equal(np.concatenate(pieces[::-1]), whole)
-
-
-@given(parts, seeds, st.integers(1, 64), st.integers(1, 6), st.integers(0, 100))
-def test_shares_of_ranks_make_the_global_batch(parts, seed, batch, world, step) -> None:
-    batch = max(batch, world)
-    order, position = order_of(parts, seed, 2), step * batch
-    ranks = [
-        order.ids(position + r * batch // world, (r + 1) * batch // world - r * batch // world)
-        for r in range(world)
-    ]
-    assert np.array_equal(np.concatenate(ranks), order.ids(position, batch))
-
-
-@given(parts, seeds, windows, st.integers(0, 10**6))
-def test_what_is_needed_next_is_told(parts, seed, window, position) -> None:
-    order = order_of(parts, seed, window)
-    shards = np.concatenate([samples for samples, _ in parts])
-    now, soon = order.shards(position, 2)
-    assert max(len(now), len(soon)) <= window * len(parts)
-    ids = order.ids(position, 2 * BLOCK)
-    for number in range(len(parts)):  # the next sample of each part is in a window that is near
-        sample = ids[part_of(order, ids) == number][0]
-        assert np.searchsorted(np.cumsum(shards), sample, side="right") in now
-
-
-def test_parts_and_blocks_and_seeds_differ() -> None:
-    samples = np.full(4, 50)
-    order = order_of([(samples, 1), (samples, 1)], 1, 2)
-    ids = order.ids(0, 2 * BLOCK)
-    owner = part_of(order, ids)
-    assert not np.array_equal(owner[:BLOCK], owner[BLOCK:])
-    assert not np.array_equal(ids[owner == 0], ids[owner == 1] - 200)
-    assert not np.array_equal(ids, order_of([(samples, 1), (samples, 1)], 2, 2).ids(0, 2 * BLOCK))
-
-
-def test_the_order_is_stable_over_versions() -> None:
-    """A checkpoint of an older version must go on with the same samples: these numbers may never
-    change."""
-    assert (
-        order_of([(np.array([4, 4]), 2), (np.array([3]), 1)], 0, 1).ids(BLOCK - 4, 12).tolist()
-        == GOLDEN
-    )
-
-
-GOLDEN = [8, 10, 0, 3, 1, 9, 10, 5, 4, 6, 7, 7]
-
-# The joined dataset.
+from manyfaces.data.synthetic.dataset import synthesise
 
 
 @pytest.fixture(scope="module")
@@ -158,14 +39,13 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 def config_of(*datasets: Dataset | str, **fields) -> Data:
     """Weights fall: of two, the first has two thirds."""
-    paths = [d if isinstance(d, str) else str(d.path) for d in datasets]
+    paths = [d if isinstance(d, str) else str(d.part.path) for d in datasets]
     mixture = [{"path": path, "weight": len(paths) - n} for n, path in enumerate(paths)]
     return Data.model_validate(
         {
-            "order": "mixture",
             "mixture": mixture,
-            "augment": Augment(flip=0.5),
-            "window_shards": 2,
+            "augment": (Flip(),),
+            "order": Shuffle(window_shards=2),
             **fields,
         }
     )
@@ -197,17 +77,21 @@ def test_labels_names_and_bytes_are_the_parts_own(dataset, other, tmp_path: Path
     ) == (170, 30, 7)
     ids = np.array([0, 119, 120, 169, 121, 5])
     expected = [
-        dataset.identity_N[0],
-        dataset.identity_N[119],
-        *(20 + other.identity_N[[0, 49, 1]]),
-        dataset.identity_N[5],
+        dataset.part.identity_N[0],
+        dataset.part.identity_N[119],
+        *(20 + other.part.identity_N[[0, 49, 1]]),
+        dataset.part.identity_N[5],
     ]
     assert mixture.labels(ids).tolist() == expected
     assert [mixture.name(i) for i in (119, 120)] == [
-        f"{dataset.path}/{dataset.name(119)}",
-        f"{other.path}/{other.name(0)}",
+        f"{dataset.part.path}/{dataset.name(119)}",
+        f"{other.part.path}/{other.name(0)}",
     ]
-    own = Store(dataset).read([0, 119]) + Store(other).read([0, 49, 1]) + Store(dataset).read([5])
+    own = (
+        Store(dataset.part).read([0, 119])
+        + Store(other.part).read([0, 49, 1])
+        + Store(dataset.part).read([5])
+    )
     assert all(map(np.array_equal, Stores(mixture).read(ids), own))
 
 
@@ -218,8 +102,8 @@ def test_batches_hold_the_shares_and_labels_in_range(dataset, other, tmp_path: P
         torch.cat([b.labels_N for b in told]).numpy(),
     )
     assert (ids < 120).sum() == 667
-    assert (labels[ids < 120] == dataset.identity_N[ids[ids < 120]]).all()
-    assert (labels[ids >= 120] == 20 + other.identity_N[ids[ids >= 120] - 120]).all()
+    assert (labels[ids < 120] == dataset.part.identity_N[ids[ids < 120]]).all()
+    assert (labels[ids >= 120] == 20 + other.part.identity_N[ids[ids >= 120] - 120]).all()
     assert labels.max() == 29
 
 
@@ -230,7 +114,7 @@ def test_restart_from_every_position_gives_the_rest(dataset, other, tmp_path: Pa
         rest = batches(config, tmp_path, position=BLOCK - 48 + start * 24, count=count - start)
         for ours, theirs in zip(rest, whole[start:], strict=True):
             assert np.array_equal(ours.ids_N, theirs.ids_N)
-            assert torch.equal(ours.images_NHWC, theirs.images_NHWC)
+            assert torch.equal(ours.images["main"], theirs.images["main"])
             assert torch.equal(ours.labels_N, theirs.labels_N)
 
 
@@ -242,15 +126,15 @@ def test_ranks_together_make_the_same_global_batch(
     whole = batches(config, tmp_path, count=2)
     shares = [batches(config, tmp_path, count=2, rank=r, world=world) for r in range(world)]
     for t, batch in enumerate(whole):
-        assert torch.equal(torch.cat([s[t].images_NHWC for s in shares]), batch.images_NHWC)
+        assert torch.equal(torch.cat([s[t].images["main"] for s in shares]), batch.images["main"])
         assert torch.equal(torch.cat([s[t].labels_N for s in shares]), batch.labels_N)
 
 
 def test_who_is_forgotten_in_a_part_keeps_the_place(dataset, other, tmp_path: Path) -> None:
-    mine = open_dataset(shutil.copytree(other.path, tmp_path / "mine"))
+    mine = open_dataset(shutil.copytree(other.part.path, tmp_path / "mine"))
     config = config_of(dataset, mine)
     before = batches(config, tmp_path)
-    forget(mine, ["4"], [mine.name(7)], processes=1)
+    forget(mine.part, ["4"], [mine.name(7)], processes=1)
     known = read_forgotten(open_data(config))
     assert (known.identities.tolist(), known.samples.tolist()) == ([24], [127])
     hidden = 0
@@ -264,10 +148,10 @@ def test_who_is_forgotten_in_a_part_keeps_the_place(dataset, other, tmp_path: Pa
 
 
 def test_a_corrupt_sample_is_named_with_its_part(dataset, other, tmp_path: Path) -> None:
-    copy = Path(shutil.copytree(other.path, tmp_path / "copy"))
-    shard = other.manifest.shards[other.shard_N[7]].name
+    copy = Path(shutil.copytree(other.part.path, tmp_path / "copy"))
+    shard = other.manifest.shards[other.part.shard_N[7]].name
     body = bytearray((copy / shard).read_bytes())
-    body[int(other.offset_N[7])] = 0
+    body[int(other.part.offset_N[7])] = 0
     (copy / shard).write_bytes(body)
     config = config_of(dataset, str(copy))
     labels = [
@@ -285,10 +169,8 @@ def test_a_corrupt_sample_is_named_with_its_part(dataset, other, tmp_path: Path)
 
 def test_the_fingerprint_tells_parts_shares_and_their_order(dataset, other, tmp_path: Path) -> None:
     def fingerprint(*mixture: tuple[Dataset, float]) -> str:
-        described = [{"path": str(d.path), "weight": w} for d, w in mixture]
-        return open_data(
-            Data.model_validate({"order": "mixture", "mixture": described})
-        ).manifest.fingerprint
+        described = [{"path": str(d.part.path), "weight": w} for d, w in mixture]
+        return open_data(Data.model_validate({"mixture": described})).manifest.fingerprint
 
     same = [fingerprint((dataset, 2), (other, 1)), fingerprint((dataset, 0.2), (other, 0.1))]
     others = [
@@ -298,20 +180,25 @@ def test_the_fingerprint_tells_parts_shares_and_their_order(dataset, other, tmp_
     ]
     assert len(set(same)) == 1
     assert len({*same, *others}) == 4
-    copy = open_dataset(shutil.copytree(other.path, tmp_path / "elsewhere"))
+    copy = open_dataset(shutil.copytree(other.part.path, tmp_path / "elsewhere"))
     assert fingerprint((dataset, 2), (copy, 1)) == same[0]
 
 
 def test_near_and_far_parts_together(proxy: Proxy, dataset, other, tmp_path: Path) -> None:
-    url = upload(proxy, other.path, "faces", "other")
-    near = batches(config_of(dataset, other, window_shards=1), tmp_path, count=6)
+    url = upload(proxy, other.part.path, "faces", "other")
+    near = batches(config_of(dataset, other, order=Shuffle(window_shards=1)), tmp_path, count=6)
     far = batches(
-        config_of(str(dataset.path), url, cache_dir=str(tmp_path / "cache"), window_shards=1),
+        config_of(
+            str(dataset.part.path),
+            url,
+            cache_dir=str(tmp_path / "cache"),
+            order=Shuffle(window_shards=1),
+        ),
         tmp_path,
         count=6,
     )
     for ours, theirs in zip(far, near, strict=True):
-        assert torch.equal(ours.images_NHWC, theirs.images_NHWC)
+        assert torch.equal(ours.images["main"], theirs.images["main"])
         assert torch.equal(ours.labels_N, theirs.labels_N)
 
 
@@ -319,35 +206,72 @@ def test_the_cache_holds_a_window_of_each_far_part(
     proxy: Proxy, dataset, other, tmp_path: Path
 ) -> None:
     urls = [
-        upload(proxy, d.path, "faces", name) for d, name in ((dataset, "first"), (other, "second"))
+        upload(proxy, d.part.path, "faces", name)
+        for d, name in ((dataset, "first"), (other, "second"))
     ]
     largest = [max(s.bytes for s in d.manifest.shards) for d in (dataset, other)]
     config = config_of(
-        *urls, cache_dir=str(tmp_path), window_shards=1, cache_gb=(sum(largest) - 1) / 1e9
+        *urls,
+        cache_dir=str(tmp_path),
+        order=Shuffle(window_shards=1),
+        cache_gb=(sum(largest) - 1) / 1e9,
     )
     with pytest.raises(
         UserError, match=rf"too small for {urls[0]} \+ {urls[1]}: a window of 2 shards"
     ):
         open_data(config)
-    assert isinstance(
-        open_data(config.model_copy(update={"cache_gb": sum(largest) / 1e9})), Mixture
-    )
+    opened = open_data(config.model_copy(update={"cache_gb": sum(largest) / 1e9}))
+    assert len(opened.parts) == 2
+
+
+def test_the_cache_holds_all_shards_for_pk(proxy: Proxy, dataset, other, tmp_path: Path) -> None:
+    url = upload(proxy, other.part.path, "faces", "for-pk")
+    total = sum(shard.bytes for shard in other.manifest.shards)
+    config = Data(path=url, cache_dir=str(tmp_path), order=PK(), cache_gb=(total - 1) / 1e9)
+    with pytest.raises(
+        UserError,
+        match=r"too small for .*: a window of 3 shards is .*; set data\.cache_gb=[\d.e-]+ \(two windows "
+        r"and some\), or another data\.order: pk needs all shards$",
+    ):
+        open_data(config)
+    assert open_data(config.model_copy(update={"cache_gb": total / 1e9})).parts
 
 
 def test_one_dataset_is_opened_as_ever(dataset) -> None:
-    opened = open_data(Data(path=str(dataset.path)))
-    assert isinstance(opened, Dataset)
-    order = Order(dataset.samples_per_shard, 3, 2)
+    opened = open_data(Data(path=str(dataset.part.path)))
+    assert opened.shares == (1,)
+    assert opened.manifest.fingerprint == dataset.manifest.fingerprint
+    order = shuffle.Shuffle(dataset.part, 3, 2)
     assert [len(w) for w in order.shards(0, 2)] == [2, 2]
     (part,) = opened.parts
     assert part.slots(np.array([5, 3])).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("world", [1, 3])
+def test_pk_over_a_mixture_shows_people_of_both(dataset, other, tmp_path: Path, world: int) -> None:
+    config = config_of(dataset, other, order=PK(images_per_identity=4))
+    check_sizes(open_data(config), config.order, 24)
+    ranks = [batches(config, tmp_path, count=20, rank=rank, world=world) for rank in range(world)]
+    first_class = open_data(config).parts[1].first_class
+    of_first = 0
+    for shares in zip(*ranks, strict=True):
+        people = torch.cat([batch.labels_N for batch in shares]).view(-1, 4)
+        assert (people == people[:, :1]).all()
+        of_first += int((people[:, 0] < first_class).sum())
+    assert abs(of_first - 20 * 6 * 2 / 3) < 15
+
+
+def test_a_shuffled_mixture_has_the_batches_of_before(dataset, other, tmp_path: Path) -> None:
+    """Ids of commit 314b193: they may never change."""
+    (batch,) = batches(config_of(dataset, other), tmp_path, position=5 * BLOCK + 7, count=1)
+    assert batch.ids_N[:12].tolist() == [2, 30, 132, 110, 12, 150, 123, 113, 144, 127, 97, 31]
+    assert batch.ids_N[12:].tolist() == [1, 118, 28, 120, 9, 124, 145, 5, 18, 20, 100, 25]
 
 
 # Mistakes, and what a person is told.
 
 MIXED = """model: {kind: iresnet}
 data:
-  order: mixture
   mixture:
     - {path: a, weight: 3}
     - {path: b}
@@ -367,19 +291,17 @@ def recipe(tmp_path: Path):
     ("words", "message"),
     [
         (
-            ["data.mixture=[]"],
-            r"data: order mixture needs two datasets, mixture has 0; set data\.mixture=",
+            ["data.order=mixture", "data.mixture=[]"],
+            r"data\.order: mixture needs two datasets; set data\.mixture=",
         ),
-        (["data.mixture=[{path: a}]"], "data: order mixture needs two datasets, mixture has 1"),
+        (
+            ["data.mixture=[{path: a}]"],
+            r"data: mixture needs two datasets, and has one; set data\.path to it, or data\.mixture=",
+        ),
         (
             ["data.path=c"],
-            r"data: order mixture takes its datasets from mixture, but path is c; make it a part, and set \"data\.path=''\"$",
+            r"data: mixture names the datasets, but path is c; make it a part, and set \"data\.path=''\"$",
         ),
-        (
-            ["data.order=shuffle"],
-            r"data: mixture has 2 parts, but order is shuffle; set data\.order=mixture or remove them",
-        ),
-        (["data.order=pk"], "but order is pk"),
         (
             ["data.mixture=[{path: a, weight: 9999}, {path: b}]"],
             r"data: mixture: b with weight 1 has 0\.01% of all; the smallest share is 0\.1%: raise it or leave it out",
@@ -412,10 +334,23 @@ def test_a_mistake_is_one_clear_line(recipe, words: list[str], message: str) -> 
     assert "Input should" not in str(told.value)
 
 
+@pytest.mark.parametrize("kind", ["shuffle", "pk"])
+def test_a_mixture_goes_with_every_order(recipe, kind: str) -> None:
+    config = load(recipe(MIXED), [f"data.order={kind}"])
+    assert config.data.order.word() == kind
+    assert len(config.data.mixture) == 2
+
+
+def test_the_old_spelling_of_a_mixture_is_the_same_experiment(recipe) -> None:
+    old = load(recipe(MIXED), ["data.order=mixture", "data.window_shards=16"])
+    assert identity(old) == identity(load(recipe(MIXED)))
+
+
 def test_the_same_dataset_twice(dataset, tmp_path: Path) -> None:
-    copy = open_dataset(shutil.copytree(dataset.path, tmp_path / "copy"))
+    copy = open_dataset(shutil.copytree(dataset.part.path, tmp_path / "copy"))
     with pytest.raises(
-        UserError, match=rf"{copy.path} is the same dataset as {dataset.path}; give it once"
+        UserError,
+        match=rf"{copy.part.path} is the same dataset as {dataset.part.path}; give it once",
     ):
         open_data(config_of(dataset, copy))
 
@@ -443,9 +378,9 @@ def test_the_plan_knows_the_parts(dataset, other) -> None:
     images, identities, lines = dataset_size(config_of(dataset, other))
     assert (images, identities) == (170, 30)
     assert [text for _, text in lines] == [
-        f"{dataset.path}/manyfaces.json, {other.path}/manyfaces.json",
-        f"66.7% from {dataset.path}: 120 images of 20 identities, seen 0.944 times an epoch",
-        f"33.3% from {other.path}: 50 images of 10 identities, seen 1.13 times an epoch",
+        f"{dataset.part.path}/manyfaces.json, {other.part.path}/manyfaces.json",
+        f"66.7% from {dataset.part.path}: 120 images of 20 identities, seen 0.944 times an epoch",
+        f"33.3% from {other.part.path}: 50 images of 10 identities, seen 1.13 times an epoch",
     ]
 
 

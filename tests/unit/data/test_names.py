@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_head import named_dataset
 
-from manyfaces.configs.schema import UserError
-from manyfaces.data.dataset.mixture import join
+from manyfaces.configs.errors import UserError
+from manyfaces.data.dataset.dataset import join
+from manyfaces.data.dataset.manifest import IDENTITIES
 from manyfaces.data.dataset.names import Names, name_lines, names_sha256, write_names
-from manyfaces.data.dataset.write import IDENTITIES
 
 words = st.lists(st.text("abä ß\t-/", min_size=1, max_size=4), min_size=1, max_size=30)
 
@@ -69,11 +69,13 @@ def test_written_as_they_are_or_not_at_all(tmp_path) -> None:
     )
     to = tmp_path / "copy"
     write_names(dataset, to)
-    assert to.read_bytes() == (dataset.path / IDENTITIES).read_bytes() == "anna\nböb\n".encode()
+    assert (
+        to.read_bytes() == (dataset.part.path / IDENTITIES).read_bytes() == "anna\nböb\n".encode()
+    )
     assert names_sha256(dataset) is not None
     write_names(nameless, to)
     assert not to.exists()
     assert names_sha256(nameless) is None
-    (dataset.path / IDENTITIES).write_text("anna\n")
+    (dataset.part.path / IDENTITIES).write_text("anna\n")
     with pytest.raises(UserError, match="1 names of 2 identities; restore it, or remove it"):
         write_names(dataset, to)

@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from manyfaces.configs.schema import UserError
-from manyfaces.data.sources.pairs import draw_pairs, read_bin, write_bin
+from manyfaces.configs.errors import UserError
+from manyfaces.data.dataset.draw_pairs import draw_pairs
+from manyfaces.data.sources.verification_bin import read_bin, write_bin
 
 
 def test_round_trip_and_balance(dataset, tmp_path: Path) -> None:
-    blobs, same = draw_pairs(dataset, 100, seed=0)
+    blobs, same = draw_pairs(dataset.part, 100, seed=0)
     write_bin(tmp_path / "p.bin", blobs, same)
     pairs = read_bin(tmp_path / "p.bin")
     assert [b.tobytes() for b in pairs.blobs] == blobs

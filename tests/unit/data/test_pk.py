@@ -3,9 +3,10 @@
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
+from made_part import of_people
 
 from manyfaces.configs import rng
-from manyfaces.data.orders.pk import PkOrder
+from manyfaces.data.orders.pk import PK
 
 
 @given(st.integers(0, 2**63), st.integers(1, 3000))
@@ -42,7 +43,7 @@ def test_a_round_shows_every_identity_once_with_k_images(
     identity_N, seed: int, images_each: int
 ) -> None:
     identity_N = identity_N[rng.permutation(seed, len(identity_N))]
-    order = PkOrder(identity_N, 1, seed, images_each)
+    order = PK(of_people(identity_N), seed, images_each)
     num_identities, counts = len(np.unique(identity_N)), np.bincount(identity_N)
     size = num_identities * images_each
     for turn in range(3):
@@ -61,7 +62,7 @@ def test_a_round_shows_every_identity_once_with_k_images(
 def test_any_part_of_the_stream_is_the_same_from_anywhere(
     identity_N, position: int, count: int, cut: int
 ) -> None:
-    order = PkOrder(identity_N, 1, 3, 4)
+    order = PK(of_people(identity_N), 3, 4)
     whole = order.ids(position, count + cut)
     assert np.array_equal(
         np.concatenate([order.ids(position, cut), order.ids(position + cut, count)]), whole
@@ -71,7 +72,7 @@ def test_any_part_of_the_stream_is_the_same_from_anywhere(
 
 def test_seeds_and_rounds_differ() -> None:
     identity_N = np.repeat(np.arange(50), 8).astype(np.uint32)
-    first = PkOrder(identity_N, 1, 0, 4).ids(0, 400)
-    assert not np.array_equal(first[:200], PkOrder(identity_N, 1, 1, 4).ids(0, 200))
+    first = PK(of_people(identity_N), 0, 4).ids(0, 400)
+    assert not np.array_equal(first[:200], PK(of_people(identity_N), 1, 4).ids(0, 200))
     assert not np.array_equal(identity_N[first[:200]], identity_N[first[200:]])
     assert not np.array_equal(np.sort(first[:200]), np.sort(first[200:]))

@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manyfaces.configs.schema import UserError
-from manyfaces.data.dataset.write import Dropped
+from manyfaces.configs.errors import UserError
 from manyfaces.data.sources import float_labels
+from manyfaces.data.sources.face_records import RecordAt, read_records
 from manyfaces.data.sources.float_labels import first_images
-from manyfaces.data.sources.recordio import RecordAt, read_payload, read_records, scan_offsets
+from manyfaces.data.sources.recordio import read_payload, scan_offsets
+from manyfaces.data.sources.source import Dropped
 
 MAGIC = bytes.fromhex("0a23d7ce")
 Row = tuple[int, bytes]  # key and payload

@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 from store_server import Proxy, upload
 
+from manyfaces.configs.orders.shuffle import Shuffle
 from manyfaces.configs.schema import Data, UserError
-from manyfaces.data.dataset.index import open_dataset, verify
+from manyfaces.data.dataset.dataset import open_part
 from manyfaces.data.dataset.index_url import index_url
+from manyfaces.data.dataset.verify import verify
 from manyfaces.data.store.mapped import Store
 from manyfaces.data.store.remote import Remote, url_of
 
@@ -37,7 +39,7 @@ def fetch(
     began = time.monotonic()
     remote.fetch(SHARD, to, spec(dataset).bytes, spec(dataset).sha256)
     took = time.monotonic() - began
-    assert to.read_bytes() == dataset.shard_path(1).read_bytes()
+    assert to.read_bytes() == dataset.part.shard_path(1).read_bytes()
     return took
 
 
@@ -135,16 +137,16 @@ def test_open_and_verify(proxy: Proxy, url: str, dataset, tmp_path: Path, scheme
         url = f"http://127.0.0.1:{proxy.port}/faces/some/made/"
     proxy.faults = {"manyfaces.json": [500], "index.arrow": ["wrong bytes"]}
     config = Data(cache_dir=str(tmp_path))
-    far = open_dataset(url, config)
-    assert far.manifest.fingerprint == dataset.manifest.fingerprint
-    assert "sizes compared, contents hashed as each shard is fetched" in verify(far, "auto")
-    assert far.where == url.rstrip("/")
-    blobs = Store(far).read(range(dataset.manifest.num_images))
+    remote = open_part(url, config)
+    assert remote.manifest.fingerprint == dataset.manifest.fingerprint
+    assert "sizes compared, contents hashed as each shard is fetched" in verify(remote, "auto")
+    assert remote.where == url.rstrip("/")
+    blobs = Store(remote).read(range(dataset.manifest.num_images))
     assert [b.tobytes() for b in blobs] == [
-        b.tobytes() for b in Store(dataset).read(range(dataset.manifest.num_images))
+        b.tobytes() for b in Store(dataset.part).read(range(dataset.manifest.num_images))
     ]
-    assert far.name(0) == dataset.name(0)
-    open_dataset(url, config)
+    assert remote.name(0) == dataset.name(0)
+    open_part(url, config)
     assert proxy.gets["/faces/some/made/index.arrow"] == 2, (
         "once damaged, once whole, then from the cache"
     )
@@ -159,22 +161,22 @@ def test_every_shard_that_is_missing_or_of_another_size_is_named(
     proxy.put(f"/faces/damaged/{SHARD}", b"x" * 3000)
     if scheme == "http":
         url = f"http://127.0.0.1:{proxy.port}/faces/damaged"
-    far = open_dataset(url, Data(cache_dir=str(tmp_path)))
+    remote = open_part(url, Data(cache_dir=str(tmp_path)))
     with pytest.raises(
         UserError,
         match=r"shard-000002\.tar: missing; shard-000001\.tar: 3,000 bytes, expected [\d,]+",
     ):
-        verify(far, "auto")
+        verify(remote, "auto")
 
 
 def test_no_dataset_there(proxy: Proxy, url: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"s3://faces/elsewhere/manyfaces\.json: .*restore it"):
-        open_dataset("s3://faces/elsewhere", Data(cache_dir=str(tmp_path)))
+        open_part("s3://faces/elsewhere", Data(cache_dir=str(tmp_path)))
     proxy.put("/faces/torn/manyfaces.json", b'{"format": 1')
     with pytest.raises(UserError, match=r"s3://faces/torn/manyfaces\.json: .*Invalid JSON"):
-        open_dataset("s3://faces/torn", Data(cache_dir=str(tmp_path)))
+        open_part("s3://faces/torn", Data(cache_dir=str(tmp_path)))
     with pytest.raises(UserError, match="Protocol not known"):
-        open_dataset("s4://faces/torn", Data(cache_dir=str(tmp_path)))
+        open_part("s4://faces/torn", Data(cache_dir=str(tmp_path)))
 
 
 def test_a_driver_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,7 +193,9 @@ def test_a_cache_smaller_than_a_window(url: str, tmp_path: Path) -> None:
         UserError,
         match=r"data\.cache_gb 0\.0001 is too small for s3://.*a window of 2 shards.*set data\.cache_gb=",
     ):
-        open_dataset(url, Data(cache_dir=str(tmp_path), cache_gb=0.0001, window_shards=2))
+        open_part(
+            url, Data(cache_dir=str(tmp_path), cache_gb=0.0001, order=Shuffle(window_shards=2))
+        )
 
 
 def test_what_is_forgotten_comes_along(
@@ -203,9 +207,9 @@ def test_what_is_forgotten_comes_along(
         {"index_sha256": dataset.manifest.index_sha256, "identities": [3], "samples": []}
     )
     proxy.put("/faces/forgotten/forgotten.json", told.encode())
-    assert (open_dataset(url, config).path / "forgotten.json").read_text() == told
+    assert (open_part(url, config).path / "forgotten.json").read_text() == told
     proxy.delete("/faces/forgotten/forgotten.json")
-    assert not (open_dataset(url, config).path / "forgotten.json").exists()
+    assert not (open_part(url, config).path / "forgotten.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -258,7 +262,7 @@ def test_shards_of_others_are_indexed_where_they_are(
     assert path == foreign
     assert (
         manifest.fingerprint
-        == open_dataset(foreign, config).manifest.fingerprint
+        == open_part(foreign, config).manifest.fingerprint
         == dataset.manifest.fingerprint
     )
     assert not list(tmp_path.rglob("*.tar"))
@@ -272,10 +276,10 @@ def test_an_index_beside_nothing_leads_to_its_shards(
     config, out = Data(cache_dir=str(tmp_path / "cache")), tmp_path / "out"
     _, path = index_url("s3://faces/foreign2", out, config, processes=1)
     assert path == str(out)
-    far = open_dataset(path, config)
-    assert "sizes compared" in verify(far, "auto")
-    assert [b.tobytes() for b in Store(far).read([0, 77])] == [
-        b.tobytes() for b in Store(dataset).read([0, 77])
+    remote = open_part(path, config)
+    assert "sizes compared" in verify(remote, "auto")
+    assert [b.tobytes() for b in Store(remote).read([0, 77])] == [
+        b.tobytes() for b in Store(dataset.part).read([0, 77])
     ]
 
 

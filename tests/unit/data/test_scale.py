@@ -9,9 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made_part import made_part
 
-from manyfaces.data.dataset.index import Shard, open_dataset, write_index
-from manyfaces.data.orders.shuffle import Order
+from manyfaces.data.dataset.dataset import open_part
+from manyfaces.data.dataset.index import write_index
+from manyfaces.data.dataset.manifest import Shard
+from manyfaces.data.orders.shuffle import Shuffle
 
 ROWS, PER_SHARD = 3_000_000, 8192
 LARGE = np.full(31_738, PER_SHARD)  # 260 million samples
@@ -20,8 +23,8 @@ LOOK = """
 import json, sys
 from pathlib import Path
 import numpy as np
-from manyfaces.data.dataset.index import open_dataset
-from manyfaces.data.orders.shuffle import Order
+from manyfaces.data.dataset.dataset import open_part
+from manyfaces.data.orders.shuffle import Shuffle
 
 def memory(field, of_index):
     total = counted = 0
@@ -33,9 +36,9 @@ def memory(field, of_index):
     return total
 
 before = memory("Private_", False)
-dataset = open_dataset(sys.argv[1])
+dataset = open_part(sys.argv[1])
 opened = memory("Rss:", True)
-order = Order(dataset.samples_per_shard, 0, 4)
+order = Shuffle(dataset, 0, 4)
 for position in range(0, 10**10, 10**8 + 7):
     ids = order.ids(position, 1024)
 ordered = memory("Rss:", True)
@@ -86,7 +89,7 @@ def test_a_process_takes_little_memory_and_reads_only_what_it_needs(large: Path)
 
 
 def test_ids_at_any_position_take_the_memory_of_windows() -> None:
-    order = Order(LARGE, 0, 16)
+    order = Shuffle(made_part(LARGE), 0, 16)
     tracemalloc.start()
     try:
         for position in (0, 10**8, 10**11, 10**11 + 10**7):
@@ -106,12 +109,12 @@ def test_batches_of_a_window_share_its_permutation(monkeypatch: pytest.MonkeyPat
         "permutation",
         lambda key, length: lengths.append(length) or permutation(key, length),
     )
-    order = Order(LARGE, 0, 16)
+    order = Shuffle(made_part(LARGE), 0, 16)
     for position in range(0, 3 * 16 * PER_SHARD, 1024):
         order.ids(position, 1024)
     assert lengths == [len(LARGE), *[16 * PER_SHARD] * 3]
 
 
 def test_shards_are_counted_once(large: Path) -> None:
-    dataset = open_dataset(large)
+    dataset = open_part(large)
     assert dataset.samples_per_shard is dataset.samples_per_shard

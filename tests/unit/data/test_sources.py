@@ -9,9 +9,10 @@ import pytest
 from test_recordio import image, insightface
 from test_recordio import write as write_rec
 
-from manyfaces.configs.schema import UserError
-from manyfaces.data.dataset.write import Dropped
-from manyfaces.data.sources.source import Listed, Source, recognise
+from manyfaces.configs.errors import UserError
+from manyfaces.data.sources.listed import Listed
+from manyfaces.data.sources.recognise import recognise
+from manyfaces.data.sources.source import Dropped, Source
 
 PEOPLE = {"ann/1.jpg": b"ann one", "ann/2.jpg": b"ann two", "bob 3/1.jpg": b"bob one"}
 IN_THE_SOURCE = {("ann", b"ann one"), ("ann", b"ann two"), ("bob 3", b"bob one")}
@@ -109,7 +110,7 @@ def test_lists(tmp_path: Path) -> None:
     path.write_text(
         f"\ufeffann/1.jpg 17\n\nbob 3/1.jpg\tname of bob\r\n{tmp_path}/root/ann/2.jpg 17\n"
     )
-    source = Listed(path, tmp_path / "root")
+    source = Listed(path, [path], root=tmp_path / "root")
     assert held(source) == {("17", b"ann one"), ("17", b"ann two"), ("name of bob", b"bob one")}
     path.write_text("ann/1.jpg 17\nann/2.jpg 17\n")
     with pytest.raises(

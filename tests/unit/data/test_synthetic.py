@@ -10,17 +10,20 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from manyfaces.data.sources import synthetic
+from manyfaces.data.synthetic.camera import draw
+from manyfaces.data.synthetic.faces import encode, render
+from manyfaces.data.synthetic.features import head, mouth, nose
+from manyfaces.data.synthetic.traits import conditions, traits
 
 DIGEST = """
 import hashlib
-from manyfaces.data import synthetic
-print(hashlib.sha256(b"".join(synthetic.encode(7, n, n % 3) for n in range(40))).hexdigest())
+from manyfaces.data.synthetic.faces import encode
+print(hashlib.sha256(b"".join(encode(7, n, n % 3) for n in range(40))).hexdigest())
 """
 
 
 def test_another_process_with_other_instructions_makes_the_same_bytes() -> None:
-    here = hashlib.sha256(b"".join(synthetic.encode(7, n, n % 3) for n in range(40))).hexdigest()
+    here = hashlib.sha256(b"".join(encode(7, n, n % 3) for n in range(40))).hexdigest()
     # OpenCV without Intel's library and without AVX2, as on an older machine.
     env = os.environ | {
         "OPENCV_IPP": "disabled",
@@ -39,16 +42,14 @@ def test_another_process_with_other_instructions_makes_the_same_bytes() -> None:
 
 
 def test_each_argument_changes_the_image() -> None:
-    images = [
-        synthetic.render(*arguments) for arguments in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1))
-    ]
+    images = [render(*arguments) for arguments in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1))]
     assert len({image.tobytes() for image in images}) == 4
-    assert synthetic.render(0, 0, 0).tobytes() == images[0].tobytes()
+    assert render(0, 0, 0).tobytes() == images[0].tobytes()
 
 
 @pytest.mark.parametrize("px", [64, 112, 113])
 def test_size_and_type(px: int) -> None:
-    image = synthetic.render(0, 2**31, 5, px)
+    image = render(0, 2**31, 5, px)
     assert image.shape == (px, px, 3)
     assert image.dtype == np.uint8
     assert image.std() > 10
@@ -56,28 +57,26 @@ def test_size_and_type(px: int) -> None:
 
 def test_jpeg_holds_the_image_in_rgb_order() -> None:
     for identity in range(20):
-        decoded = cv2.imdecode(
-            np.frombuffer(synthetic.encode(0, identity, 0), np.uint8), cv2.IMREAD_COLOR
-        )[:, :, ::-1]
-        made = synthetic.render(0, identity, 0)
+        decoded = cv2.imdecode(np.frombuffer(encode(0, identity, 0), np.uint8), cv2.IMREAD_COLOR)[
+            :, :, ::-1
+        ]
+        made = render(0, identity, 0)
         assert decoded.shape == made.shape
         # Swapped channels would differ far more than compression does.
         assert np.abs(decoded.mean((0, 1)) - made.mean((0, 1))).max() < 3
 
 
 def test_traits_belong_to_the_identity_and_conditions_to_the_image() -> None:
-    vectors = [
-        str(synthetic.traits(seed, identity)) for seed in range(3) for identity in range(100)
-    ]
+    vectors = [str(traits(seed, identity)) for seed in range(3) for identity in range(100)]
     assert len(set(vectors)) == 300
-    assert synthetic.traits(2, 99) == synthetic.traits(2, 99)
-    assert len({str(synthetic.conditions(0, 0, image)) for image in range(100)}) == 100
+    assert traits(2, 99) == traits(2, 99)
+    assert len({str(conditions(0, 0, image)) for image in range(100)}) == 100
 
 
 def test_blur_is_the_binomial_in_integers() -> None:
     # OpenCV promises it for bytes; if a build rounds in another way, the bytes would depend on the
     # machine.
-    image = synthetic.render(0, 1, 0)
+    image = render(0, 1, 0)
     for weights in ([1, 2, 1], [1, 4, 6, 4, 1]):
         half, total = len(weights) // 2, sum(weights)
         padded = np.pad(
@@ -100,9 +99,7 @@ def best_accuracy(scores_N: NDArray[np.float64], same_N: NDArray[np.bool_]) -> f
 def test_pixels_do_not_tell_identities_apart() -> None:
     same_N = np.arange(400) % 2 == 0
     partners = np.where(same_N, np.arange(400), 400 + np.arange(400))
-    pairs = [
-        (synthetic.render(9, n, 0), synthetic.render(9, int(m), 1)) for n, m in enumerate(partners)
-    ]
+    pairs = [(render(9, n, 0), render(9, int(m), 1)) for n, m in enumerate(partners)]
     small_N2D = np.array(
         [
             [cv2.resize(image, (16, 16), interpolation=cv2.INTER_AREA).ravel() for image in pair]
@@ -122,10 +119,10 @@ def test_identities_look_different_once_pose_light_and_backdrop_are_taken_away()
     straight = {"scale": 1.0, "roll": 0.0, "x": 0.0, "y": 0.0, "yaw": 0.0, "pitch": 0.0}
     images = np.zeros((200, 2, 112, 112, 3), np.uint8)
     for identity, image in np.ndindex(200, 2):
-        face, shot = synthetic.traits(9, identity), synthetic.conditions(9, identity, image)
-        synthetic._draw(
+        face, shot = traits(9, identity), conditions(9, identity, image)
+        draw(
             images[identity, image],
-            synthetic._head(face) + synthetic._nose(face) + synthetic._mouth(face, shot),
+            head(face) + nose(face) + mouth(face, shot),
             straight,
         )
     one, other = images.astype(np.int16).swapaxes(0, 1)

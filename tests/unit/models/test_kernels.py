@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,9 +17,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from manyfaces.configs import schema
-from manyfaces.models.head import kernels, partial_fc, row_optimizers, rows
-from manyfaces.models.head import passes as softmax
+from manyfaces.models.head import partial_fc, row_optimizers, sampling, triton_passes
+from manyfaces.models.head.passes import PassInputs, Scoring
+from manyfaces.models.head.rows import StepMask
 from manyfaces.models.head.sampling import Chunk
+from manyfaces.models.head.triton_passes import TRITON_PASSES
 
 CPU = torch.device("cpu")
 
@@ -39,7 +42,7 @@ def small_tiles() -> Iterator[None]:
             "BLOCK_BYTES": 64,
             "_PROGRAMS": 4,
         }.items():
-            patch.setattr(kernels, name, value)
+            patch.setattr(triton_passes, name, value)
         yield
 
 
@@ -47,9 +50,9 @@ def heads(
     config: schema.Head, C: int, D: int, gone: Tensor
 ) -> tuple[partial_fc.PartialFC, partial_fc.PartialFC]:
     made = []
-    for walks in (softmax, kernels):
+    for passes in (partial_fc.TORCH_PASSES, TRITON_PASSES):
         head = partial_fc.PartialFC(config, C, D, seed=3, weight_decay=5e-3, device=CPU)
-        head.walks = walks
+        head.passes = passes
         head.forget(gone)
         made.append(head)
     return made[0], made[1]
@@ -72,7 +75,12 @@ WITHOUT_KERNEL = [schema.Rows(optimizer="adamw"), schema.Rows(optimizer="adamw",
 """Updated by torch's operations between the kernels."""
 
 
+all_nan = pytest.mark.filterwarnings("ignore:All-NaN slice")
+"""numpy's warning, in which the interpreter looks for the largest."""
+
+
 @interpreted
+@all_nan
 @settings(max_examples=10)
 @given(
     C=st.integers(1, 150),
@@ -83,9 +91,18 @@ WITHOUT_KERNEL = [schema.Rows(optimizer="adamw"), schema.Rows(optimizer="adamw",
     rows=st.sampled_from(ROWS),
     chunk=st.sampled_from([60, 1000]),
     forget=st.booleans(),
+    weighted=st.booleans(),
 )
 def test_a_step_is_the_same(
-    C: int, D: int, B: int, rate: float, scale: float, rows: schema.Rows, chunk: int, forget: bool
+    C: int,
+    D: int,
+    B: int,
+    rate: float,
+    scale: float,
+    rows: schema.Rows,
+    chunk: int,
+    forget: bool,
+    weighted: bool,
 ) -> None:
     config = schema.Head(scale=scale, sample_rate=rate, chunk_classes=chunk, rows=rows)
     gone = torch.arange(0, C, 3) if forget else torch.empty(0, dtype=torch.int64)
@@ -95,10 +112,21 @@ def test_a_step_is_the_same(
         embeddings_BD = torch.randn(B, D, generator=generator)
         labels_B = torch.randint(-1, C, (B,), generator=generator)
         labels_B = torch.where(torch.isin(labels_B, gone), -1, labels_B)
+        more: dict[str, Any] = {}
+        if weighted:
+            weights_B = torch.rand(B, generator=generator)
+            weights_B[0] = 0
+            embeddings_BD[0] = float("nan")
+            more = {"weights_N": weights_B, "weight": 0.5, "details": True}
         theirs, mine = (
-            head.step(embeddings_BD, labels_B, lr=0.1, position=position * B, batch_size=B)
+            head.step(embeddings_BD, labels_B, lr=0.1, position=position * B, batch_size=B, **more)
             for head in (torch_head, triton_head)
         )
+        if weighted:
+            for ours, expected in zip(mine[-2:], theirs[-2:], strict=True):
+                torch.testing.assert_close(
+                    ours[1:], expected[1:], rtol=0, atol=5e-3, equal_nan=True
+                )
         assert abs(mine.loss - theirs.loss) <= 2e-2 * theirs.loss + 1e-9
         assert (
             error(mine.d_embeddings_ND, theirs.d_embeddings_ND) <= 2e-2
@@ -110,9 +138,7 @@ def test_a_step_is_the_same(
 
 
 @interpreted
-@pytest.mark.filterwarnings(
-    "ignore:All-NaN slice"
-)  # of numpy, in which the interpreter looks for the largest
+@all_nan
 @pytest.mark.parametrize(
     "rows", ROWS + WITHOUT_KERNEL, ids=lambda rows: f"{rows.optimizer}-{rows.dtype}-{rows.momentum}"
 )
@@ -131,7 +157,7 @@ def test_a_step_that_is_called_off_changes_nothing(rows: schema.Rows) -> None:
 
 
 @interpreted
-def test_rounding_throws_the_same_dice() -> None:
+def test_rounding_uses_the_same_noise() -> None:
     """Row updates alone, from the same gradient: to the bit but for sums in another order."""
     for config in [
         *ROWS,
@@ -140,14 +166,15 @@ def test_rounding_throws_the_same_dice() -> None:
         schema.Rows(optimizer="rowwise", dtype="bfloat16"),
     ]:
         mine, theirs = (row_optimizers.build(config, 7, 64, 114, 32, CPU) for _ in range(2))
-        gate = rows.Gate(torch.tensor(True), 0.1, 5e-4, 17)
+        mask = StepMask(torch.tensor(True), 0.1, 5e-4, 17)
         for ids in (slice(10, 40), torch.randperm(50)[:20]):
             gradient = torch.randn(len(theirs.take(ids)), 32) / 100
             rows_nD = theirs.take(ids)
             inverse_n = theirs.inverse_norms(ids, rows_nD)
-            call = kernels._Call(mine, Chunk(ids, 0), torch.zeros(1, dtype=torch.int64), 64.0)
-            kernels._update_(mine, call, inverse_n.clone(), gradient.clone(), gate)
-            theirs.update_(ids, rows_nD, inverse_n, gradient, gate)
+            targets_B = torch.zeros(1, dtype=torch.int64)
+            call = triton_passes.ChunkArguments(mine, Chunk(ids, 0), targets_B, 64.0)
+            triton_passes.update_chunk_(mine, call, inverse_n.clone(), gradient.clone(), mask)
+            theirs.update_(ids, rows_nD, inverse_n, gradient, mask)
         same = mine.rows_CD == theirs.rows_CD
         assert same.float().mean() > (0.5 if config.dtype == "float32" else 0.995)
         assert error(mine.rows_CD, theirs.rows_CD) < 1e-4
@@ -159,8 +186,8 @@ def test_rounding_throws_the_same_dice() -> None:
 @pytest.mark.parametrize(
     "config", [ROWS[2], ROWS[4], WITHOUT_KERNEL[1]], ids=lambda rows: rows.optimizer
 )
-def test_rows_on_the_host_are_walked_alike(config: schema.Rows) -> None:
-    """Copies of some rows stand elsewhere than the rows, and meet the same dice."""
+def test_rows_on_the_host_are_updated_alike(config: schema.Rows) -> None:
+    """Copies of some rows stand elsewhere than the rows, and are rounded by the same noise."""
     states = []
     for placement in ("device", "host"):
         head = partial_fc.PartialFC(
@@ -171,7 +198,7 @@ def test_rows_on_the_host_are_walked_alike(config: schema.Rows) -> None:
             weight_decay=5e-3,
             device=CPU,
         )
-        head.walks = kernels
+        head.passes = TRITON_PASSES
         generator = torch.Generator().manual_seed(0)
         for position in range(2):
             embeddings_BD, labels_B = (
@@ -187,26 +214,24 @@ def test_rows_on_the_host_are_walked_alike(config: schema.Rows) -> None:
 @interpreted
 def test_columns_that_are_no_class_send_nothing() -> None:
     _, head = heads(schema.Head(), 50, 16, torch.arange(40, 50))
-    columns = partial_fc.sampling.choose(50, 0, 50, 1.0, 0, 0, torch.tensor([3]), 64)
+    columns = sampling.choose(50, 0, 50, 1.0, 0, 0, torch.tensor([3]), 64)
     unit_BD = torch.nn.functional.normalize(torch.randn(1, 16))
-    every = kernels.sum_negatives(
-        head.planes, unit_BD, columns, softmax.Scoring(64.0), store=False
-    ).sum_B
-    assert head.gone_C is not None
-    absent = columns._replace(
-        chunks=[replace(c, absent_n=head.gone_C[c.ids]) for c in columns.chunks]
-    )
-    cosines = torch.nn.functional.normalize(head.planes[0].rows_CD[:50]) @ unit_BD[0]
+    inputs = PassInputs(head.sub_centers, unit_BD, columns, Scoring(64.0))
+    every = triton_passes.sum_negatives(inputs, store=False, nearest=True)
+    forgotten_C = head.choice.forgotten_C
+    assert forgotten_C is not None
+    chunks = [replace(c, excluded_n=forgotten_C[c.ids]) for c in columns.chunks]
+    inputs = inputs._replace(columns=columns._replace(chunks=chunks))
+    cosines = torch.nn.functional.normalize(head.sub_centers[0].rows_CD[:50]) @ unit_BD[0]
     keep = torch.arange(50) != 3
     torch.testing.assert_close(
-        every, (64 * cosines[keep].double()).exp().sum()[None], rtol=1e-3, atol=0
+        every.sum_B, (64 * cosines[keep].double()).exp().sum()[None], rtol=1e-3, atol=0
     )
+    torch.testing.assert_close(every.nearest_B, cosines[keep].amax()[None], rtol=0, atol=1e-5)
     keep[40:] = False
-    some = kernels.sum_negatives(
-        head.planes, unit_BD, absent, softmax.Scoring(64.0), store=False
-    ).sum_B
+    some = triton_passes.sum_negatives(inputs, store=False, nearest=True)
     torch.testing.assert_close(
-        some, (64 * cosines[keep].double()).exp().sum()[None], rtol=1e-3, atol=0
+        some.sum_B, (64 * cosines[keep].double()).exp().sum()[None], rtol=1e-3, atol=0
     )
 
 
@@ -215,23 +240,23 @@ import json, sys
 from triton import compile
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from manyfaces.models import kernels
+from manyfaces.models.head import kernels, triton_passes
 
 sizes = {"fp32": 4, "fp16": 2, "bf16": 2}
 dropped = {"fp32": 0, "fp16": 13, "bf16": 16}
 shared = {}
 for dtype in sizes:
-    tile = {"D": 512, "HAS_IDS": True, "HAS_ABSENT": True, "BLOCK_B": kernels.BLOCK_B, "BLOCK_N": kernels.BLOCK_N,
-            "BLOCK_D": kernels.BLOCK_BYTES // sizes[dtype]}
-    row = {"D": 512, "HAS_IDS": True, "HAS_NUMBERS": True, "HAS_MOMENTUM": True, "NOISE_ROWS": 128, "DROPPED": dropped[dtype],
+    tile = {"D": 512, "HAS_IDS": True, "HAS_EXCLUDED": True, "BLOCK_B": triton_passes.BLOCK_B, "BLOCK_N": triton_passes.BLOCK_N,
+            "BLOCK_D": triton_passes.BLOCK_BYTES // sizes[dtype]}
+    row = {"D": 512, "HAS_IDS": True, "HAS_LOCAL_IDS": True, "HAS_MOMENTUM": True, "NOISE_ROWS": 128, "DROPPED": dropped[dtype],
            "BLOCK_D": 512}
     types = dict.fromkeys(["inverse_norms", "top_out", "sum_out", "exponent", "d_target", "gradient", "lr", "momenta", "lengths",
                            "stored_inverse"], "*fp32")
     types |= dict.fromkeys(["unit", "rows"], "*" + dtype) | dict.fromkeys(["ids", "target"], "*i64") | {"out": "*bf16", "noise": "*i32"}
-    types |= {"numbers": "*i32"} | dict.fromkeys(["absent", "is_open"], "*i8") | dict.fromkeys(["B", "n", "start", "lo"], "i32")
+    types |= {"local_ids": "*i32"} | dict.fromkeys(["excluded", "applied"], "*i8") | dict.fromkeys(["B", "n", "start", "lo"], "i32")
     types |= dict.fromkeys(["bits_per_cosine", "momentum", "weight_decay"], "fp32")
-    for kernel, constants, warps in [(kernels._sum_exponentials, tile, 8), (kernels._d_scores, tile, 8), (kernels._update_sgd, row, 4),
-                                     (kernels._update_rowwise, row, 4)]:
+    for kernel, constants, warps in [(kernels.sum_exponentials, tile, 8), (kernels.score_gradients, tile, 8), (kernels.update_sgd, row, 4),
+                                     (kernels.update_rowwise, row, 4)]:
         constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
         source = ASTSource(kernel, {name: types.get(name, "constexpr") for name in kernel.arg_names}, constexprs=constants)
         made = compile(source, target=GPUTarget("cuda", int(sys.argv[1]), 32), options={"num_warps": warps})

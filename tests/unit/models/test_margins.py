@@ -11,26 +11,45 @@ from pytorch_metric_learning import losses
 from torch import Tensor
 
 from manyfaces.configs import schema
-from manyfaces.configs.schema import UserError
+from manyfaces.configs.errors import UserError
+from manyfaces.configs.margins.adaface import AdaFace
+from manyfaces.configs.margins.arcface import ArcFace
+from manyfaces.configs.margins.combined import Combined
+from manyfaces.configs.margins.cosface import CosFace
+from manyfaces.configs.margins.curricularface import CurricularFace
+from manyfaces.configs.margins.custom import CustomMargin
+from manyfaces.configs.margins.magface import MagFace
+from manyfaces.configs.margins.margin import Margin
+from manyfaces.configs.margins.softmax import Softmax
+from manyfaces.configs.margins.sphereface import SphereFace
+from manyfaces.configs.margins.sphereface2 import SphereFace2
+from manyfaces.models import margins
 from manyfaces.models.head.partial_fc import PartialFC
-from manyfaces.models.margins import margin as margins
-from manyfaces.models.margins.losses import build
+from manyfaces.models.margins.arcface import ArcFace as ArcFaceMargin
+from manyfaces.models.margins.combined import Combined as CombinedMargin
+from manyfaces.models.margins.cosface import CosFace as CosFaceMargin
 
-arcface = st.builds(schema.ArcFaceMargin, kind=st.just("arcface"), m=st.floats(0, 1.5))
-cosface = st.builds(schema.CosFaceMargin, kind=st.just("cosface"), m=st.floats(0, 1))
+arcface = st.builds(ArcFace, m=st.floats(0, 1.5))
+cosface = st.builds(CosFace, m=st.floats(0, 1))
 combined = st.builds(
-    schema.CombinedMargin,
-    kind=st.just("combined"),
+    Combined,
     m1=st.floats(1, 4),
     m2=st.floats(0, 1.5),
     m3=st.floats(0, 1),
 )
-sphereface = st.builds(schema.SphereFaceMargin, kind=st.just("sphereface"), m=st.floats(1, 8))
+sphereface = st.builds(SphereFace, m=st.floats(1, 8))
 by_cosine = st.one_of(arcface, cosface, combined, sphereface)
 CPU = torch.device("cpu")
 
 
-def of(margin: schema.Margin, cosine_B: Tensor, norm_B: Tensor | None = None) -> margins.Target:
+def build(margin: Margin, scale: float, num_classes: int) -> margins.Margin:
+    """As the head makes its margin."""
+    made: margins.Margin = margin.build()
+    made.begin(scale, num_classes)
+    return made
+
+
+def of(margin: Margin, cosine_B: Tensor, norm_B: Tensor | None = None) -> margins.Target:
     return build(margin, 64.0, 10).target(
         cosine_B, torch.ones_like(cosine_B) if norm_B is None else norm_B
     )
@@ -38,7 +57,7 @@ def of(margin: schema.Margin, cosine_B: Tensor, norm_B: Tensor | None = None) ->
 
 @given(by_cosine, st.lists(st.floats(-1 + 1e-9, 1 - 1e-9), min_size=1))
 def test_value_and_derivative_are_those_of_the_definition(
-    margin: schema.Margin, cosines: list[float]
+    margin: Margin, cosines: list[float]
 ) -> None:
     cosine_B = torch.tensor(cosines, dtype=torch.float64, requires_grad=True)
     expected_B = target_value(margin, cosine_B)
@@ -50,14 +69,14 @@ def test_value_and_derivative_are_those_of_the_definition(
     psi_B = (
         getattr(margin, "m1", 1) * theta_B + getattr(margin, "m2", getattr(margin, "m", 0.0))
     ) / math.pi
-    if margin.kind == "sphereface":
+    if margin.word() == "sphereface":
         psi_B = margin.m * theta_B / math.pi
     clear = (psi_B - psi_B.round()).abs() > 1e-6
     torch.testing.assert_close(target.slope_B[clear], slope_B[clear], rtol=1e-5, atol=1e-8)
 
 
 @given(by_cosine)
-def test_value_rises_with_the_cosine_and_stays_below_it(margin: schema.Margin) -> None:
+def test_value_rises_with_the_cosine_and_stays_below_it(margin: Margin) -> None:
     cosine_B = torch.linspace(-1, 1, 4001, dtype=torch.float64)
     target = of(margin, cosine_B)
     assert (target.value_B.diff() >= -1e-11).all()
@@ -72,13 +91,13 @@ def test_combined_contains_the_others() -> None:
     )  # ArcFace of 0.5 turns linear below cos(pi - 0.5) = -0.88
     one_B = torch.ones_like(cosine_B)
     for one, other in [
-        (margins.Combined(1, 0.5, 0), margins.ArcFace(0.5)),
-        (margins.Combined(1, 0, 0.4), margins.CosFace(0.4)),
+        (CombinedMargin(1, 0.5, 0), ArcFaceMargin(0.5)),
+        (CombinedMargin(1, 0, 0.4), CosFaceMargin(0.4)),
     ]:
         torch.testing.assert_close(one.target(cosine_B, one_B), other.target(cosine_B, one_B))
 
 
-ADAFACE = schema.AdaFaceMargin(kind="adaface")
+ADAFACE = AdaFace()
 
 
 def test_adaface_of_even_norms_is_cosface_and_of_good_ones_harder() -> None:
@@ -112,11 +131,11 @@ def test_adaface_statistics_ignore_what_is_ignored() -> None:
 
 
 def test_magface_is_arcface_at_each_end_and_pulls_norms_between() -> None:
-    margin = schema.MagFaceMargin(kind="magface")
+    margin = MagFace()
     cosine_B = torch.linspace(-0.95, 0.95, 40, dtype=torch.float64)
     for norm, m in ((1.0, 0.45), (10.0, 0.45), (60.0, 0.625), (110.0, 0.8), (500.0, 0.8)):
         target = of(margin, cosine_B, torch.full_like(cosine_B, norm))
-        arc = of(schema.ArcFaceMargin(kind="arcface", m=m), cosine_B)
+        arc = of(ArcFace(m=m), cosine_B)
         torch.testing.assert_close((target.value_B, target.slope_B), (arc.value_B, arc.slope_B))
         assert target.extra_B is not None
         assert target.d_extra_B is not None
@@ -127,33 +146,34 @@ def test_magface_is_arcface_at_each_end_and_pulls_norms_between() -> None:
         assert (target.d_extra_B[0].item() < 0) == (10 <= norm < 110)
 
 
-def test_curricularface_bends_hard_classes_only() -> None:
-    margin = build(schema.CurricularFaceMargin(kind="curricularface", m=0.5), 64.0, 10)
+def test_curricularface_moves_hard_classes_only() -> None:
+    margin = build(CurricularFace(m=0.5), 64.0, 10)
     margin.state = {"t": torch.tensor(0.3).double()}
     own = torch.tensor([0.8, 0.1], dtype=torch.float64)
-    bend = margin.bend(own)
-    assert bend is not None
+    transform = margin.negative_transform(own)
+    assert transform is not None
     cosines = torch.linspace(-1, 1, 101).repeat(2, 1)
     threshold = torch.cos(torch.acos(own) + 0.5)[:, None]
     expected = torch.where(cosines > threshold, cosines * (0.3 + cosines), cosines)
     slopes = torch.where(cosines > threshold, 0.3 + 2 * cosines, 1.0)
-    torch.testing.assert_close(bend.both(cosines.clone()), (expected, slopes))
+    torch.testing.assert_close(transform.logits_and_slopes(cosines.clone()), (expected, slopes))
     torch.testing.assert_close(
-        bend.of(torch.tensor([1])).both(cosines[1, :1].clone()), (expected[1, :1], slopes[1, :1])
+        transform.for_samples(torch.tensor([1])).logits_and_slopes(cosines[1, :1].clone()),
+        (expected[1, :1], slopes[1, :1]),
     )
-    torch.testing.assert_close(bend.logit(cosines.clone()), expected)
+    torch.testing.assert_close(transform.logits(cosines.clone()), expected)
 
 
 @pytest.mark.parametrize("num_classes", [2, 100, 1_000_000])
 def test_biases_start_where_own_and_other_classes_pull_alike(num_classes: int) -> None:
     """2108.01513: with all cosines 0, the gradient of the bias is 0."""
-    margin = build(schema.SphereFace2Margin(kind="sphereface2"), 40.0, num_classes)
+    margin = build(SphereFace2(), 40.0, num_classes)
     zero = torch.zeros(1, dtype=torch.float64)
-    bend = margin.bend(None)
-    assert bend is not None
+    transform = margin.negative_transform(None)
+    assert transform is not None
     assert margin.binary is not None
     t = 40 * margin.target(zero, zero).value_B
-    n = 40 * bend.logit(zero.clone()).double()
+    n = 40 * transform.logits(zero.clone()).double()
     own, others = (
         margin.binary[0] * torch.sigmoid(-t),
         margin.binary[1] * (num_classes - 1) * torch.sigmoid(n),
@@ -161,7 +181,7 @@ def test_biases_start_where_own_and_other_classes_pull_alike(num_classes: int) -
     torch.testing.assert_close(own, others, rtol=1e-4, atol=0)
 
 
-def head_of(margin: schema.Margin, scale: float, C: int, D: int, **settings: Any) -> PartialFC:
+def head_of(margin: Margin, scale: float, C: int, D: int, **settings: Any) -> PartialFC:
     return PartialFC(
         schema.Head(margin=margin, scale=scale, chunk_classes=16, **settings),
         C,
@@ -178,21 +198,21 @@ def head_of(margin: schema.Margin, scale: float, C: int, D: int, **settings: Any
 def test_head_agrees_with_pytorch_metric_learning(kind: str, scale: float) -> None:
     torch.manual_seed(3)
     C, D, B, m = 40, 32, 24, 0.4
-    margin: schema.Margin = schema.ArcFaceMargin(kind="arcface", m=m)
+    margin: Margin = ArcFace(m=m)
     theirs: Any = losses.ArcFaceLoss(C, D, margin=math.degrees(m), scale=scale)
     if kind == "cosface":
         margin, theirs = (
-            schema.CosFaceMargin(kind="cosface", m=m),
+            CosFace(m=m),
             losses.CosFaceLoss(C, D, margin=m, scale=scale),
         )
     elif kind == "softmax":
         margin, theirs = (
-            schema.SoftmaxMargin(kind="softmax"),
+            Softmax(),
             losses.NormalizedSoftmaxLoss(C, D, temperature=1 / scale),
         )
     elif kind == "sphereface":
         margin, theirs = (
-            schema.SphereFaceMargin(kind="sphereface", m=3),
+            SphereFace(m=3),
             losses.SphereFaceLoss(C, D, margin=3, scale=scale),
         )
     elif kind == "sub-centres":
@@ -211,10 +231,10 @@ def test_head_agrees_with_pytorch_metric_learning(kind: str, scale: float) -> No
     if kind == "sphereface":  # theirs multiplies by the embedding's norm
         embeddings_BD /= torch.linalg.vector_norm(embeddings_BD, dim=1, keepdim=True)
     theirs = theirs.double()
-    planes = [
+    sub_centers = [
         head.tensors()[name] for name in ("rows", "rows.1", "rows.2") if name in head.tensors()
     ]
-    theirs.W.data = torch.stack(planes, 1).flatten(0, 1).T.double()
+    theirs.W.data = torch.stack(sub_centers, 1).flatten(0, 1).T.double()
     asked_BD = embeddings_BD.double().requires_grad_()
     unit_BD = (
         asked_BD if kind == "sphereface" else torch.nn.functional.normalize(asked_BD)
@@ -232,7 +252,7 @@ def test_head_agrees_with_pytorch_metric_learning(kind: str, scale: float) -> No
     found = torch.stack(
         [
             head.tensors()[name.replace("rows", "momentum")]
-            for name in ("rows", "rows.1", "rows.2")[: len(planes)]
+            for name in ("rows", "rows.1", "rows.2")[: len(sub_centers)]
         ],
         1,
     )
@@ -249,12 +269,10 @@ README = Path(__file__).parents[3] / "README.md"
 def test_a_margin_of_ones_own(tmp_path: Path) -> None:
     file = tmp_path / "halved.py"
     file.write_text(README.read_text().partition("```python\n")[2].partition("```")[0])
-    margin = schema.CustomMargin(
-        kind="custom", file=str(file), name="Halved", parameters={"m": 0.2}
-    )
+    margin = CustomMargin(file=str(file), name="Halved", parameters={"m": 0.2})
     head, plain = (
         head_of(margin, 32.0, 20, 8),
-        head_of(schema.SoftmaxMargin(kind="softmax"), 32.0, 20, 8),
+        head_of(Softmax(), 32.0, 20, 8),
     )
     embeddings_BD = torch.randn(6, 8)
     mine, without = (
@@ -266,7 +284,11 @@ def test_a_margin_of_ones_own(tmp_path: Path) -> None:
         ("Missing", {}, "Missing"),
         ("Halved", {"n": 1.0}, "TypeError"),
         ("torch", {}, "TypeError"),
-        ("Target", {"value_B": 1.0, "slope_B": 1.0}, "Target is a Target; derive it from"),
+        (
+            "Target",
+            {"value_B": 1.0, "slope_B": 1.0},
+            r"halved.py: Target\(.*\) is a Target; derive it from manyfaces.models.margins.M",
+        ),
     ):
         with pytest.raises(UserError, match=message):
             build(margin.model_copy(update={"name": name, "parameters": parameters}), 32.0, 20)
@@ -279,6 +301,10 @@ def test_a_margin_of_ones_own(tmp_path: Path) -> None:
         + "\n\nclass Binary(Halved):\n    binary = 1.0, 1.0\n"
     )
     assert build(margin, 32.0, 20).state == {}
+    former = tmp_path / "former.py"
+    former.write_text(file.read_text() + "\n    def bend(self, cosine_B):\n        return None\n")
+    with pytest.raises(UserError, match=r"former.py: .*bend is called negative_transform now"):
+        build(margin.model_copy(update={"file": str(former)}), 32.0, 20)
     with pytest.raises(
         UserError, match=r"head.sample_rate 0.5 does not go with Binary, .*; set head.sample_rate=1"
     ):

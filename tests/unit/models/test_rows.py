@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from manyfaces.configs import schema
 from manyfaces.models.head import row_optimizers
-from manyfaces.models.head.rows import Gate, Rows
+from manyfaces.models.head.rows import Rows, StepMask
 
 CPU = torch.device("cpu")
 KINDS = [
@@ -31,24 +31,24 @@ def step(
     gradient: torch.Tensor,
     *,
     lr: float = 0.1,
-    open_: bool = True,
+    applied: bool = True,
     position: int = 0,
 ) -> None:
-    """Of the rows `ids`, in parts of 70 if by number; the gradient is of all rows."""
-    gate = Gate(torch.tensor(open_), lr, 5e-4, position)
+    """Step the rows `ids`, in parts of 70 if by number; the gradient is that of all rows."""
+    mask = StepMask(torch.tensor(applied), lr, 5e-4, position)
     for part in ids.split(70) if isinstance(ids, torch.Tensor) else [ids]:
         made.catch_up_(part)
         rows_nD = made.take(part)
-        made.update_(part, rows_nD, made.inverse_norms(part, rows_nD), gradient[part].clone(), gate)
-    made.finish_(gate)
+        made.update_(part, rows_nD, made.inverse_norms(part, rows_nD), gradient[part].clone(), mask)
+    made.finish_step_(mask)
 
 
 @kinds
-def test_a_closed_gate_changes_nothing(config: schema.Rows) -> None:
+def test_a_step_that_is_not_applied_changes_nothing(config: schema.Rows) -> None:
     made, gradient = make(config), torch.randn(300, 16)
     step(made, slice(0, 300), gradient)
     before = {name: tensor.clone() for name, tensor in made.tensors().items()}
-    step(made, slice(0, 300), gradient, open_=False, position=1)
+    step(made, slice(0, 300), gradient, applied=False, position=1)
     for name, tensor in made.tensors().items():
         assert torch.equal(tensor, before[name])
 
@@ -192,7 +192,7 @@ def test_inverse_norms_are_of_the_rows_as_another_dtype_has_them() -> None:
     )
     for name, tensor in rounded.tensors().items():
         tensor.copy_(exact.tensors()[name])
-    rounded.rounded_()
+    rounded.refresh_norms_()
     norms_C = torch.linalg.vector_norm(rounded.tensors()["rows"].double(), dim=1)
     assert torch.allclose(
         rounded.tensors()["inverse_norms"].double() * norms_C,

@@ -42,11 +42,13 @@ def class_of_each_column(columns: Columns, lo: int, hi: int) -> list[int]:
             else torch.arange(chunk.ids.start, chunk.ids.stop)
         )
         assert len(ids) == len(chunk) <= 100
-        absent = (
-            torch.zeros(len(ids), dtype=torch.bool) if chunk.absent_n is None else chunk.absent_n
+        excluded = (
+            torch.zeros(len(ids), dtype=torch.bool)
+            if chunk.excluded_n is None
+            else chunk.excluded_n
         )
-        assert (ids[absent] == hi - lo).all()
-        found += torch.where(absent, -1, ids + lo).tolist()
+        assert (ids[excluded] == hi - lo).all()
+        found += torch.where(excluded, -1, ids + lo).tolist()
     return found
 
 

@@ -16,15 +16,15 @@ from made_head import made_head, named_dataset, read_head, write_checkpoint
 from torch import Tensor
 
 from manyfaces.configs import schema
-from manyfaces.configs.schema import UserError
-from manyfaces.data.dataset.forgotten import FORGOTTEN
-from manyfaces.data.dataset.mixture import join
+from manyfaces.configs.errors import UserError
+from manyfaces.data.dataset.dataset import join
+from manyfaces.data.dataset.manifest import FORGOTTEN
 from manyfaces.data.dataset.names import Names
 from manyfaces.models.head.partial_fc import PartialFC
 from manyfaces.train.checkpoint import head_files
-from manyfaces.train.checkpoint.checkpoint import check_commit, rot
 from manyfaces.train.checkpoint.head_files import initial_state
-from manyfaces.train.curation import head_edit
+from manyfaces.train.checkpoint.layout import check_commit, corrupt_file
+from manyfaces.train.curation import edit_writer
 from manyfaces.train.curation.head_edit import add, merge, remap, remove
 
 ByName = dict[str, dict[str, Tensor]]
@@ -156,7 +156,7 @@ def test_out_is_a_whole_checkpoint_and_all_else_stays(
     monkeypatch.setattr(head_files, "PART_BYTES", 20)  # of many files
     out = tmp_path / "edited" / "checkpoints" / "step-00000007"
     remove(tmp_path / "run", out, names("bob"))
-    assert check_commit(out) == rot(out) == ""
+    assert check_commit(out) == corrupt_file(out) == ""
     committed = json.loads((out / "COMMIT.json").read_text())
     assert committed["files"].keys() == {
         str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()
@@ -254,7 +254,7 @@ def test_from_a_dataset_to_a_mixture_and_back(here: Path, tmp_path: Path) -> Non
 def test_who_is_forgotten_in_the_dataset_has_no_row_in_its_head(here: Path, tmp_path: Path) -> None:
     dataset = named_dataset(tmp_path / "target", ["dora", "carl", "emil", "anna"])
     told = {"index_sha256": dataset.manifest.index_sha256, "identities": [1, 2], "samples": []}
-    (dataset.path / FORGOTTEN).write_text(json.dumps(told))
+    (dataset.part.path / FORGOTTEN).write_text(json.dumps(told))
     counts = remap(here, tmp_path / "out", dataset, fresh=True)
     assert counts == {"kept": 1, "added": 1, "dropped": 1, "forgotten": 2}
     after = by_name(tmp_path / "out", made_head(1, 0))
@@ -374,7 +374,7 @@ def test_a_damaged_checkpoint_and_a_write_that_fails(
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(head_edit, "digest", fail)
+    monkeypatch.setattr(edit_writer, "digest", fail)
     before = sorted(tmp_path.iterdir())
     with pytest.raises(OSError, match="No space left"):
         remove(here, tmp_path / "out", names("bob"))

@@ -1,0 +1,1 @@
+"""Kinds of backbones: their settings, shapes and costs, without torch."""

@@ -1,0 +1,62 @@
+"""The family of backbones: networks from images to embeddings."""
+
+from typing import Annotated, Any, ClassVar, NamedTuple
+
+from pydantic import PositiveFloat, PositiveInt
+
+from manyfaces.configs.kinds import Kind
+from manyfaces.configs.node import RESULTS, TENSORS, Decides
+
+Channels = tuple[float, float, float]
+
+
+class Cost(NamedTuple):
+    """What one backbone costs. A multiply-add counts once, as in the published tables (IResNet-50
+    6.3 G, IResNet-100 12.1 G, ViT-T/S/B/L 1.5 / 5.7 / 11.4 / 25.3 G at 112 x 112)."""
+
+    parameters: int
+    """All parameters."""
+    multiply_adds: int
+    """Multiply-adds of one image's forward pass."""
+    activations: int
+    """Activation elements of one image that are kept for backward."""
+
+
+class Backbone(Kind):
+    """A network from images to embeddings.
+
+    `target` is a `torch.nn.Module`, made with the fields and `image_hw`, (height, width) in pixels.
+    """
+
+    folder: ClassVar[str] = "manyfaces.configs.backbones"
+    decides: ClassVar[Decides] = TENSORS
+    checkpointed_share: ClassVar[float] = 1.0
+    """Share of the activations that activation checkpointing leaves."""
+
+    embedding_dim: PositiveInt = 512
+    """Numbers of an embedding."""
+    pixel_mean: Annotated[Channels, RESULTS] = (127.5, 127.5, 127.5)
+    """Subtracted from the pixels (0 to 255) of each channel, red first, before the network sees
+    them."""
+    pixel_std: Annotated[tuple[PositiveFloat, PositiveFloat, PositiveFloat], RESULTS] = (
+        127.5,
+        127.5,
+        127.5,
+    )
+    """What that difference is divided by."""
+    init: Annotated[str | None, RESULTS] = None
+    """Weights to start from: a run, a checkpoint, or a file of weights (`.safetensors`, `.pth`)."""
+
+    def cost(self, image_hw: tuple[int, int]) -> Cost:
+        """What the backbone costs on images of this height and width."""
+        raise NotImplementedError
+
+    def arguments(self) -> dict[str, Any]:
+        """What `target` is called with, besides the image's size."""
+        elsewhere = ("pixel_mean", "pixel_std", "init")
+        return {k: v for k, v in super().arguments().items() if k not in elsewhere}
+
+
+def half(px: int) -> int:
+    """Pixels that a convolution of stride 2 leaves of so many."""
+    return (px + 1) // 2

@@ -1,0 +1,60 @@
+"""Backbone vit: the vision transformers that InsightFace trains for faces
+(`recognition/arcface_torch/backbones/vit.py`)."""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from manyfaces.configs.backbones.backbone import Backbone, Cost
+from manyfaces.configs.node import RESULTS
+
+
+@dataclass(frozen=True)
+class ViTShape:
+    width: int
+    depth: int
+    heads: int = 8
+    patch_px: int = 9
+    mlp_ratio: int = 4
+
+
+ViTSize = Literal["tiny", "small", "base", "large", "huge"]
+VIT: dict[str, ViTShape] = {
+    "tiny": ViTShape(256, 12),
+    "small": ViTShape(512, 12),
+    "base": ViTShape(512, 24),
+    "large": ViTShape(768, 24),
+    "huge": ViTShape(1024, 48),
+}
+
+
+class ViT(Backbone):
+    """Transformers, for the largest datasets."""
+
+    kind: Literal["vit"] = "vit"
+    target: ClassVar[str] = "manyfaces.models.backbones.vit.ViT"
+    checkpointed_share: ClassVar[float] = 0.125
+
+    size: ViTSize = "base"
+    drop_path: Annotated[float, Field(ge=0, lt=1), RESULTS] = 0.1
+    """Largest rate of stochastic depth, growing linearly with depth."""
+    mask_ratio: Annotated[float, Field(ge=0, lt=1), RESULTS] = 0.1
+    """Share of tokens hidden in training."""
+
+    def cost(self, image_hw: tuple[int, int]) -> Cost:
+        shape, dim = VIT[self.size], self.embedding_dim
+        width = shape.width
+        tokens = (image_hw[0] // shape.patch_px) * (image_hw[1] // shape.patch_px)
+        patch = 3 * shape.patch_px**2
+        block = (4 + 2 * shape.mlp_ratio) * width * width
+        parameters = (
+            patch * width + width + tokens * width + width
+        )  # patches, positions, mask token
+        parameters += shape.depth * (block + (2 * 2 + 1 + shape.mlp_ratio + 1) * width) + 2 * width
+        parameters += tokens * width * width + 2 * width + width * dim + 2 * dim
+        multiply_adds = tokens * patch * width
+        multiply_adds += shape.depth * (tokens * block + 2 * tokens * tokens * width)
+        multiply_adds += tokens * width * width + width * dim
+        activations = tokens * ((8 + 2 * shape.mlp_ratio) * width + 2 * shape.heads * tokens)
+        return Cost(parameters, multiply_adds, shape.depth * activations)

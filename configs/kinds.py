@@ -1,0 +1,154 @@
+"""Kinds: what the configuration chooses by a `kind` word, each declared once by one schema class.
+
+A family (margins, backbones, orders ...) is a subclass of `Kind`; its kinds are subclasses of it
+with a `kind: Literal["word"] = "word"`. A field of the tree is typed by the family, and takes each
+of its kinds: those in the modules of the family's folder, and those that a program has defined
+besides. Nothing else lists them.
+"""
+
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+
+from pydantic import Field, GetCoreSchemaHandler
+from pydantic_core import CoreSchema, PydanticCustomError, SchemaValidator, core_schema
+
+from manyfaces.configs.errors import UserError
+from manyfaces.configs.node import NOTHING, Node
+
+Scalar = bool | int | float | str
+
+
+class Kind(Node):
+    """One of several ways to do a thing. A family sets `folder`, a kind `kind` and `target`."""
+
+    folder: ClassVar[str]
+    """The package whose modules declare the family's kinds."""
+    target: ClassVar[str]
+    """Dotted name of what the kind builds; a name, so that the configuration imports nothing
+    heavy."""
+    usual_order: ClassVar[tuple[str, ...]] = ()
+    """Words of the family in the order in which a list has them. A kind that is added to a list by
+    its word alone goes to its place in this order, one that is not named here to the end."""
+
+    @classmethod
+    def word(cls) -> str | None:
+        """The `kind` word; None for a family."""
+        info = cls.model_fields.get("kind")
+        return get_args(info.annotation)[0] if info is not None else None
+
+    @classmethod
+    def kinds(cls) -> tuple[type[Self], ...]:
+        """The kinds of the family, in the order of their words; of a kind, itself."""
+        if cls.word() is not None:
+            return (cls,)
+        _import_folder(cls.folder)
+        return tuple(sorted(_leaves(cls), key=lambda leaf: str(leaf.word())))
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        # Pydantic has not collected the fields of the class yet; a mixin may declare the word.
+        if any("kind" in vars(each).get("__annotations__", {}) for each in cls.__mro__):
+            return handler(source)
+        return core_schema.no_info_plain_validator_function(cls._validate)
+
+    @classmethod
+    def _validate(cls, value: Any) -> Any:
+        if isinstance(value, cls):
+            return value
+        if isinstance(value, str):  # the word alone
+            value = {"kind": value}
+        return _union(cls, cls.kinds()).validate_python(value)
+
+    def check(self, config: Any) -> None:
+        """Raise `ValueError` for what this kind does not go with in the whole tree."""
+
+    def arguments(self) -> dict[str, Any]:
+        """What `target` is called with: the fields by name."""
+        return {name: getattr(self, name) for name in type(self).model_fields if name != "kind"}
+
+    def build(self, **more: Any) -> Any:
+        """`target`, called with the fields and with `more`. Raises `UserError` where a file of the
+        person's own does not hold it."""
+        return imported(self.target)(**self.arguments(), **more)
+
+
+class Custom(Node):
+    """Mixed into the kind `custom` of a family: a class of one's own in a file."""
+
+    kind: Literal["custom"] = "custom"
+    file: Annotated[str, NOTHING]
+    """Python file that every worker sees. Its SHA-256 is a part of the run's identity."""
+    name: str
+    """The class in it."""
+    parameters: dict[str, Scalar | list[Scalar]] = Field(default_factory=dict)
+    """What it is made with."""
+
+    base: ClassVar[str]
+    """Dotted name of the class that it is derived from."""
+
+    def build(self, **more: Any) -> Any:
+        """An object of the class. Raises `UserError` for a file that does not hold it."""
+        path, where = Path(self.file), f"{self.file}: {self.name}({', '.join(self.parameters)})"
+        if not path.is_file():
+            raise UserError(f"{path}: no such file; every worker must see it")
+        spec = importlib.util.spec_from_file_location(f"manyfaces_custom_{path.stem}", path)
+        if spec is None or spec.loader is None:
+            raise UserError(f"{path}: expected Python in a file that ends in .py")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        try:
+            spec.loader.exec_module(module)
+            made = getattr(module, self.name)
+            accepted = inspect.signature(made).parameters
+            takes_all = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
+            given = {name: what for name, what in more.items() if takes_all or name in accepted}
+            built = made(**self.parameters, **given)
+        except Exception as error:  # whatever a person's own code does
+            raise UserError(f"{where}: {type(error).__name__}: {error}") from error
+        if not isinstance(built, imported(self.base)):
+            raise UserError(f"{where} is a {type(built).__name__}; derive it from {self.base}")
+        return built
+
+
+def imported(name: str) -> Any:
+    """The object with this dotted name."""
+    module, _, attribute = name.rpartition(".")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def families(annotation: Any) -> list[type[Kind]]:
+    """The families, or single kinds, that an annotation names."""
+    if isinstance(annotation, type) and issubclass(annotation, Kind):
+        return [annotation]
+    return [family for part in get_args(annotation) for family in families(part)]
+
+
+@cache
+def _import_folder(package: str) -> None:
+    for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
+        importlib.import_module(f"{package}.{module.name}")
+
+
+def _leaves(family: type[Kind]) -> Iterator[type[Any]]:
+    for child in family.__subclasses__():
+        if child.word() is not None:
+            yield child
+        yield from _leaves(child)
+
+
+@cache
+def _union(family: type[Kind], leaves: tuple[type[Kind], ...]) -> SchemaValidator:
+    choices: dict[str, CoreSchema] = {}
+    for leaf in leaves:
+        word = str(leaf.word())
+        if word in choices:
+            raise PydanticCustomError("kind_twice", f"two classes are kind {word}: rename one")
+        choices[word] = leaf.__pydantic_core_schema__
+    return SchemaValidator(core_schema.tagged_union_schema(choices, discriminator="kind"))

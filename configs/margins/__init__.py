@@ -1,0 +1,1 @@
+"""Kinds of margins; the docstring of each says when to use it."""

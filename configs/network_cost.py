@@ -1,0 +1,93 @@
+"""What the network costs one worker in a step, without torch: memory, operations, bytes sent.
+
+Letters: W workers, B images of a step. ZeRO is arXiv 1910.02054.
+"""
+
+from dataclasses import dataclass
+from math import ceil
+
+from manyfaces.configs.schema import Config
+
+FP32 = 4
+
+
+@dataclass(frozen=True)
+class NetworkCost:
+    """What the network costs, by the formulas beside them. Bytes are of the fullest worker unless
+    a field says otherwise."""
+
+    parameters: int
+    """Parameters of the network, which all workers share."""
+    multiply_adds: int
+    """Multiply-adds of one image's forward pass."""
+    flops: int
+    """Operations of a step, over all workers."""
+    weight_bytes: int
+    gradient_bytes: int
+    optimizer_bytes: int
+    activation_bytes: int
+    wire_bytes: int
+    """Bytes of gradients and weights that a worker sends in a step."""
+    checkpoint_bytes: int
+    """Bytes of weights and optimiser states in a checkpoint, whole."""
+
+    @property
+    def memory_bytes(self) -> int:
+        """Memory of one worker, all together."""
+        state = self.weight_bytes + self.gradient_bytes + self.optimizer_bytes
+        return state + self.activation_bytes
+
+
+def network_cost(config: Config, world_size: int) -> NetworkCost:
+    """The cost of the network on so many workers."""
+    batch, image_hw = config.train.batch_size, config.data.image_hw
+    cost = config.model.cost(image_hw)
+    weights, stage = cost.parameters * FP32, config.engine.zero_stage
+    states = config.train.optimizer.num_states * weights
+    bf16 = config.train.precision == "bfloat16"
+    checkpointing = config.engine.activation_checkpointing
+
+    # Stage 1 keeps 1/W of the optimiser's states, stage 2 of the gradients too, stage 3 of the
+    # weights too (section 5). DeepSpeed's stages 1 and up also step a float32 copy of their 1/W of
+    # the weights (`single_partition_of_fp32_groups`); autocast keeps the weights in 16 bits for
+    # the backward.
+    def sharded(size: int, from_stage: int) -> int:
+        return ceil(size / world_size) if stage >= from_stage else size
+
+    stepped_copy = sharded(weights, 1) if stage >= 1 else 0
+    autocast_copy = weights // 2 if bf16 else 0
+    # Backward is two forwards: towards inputs and towards weights. A checkpointed block runs
+    # forward twice.
+    passes = 4 if checkpointing else 3
+    kept = config.model.checkpointed_share if checkpointing else 1.0
+    item = 2 if bf16 else FP32
+    return NetworkCost(
+        parameters=cost.parameters,
+        multiply_adds=cost.multiply_adds,
+        flops=passes * 2 * cost.multiply_adds * batch,
+        weight_bytes=sharded(weights, 3) + autocast_copy,
+        gradient_bytes=sharded(weights, 2),
+        optimizer_bytes=sharded(states, 1) + stepped_copy,
+        activation_bytes=round(kept * cost.activations * ceil(batch / world_size) * item),
+        wire_bytes=_wire_bytes(weights, stage, world_size, bf16),
+        checkpoint_bytes=weights + states,
+    )
+
+
+def _wire_bytes(weights: int, stage: int, world_size: int, bf16: bool) -> int:
+    """Bytes that a worker sends in a step.
+
+    A ring (Patarasuk, Yuan 2009) sends (W-1)/W of the buffer for a reduce-scatter or an all-gather,
+    twice that for an all-reduce. Stage 0 all-reduces float32 gradients; from stage 1 they are
+    reduced to their owner, in 16 bits under autocast (DeepSpeed's `torch_autocast` gives Linear and
+    Conv weights that dtype), and the stepped weights gathered, at stage 3 once more for the
+    backward.
+    """
+
+    def ring(size: int) -> int:
+        return size * (world_size - 1) // world_size
+
+    if stage == 0:
+        return 2 * ring(weights)
+    gathers = 2 if stage == 3 else 1
+    return ring(weights // 2 if bf16 else weights) + gathers * ring(weights)

@@ -1,0 +1,1 @@
+"""Kinds of objectives: what is optimised."""

@@ -1,0 +1,1 @@
+"""Kinds of optimisers of the network."""

@@ -1,0 +1,1 @@
+"""Kinds of orders: which samples make a batch."""

@@ -1,0 +1,1 @@
+"""Kinds of protocols: what a network is evaluated by."""

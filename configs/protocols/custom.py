@@ -1,0 +1,16 @@
+"""Protocol custom: one of your own."""
+
+from typing import ClassVar
+
+from manyfaces.configs.kinds import Custom
+from manyfaces.configs.protocols.protocol import Protocol
+
+
+class CustomProtocol(Custom, Protocol):
+    """A protocol of your own: a class in a file."""
+
+    base: ClassVar[str] = "manyfaces.train.protocols.protocol.Protocol"
+    paths: ClassVar[tuple[str, ...]] = ("file",)
+
+    def called(self) -> str:
+        return self.result_name or self.name

@@ -1,0 +1,39 @@
+"""The family of protocols: what a network is evaluated by."""
+
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Self
+
+from pydantic import Field
+
+from manyfaces.configs.kinds import Kind
+from manyfaces.configs.node import NOTHING, Decides
+
+
+class Protocol(Kind):
+    """What a network is evaluated by: which images are embedded, and what the embeddings are worth.
+
+    `target` is a subclass of `manyfaces.train.protocols.protocol.Protocol`, made with the fields.
+    """
+
+    folder: ClassVar[str] = "manyfaces.configs.protocols"
+    decides: ClassVar[Decides] = NOTHING
+    paths: ClassVar[tuple[str, ...]] = ()
+    """Fields that hold the path of a file, which every worker must see."""
+
+    result_name: Annotated[str, Field(pattern="^[^/]+$")] | None = None
+    """What its result is called in metrics, tables and plots; null is named after its file."""
+
+    def called(self) -> str:
+        """What its result is called."""
+        return self.result_name or str(self.word())
+
+    def absolute(self) -> Self:
+        """The same with absolute paths, as workers may stand in another folder than the person
+        did."""
+        return self.model_copy(
+            update={name: str(Path(getattr(self, name)).absolute()) for name in self.paths}
+        )
+
+    def arguments(self) -> dict[str, Any]:
+        """What `target` is called with: the fields but for `result_name`."""
+        return {name: value for name, value in super().arguments().items() if name != "result_name"}

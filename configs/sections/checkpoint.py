@@ -1,0 +1,18 @@
+"""Section `checkpoint`: how often checkpoints are written, and how many are kept."""
+
+from typing import ClassVar
+
+from pydantic import PositiveInt
+
+from manyfaces.configs.node import NOTHING, Decides, Node
+
+
+class Checkpoint(Node):
+    """How often checkpoints are written, and how many are kept."""
+
+    decides: ClassVar[Decides] = NOTHING
+
+    every_steps: PositiveInt = 1000
+    """Steps between checkpoints; the last step always has one."""
+    keep: PositiveInt = 3
+    """How many of the newest checkpoints are kept."""

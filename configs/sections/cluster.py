@@ -1,0 +1,46 @@
+"""Section `cluster`: where the workers run."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from manyfaces.configs.node import NOTHING, Decides, Node
+
+
+class Elastic(Node):
+    """A number of workers that may change while the run goes on."""
+
+    min: PositiveInt
+    """Fewest workers the run goes on with."""
+    max: PositiveInt
+    """Most workers it takes."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Elastic":
+        if self.min > self.max:
+            raise ValueError(f"min {self.min} is above max {self.max}")
+        return self
+
+
+class Cluster(Node):
+    """Where the workers run; it may change when a run is resumed."""
+
+    decides: ClassVar[Decides] = NOTHING
+
+    launcher: Literal["ray", "process"] = "ray"
+    """Ray Train, or this one process (for debugging; under torchrun its processes are used)."""
+    address: str | None = None
+    """Ray cluster to join: `auto` or HOST:PORT; none starts a local one."""
+    workers: PositiveInt | Elastic | Literal["auto"] = "auto"
+    """Number of processes; `{min, max}` is elastic; `auto` is one for each GPU, and without GPUs
+    two if there are the cores."""
+    threads_per_worker: PositiveInt = 1
+    """torch's CPU threads; results on CPU are bit-exact only at equal numbers."""
+    gpus_per_worker: Literal["auto", 0, 1] = "auto"
+    """GPUs of each worker; `auto` is one where the machine has any."""
+    max_failures: Annotated[int, Field(ge=-1)] = 3
+    """How often the run is restarted after lost workers; -1 is without end."""
+    step_timeout_s: PositiveFloat = 1800.0
+    """A step that takes longer ends its worker, naming rank and phase."""
+    schedule_timeout_s: PositiveFloat = 300.0
+    """Longest wait for the workers' resources."""

@@ -1,0 +1,35 @@
+"""Section `train`: batches, passes, optimiser, schedule, precision."""
+
+from typing import Literal
+
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+
+from manyfaces.configs.node import Node
+from manyfaces.configs.optimizers.optimizer import Optimizer
+from manyfaces.configs.optimizers.sgd import SGD
+
+
+class Schedule(Node):
+    """Linear warm-up from 0, then decay to 0 at the last sample. Counted in samples, so that the
+    world size does not matter."""
+
+    kind: Literal["polynomial", "cosine"] = "polynomial"
+    power: PositiveFloat = 2.0
+    """Power of the polynomial; InsightFace uses 2."""
+    warmup_epochs: NonNegativeFloat = 0.0
+
+
+class Train(Node):
+    batch_size: PositiveInt = 128
+    """Images of a step over all workers."""
+    epochs: PositiveFloat = 20.0
+    """Passes over the dataset; rounded up to whole steps."""
+    optimizer: Optimizer = SGD()
+    schedule: Schedule = Schedule()
+    clip_norm: PositiveFloat = 5.0
+    """Largest norm of the network's gradient, as InsightFace clips."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16 is autocast: weights, BatchNorm and the head stay float32."""
+    sync_batchnorm: bool = False
+    """BatchNorm over all workers; needed for results that do not depend on the number of
+    workers."""

@@ -1,0 +1,1 @@
+"""Kinds of transforms: random changes of an image."""

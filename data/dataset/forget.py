@@ -1,0 +1,118 @@
+"""Add people and images to what is forgotten in a dataset folder: see `forgotten.py`."""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from manyfaces.configs.errors import UserError
+from manyfaces.configs.files import write_atomic
+from manyfaces.data.dataset.forgotten import Forgotten, read_forgotten_part
+from manyfaces.data.dataset.manifest import FORGOTTEN, IDENTITIES
+from manyfaces.data.dataset.names import identity_names
+from manyfaces.data.dataset.part import Part
+from manyfaces.data.dataset.sample import scan
+from manyfaces.data.parallel import run_parallel
+from manyfaces.data.store.remote import Remote
+
+
+def forget(
+    part: Part, identities: Sequence[str], keys: Sequence[str], processes: int | None = None
+) -> Forgotten:
+    """Add identities (class ids, or names of `identities.txt`) and samples (`KEY` or `SHARD:KEY`)
+    to what is forgotten; returns all that is forgotten then.
+
+    An identity whose last sample goes is forgotten too. Raises `UserError` naming each that is not
+    there; then nothing is changed.
+    """
+    known = read_forgotten_part(part)
+    classes = np.union1d(known.identities, _class_ids(part, identities))
+    samples = np.union1d(known.samples, _rows(part, keys, processes))
+    touched = np.setdiff1d(np.unique(part.identity_N[samples]).astype(np.int64), classes)
+    if len(touched):  # whether any sample of theirs is left
+        of_theirs = np.flatnonzero(np.isin(part.identity_N, touched))
+        left = np.unique(part.identity_N[np.setdiff1d(of_theirs, samples)])
+        classes = np.union1d(classes, np.setdiff1d(touched, left))
+    told = {
+        "index_sha256": part.manifest.index_sha256,
+        "identities": classes.tolist(),
+        "samples": samples.tolist(),
+    }
+    body = json.dumps(told) + "\n"
+    if part.remote is not None and part.remote.with_index:
+        Remote(part.remote.url, part.remote.patience_s).write(FORGOTTEN, body.encode())
+    write_atomic(part.path / FORGOTTEN, body)
+    return Forgotten(samples, classes)
+
+
+def _class_ids(part: Part, identities: Iterable[str]) -> NDArray[np.int64]:
+    """The numbers of these identities in the part; a name is looked for before a number is taken
+    for a class id."""
+    wanted = list(dict.fromkeys(identities))
+    with identity_names(part) as lines:
+        wanted_set = set(wanted)
+        found = {
+            name: number
+            for number, line in enumerate(lines)
+            if (name := line.rstrip("\n")) in wanted_set
+        }
+    limit = part.manifest.num_identities
+    found |= {
+        w: int(w)
+        for w in wanted
+        if w not in found and re.fullmatch(r"[0-9]{1,18}", w) and int(w) < limit
+    }
+    if missing := [w for w in wanted if w not in found]:
+        raise UserError(
+            f"{part.path}: no identity {', '.join(missing[:5])}; give class ids in [0, {limit}) "
+            f"or names of {IDENTITIES}"
+        )
+    return np.array([found[w] for w in wanted], np.int64)
+
+
+def _rows(part: Part, keys: Iterable[str], processes: int | None) -> NDArray[np.int64]:
+    """The rows of the samples with these keys. Keys are in the shards only: the headers of all
+    shards are read, or of those that the keys name."""
+    wanted = {re.sub(r"\.jpe?g$", "", key) for key in keys}
+    if not wanted:
+        return np.empty(0, np.int64)
+    if part.remote is not None:
+        raise UserError(
+            f"{part.remote.url}: keys stand in the shards only; forget them in a local copy and "
+            f"put its {FORGOTTEN} there"
+        )
+    names = [shard.name for shard in part.manifest.shards]
+    named = {key.split(":", 1)[0] for key in wanted if ":" in key}
+    some_bare = any(":" not in key for key in wanted)
+    shards = [n for n, name in enumerate(names) if name in named or some_bare]
+    tasks = [partial(_rows_of, part.shard_path(n), names[n], wanted) for n in shards]
+    found = run_parallel(
+        tasks, [part.manifest.shards[n].samples for n in shards], "looking for keys", processes
+    )
+    if missing := sorted(wanted - {key for rows in found for key, _ in rows}):
+        shown = ", ".join(missing[:5])
+        if len(missing) > 5:
+            shown += f" and {len(missing) - 5} more"
+        raise UserError(
+            f"{part.path}: no sample with key {shown}; give one key a line, KEY or SHARD:KEY as "
+            "`tar -t` lists them"
+        )
+    first = np.cumsum(part.samples_per_shard) - part.samples_per_shard
+    return np.unique(
+        [int(first[n]) + row for n, rows in zip(shards, found, strict=True) for _, row in rows]
+    ).astype(np.int64)
+
+
+def _rows_of(shard: Path, name: str, wanted: set[str]) -> list[tuple[str, int]]:
+    """(wanted key, row in the shard) of each sample that is one; a bare key may be in several
+    shards."""
+    return [
+        (key, row)
+        for row, sample in enumerate(scan(shard))
+        for key in (sample.key, f"{name}:{sample.key}")
+        if key in wanted
+    ]

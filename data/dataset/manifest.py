@@ -1,0 +1,73 @@
+"""`manyfaces.json`, the manifest of a dataset folder: what its shards must be. Here are also the
+names of the files that stand beside it."""
+
+import functools
+import hashlib
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from manyfaces.configs.errors import UserError
+
+MANIFEST = "manyfaces.json"
+INDEX = "index.arrow"
+FORGOTTEN = "forgotten.json"
+IDENTITIES = "identities.txt"
+
+
+@dataclass(
+    frozen=True,
+    slots=True,
+    # 260 million samples have 30,000 of these: as pydantic models they would take 20 MB of each
+    # process
+)
+class Shard:
+    """What one shard file must be."""
+
+    name: str
+    bytes: int
+    samples: int
+    sha256: str
+
+
+class Manifest(BaseModel):
+    """The content of `manyfaces.json`."""
+
+    model_config = ConfigDict(frozen=True)
+    format: Literal[1] = 1
+    num_images: int
+    num_identities: int
+    image_px: tuple[int, int] | None
+    """(height, width) that all images share; null where they differ."""
+    template: str | None = None
+    """How faces are aligned, if known: "arcface-112" is InsightFace's five-point template."""
+    index_sha256: str
+    shards: tuple[Shard, ...]
+    shards_url: str | None = None
+    """Where the shards are, if not beside this file."""
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Digest of every byte that training sees; a copy elsewhere or under other shard names has
+        the same."""
+        parts = [
+            str(self.num_images),
+            str(self.num_identities),
+            self.index_sha256,
+            *(s.sha256 for s in self.shards),
+        ]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def parse_manifest(body: bytes, where: str) -> Manifest:
+    """The manifest in the bytes of a `manyfaces.json` of the folder or URL `where`. Raises
+    `UserError` naming the first field that is wrong."""
+    try:
+        return Manifest.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        raise UserError(
+            f"{where}/{MANIFEST}: {field}: {first['msg']}; run `manyfaces data index {where}`"
+        ) from error

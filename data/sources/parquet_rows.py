@@ -1,0 +1,242 @@
+"""Rows of parquet files with image bytes and a label column (`datasets` features Image and
+ClassLabel).
+
+An image is a struct {bytes, path} or plain binary; labels are integers (named in the schema's
+"huggingface" metadata) or texts.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from manyfaces.configs.errors import UserError
+from manyfaces.data.sources.source import Dropped
+from manyfaces.data.sources.text_column import TextColumn
+
+LABEL_NAMES = {"label", "labels", "identity", "identity_id", "person", "person_id", "subject"}
+LABEL_NAMES |= {
+    "subject_id",
+    "class",
+    "class_id",
+    "cls",
+    "target",
+    "celeb_id",
+    "fine_label",
+    "name",
+}
+_BATCH_ROWS = 64
+
+
+class RowAt(NamedTuple):
+    """The place of an image in one row of a file; the row is counted from the start of its row
+    group."""
+
+    path: str
+    group: int
+    row: int
+    column: str
+
+    def __str__(self) -> str:
+        return f"{self.path}:row group {self.group}, row {self.row}"
+
+    def read(self) -> bytes:
+        """Read the image's bytes; it is cheap where rows are read in their order. Raises
+        `Dropped`."""
+        blob = _cursor(self.path, self.group, self.column).get(self.row)
+        if not blob:
+            raise Dropped("no image bytes in the row")
+        return blob
+
+
+@dataclass(frozen=True)
+class Rows:
+    """All rows of the files, as columns."""
+
+    identities: list[str]
+    label_N: NDArray[np.int32]
+    group_N: NDArray[np.int32]
+    """Row groups counted over all files."""
+    first_G: NDArray[np.int64]
+    """The first row of each row group."""
+    place_G: list[tuple[Path, int]]
+    """File and number in it of each row group."""
+    names: TextColumn
+    """The image's path in the dataset it comes from; "" where it has none."""
+    image_column: str
+
+
+class _Cursor:
+    """A pass through one column of a row group, which holds few rows; going back starts again."""
+
+    def __init__(self, path: str, group: int, column: str) -> None:
+        self.place = path, group, column
+        self.rewind()
+
+    def rewind(self) -> None:
+        path, group, column = self.place
+        # Without these two a whole row group would be held, which may be a whole file.
+        file = pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
+        kind = file.schema_arrow.field(column).type
+        leaf = f"{column}.bytes" if pa.types.is_struct(kind) else column
+        self.batches: Iterator[Any] = file.iter_batches(
+            _BATCH_ROWS, row_groups=[group], columns=[leaf], use_threads=False
+        )
+        self.start, self.values = 0, pa.array([])
+
+    def get(self, row: int) -> bytes | None:
+        if row < self.start:
+            self.rewind()
+        while row >= self.start + len(self.values):
+            self.start += len(self.values)
+            column = next(self.batches).column(0)
+            self.values = column.field("bytes") if pa.types.is_struct(column.type) else column
+        value: bytes | None = self.values[row - self.start].as_py()
+        return value
+
+
+@lru_cache(1)
+def _cursor(path: str, group: int, column: str) -> _Cursor:
+    return _Cursor(path, group, column)
+
+
+def read_rows(
+    paths: Sequence[Path], image_column: str | None = None, label_column: str | None = None
+) -> Rows:
+    """Read labels and names of all rows; images are not touched.
+
+    Raises `UserError` for a file that is no parquet, columns that are missing or not clear, and a
+    row without a label (file and row).
+    """
+    schema = _open(paths[0]).schema_arrow
+    image = image_column or _only(
+        paths[0], "image", [f.name for f in schema if _is_image(f.type)], schema
+    )
+    possible = [f.name for f in schema if _is_label(f.type) and f.name != image]
+    usual = [name for name in possible if name.lower() in LABEL_NAMES]
+    label = label_column or _only(paths[0], "label", usual or possible, schema)
+    codes: dict[object, int] = {}
+    place_G: list[tuple[Path, int]] = []
+    labels, groups, names = [], [], TextColumn()
+    for path in paths:
+        file = _open(path)
+        _require_column(path, file.schema_arrow, image, _is_image, "image bytes")
+        _require_column(path, file.schema_arrow, label, _is_label, "integers or texts")
+        for group in range(file.num_row_groups):
+            read = _read_group(path, file, group, image, label)
+            if not read.names:
+                continue
+            label_codes = [codes.setdefault(value, len(codes)) for value in read.values]
+            labels.append(np.array(label_codes, np.int32)[read.value_N])
+            groups.append(np.full(len(read.value_N), len(place_G), np.int32))
+            place_G.append((path, group))
+            for name in read.names:
+                names.append(name or "")
+    if not place_G:
+        raise UserError(f"{paths[0].parent}: no rows in {len(paths)} parquet files")
+    group_N = np.concatenate(groups)
+    first_G = np.searchsorted(group_N, np.arange(len(place_G)))
+    identities = _identity_names(paths[0], schema, label, list(codes))
+    return Rows(identities, np.concatenate(labels), group_N, first_G, place_G, names, image)
+
+
+class _Group(NamedTuple):
+    """Labels and names of one row group."""
+
+    values: list[object]
+    """The labels that occur."""
+    value_N: NDArray[np.int64]
+    """The label of each row, as a row of `values`."""
+    names: list[str | None]
+
+
+def _read_group(path: Path, file: Any, group: int, image: str, label: str) -> _Group:
+    kind = file.schema_arrow.field(image).type
+    has_path = pa.types.is_struct(kind) and kind.get_field_index("path") >= 0
+    columns = [label, f"{image}.path"] if has_path else [label]
+    table = file.read_row_group(group, columns=columns, use_threads=False)
+    if table.num_rows == 0:
+        return _Group([], np.empty(0, np.int64), [])
+    values = table[label].combine_chunks()
+    if not pa.types.is_dictionary(values.type):
+        values = values.dictionary_encode()
+    if values.null_count:
+        row = values.is_null().index(True).as_py()
+        raise UserError(
+            f"{path}: row group {group}, row {row}: column {label!r} is empty; every row needs a "
+            "label"
+        )
+    names: list[str | None] = [""] * len(values)
+    if has_path:
+        names = table[image].combine_chunks().field("path").to_pylist()
+    return _Group(values.dictionary.to_pylist(), values.indices.to_numpy(), names)
+
+
+def _require_column(
+    path: Path, schema: Any, name: str, fits: Callable[[Any], bool], what: str
+) -> None:
+    if name not in schema.names or not fits(schema.field(name).type):
+        raise UserError(f"{path}: no column {name!r} of {what}; it has {_columns(schema)}")
+
+
+def _open(path: Path) -> Any:
+    try:
+        return pq.ParquetFile(path)
+    except pa.ArrowException as error:
+        raise UserError(
+            f"{path}: not a whole parquet file ({str(error).splitlines()[0]}); fetch it again"
+        ) from error
+
+
+def _is_image(kind: Any) -> bool:
+    if pa.types.is_struct(kind):
+        return kind.get_field_index("bytes") >= 0 and _is_image(kind.field("bytes").type)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _is_label(kind: Any) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(
+        pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    )
+
+
+def _columns(schema: Any) -> str:
+    return ", ".join(f"{field.name} ({field.type})" for field in schema)
+
+
+def _only(path: Path, what: str, candidates: list[str], schema: Any) -> str:
+    """The one candidate. Raises `UserError` where there are several or none."""
+    if len(candidates) == 1:
+        return candidates[0]
+    found = f"no column looks like the {what}"
+    if candidates:
+        found = f"{len(candidates)} columns could be the {what} ({', '.join(candidates)})"
+    raise UserError(f"{path}: {found}; name it with --{what}-column. Columns: {_columns(schema)}")
+
+
+def _identity_names(path: Path, schema: Any, label: str, values: list[object]) -> list[str]:
+    """A ClassLabel's names, else the values themselves. Raises `UserError` for a number that is no
+    class (-1 says: no label)."""
+    told = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    feature = told.get("info", {}).get("features", {}).get(label)
+    classes = feature.get("names") if isinstance(feature, dict) else None
+    identities = []
+    for value in values:
+        if not isinstance(value, int):
+            identities.append(str(value))
+            continue
+        if value < 0 or (classes and value >= len(classes)):
+            raise UserError(
+                f"{path.parent}: column {label!r} holds {value}, which is no class; leave out rows "
+                "without a label"
+            )
+        identities.append(classes[value] if classes else str(value))
+    return identities

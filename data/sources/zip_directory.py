@@ -1,0 +1,172 @@
+"""Zip archives read in place: the central directory as a stream of entries, and one member at its
+offset.
+
+Python's `zipfile` makes an object of every member when it opens; an archive of WebFace260M has
+millions. The layout is that of PKWARE APPNOTE 6.3.10.
+"""
+
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from manyfaces.configs.errors import UserError
+from manyfaces.data.sources.read_at import read_at
+from manyfaces.data.sources.source import Dropped
+
+STORED, DEFLATED = 0, 8
+FLAG_ENCRYPTED, FLAG_UTF8 = 0x1, 0x800
+# Signature, flags, method, CRC, stored size, full size, bytes of name, extra field and comment,
+# offset of the local header.
+_ENTRY = struct.Struct("<4s4xHH4xLLLHHH8xL")
+# Signature, number of this disk, entries, bytes and offset of the directory.
+_END = struct.Struct("<4sH4xHLL2x")
+# Signature, entries, bytes and offset of the directory.
+_END64 = struct.Struct("<4s28xQQQ")
+# Signature, offset of the zip64 end of directory.
+_LOCATOR = struct.Struct("<4s4xQ4x")
+_LOCAL_BYTES, _COMMENT_BYTES = 30, 1 << 16
+_FULL = 0xFFFFFFFF
+"""Stands in a 32-bit field whose number is in the zip64 extra field."""
+
+
+class Entry(NamedTuple):
+    """One line of the central directory."""
+
+    name: str
+    offset: int
+    """Where the member's local header begins."""
+    size: int
+    """Bytes as stored."""
+    method: int
+    """The compression method; -1 where the member is encrypted."""
+    crc: int
+
+
+class MemberAt(NamedTuple):
+    """The place of an image that is one member of an archive."""
+
+    path: str
+    entry: Entry
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.entry.name}"
+
+    def read(self) -> bytes:
+        """Read and unpack the member. Raises `Dropped`."""
+        _, offset, size, method, crc = self.entry
+        if method < 0:
+            raise Dropped("an encrypted zip member")
+        if method not in (STORED, DEFLATED):
+            raise Dropped(f"zip compression method {method}; repack with deflate or none")
+        local = read_at(self.path, offset, _LOCAL_BYTES)
+        if local[:4] != b"PK\x03\x04" or len(local) < _LOCAL_BYTES:
+            raise Dropped("no zip member where the directory has one")
+        name_bytes, extra_bytes = struct.unpack_from("<2H", local, 26)
+        blob = read_at(self.path, offset + _LOCAL_BYTES + name_bytes + extra_bytes, size)
+        if method == DEFLATED:
+            try:
+                blob = zlib.decompress(blob, -zlib.MAX_WBITS)
+            except zlib.error as error:
+                raise Dropped("a zip member that does not unpack") from error
+        if zlib.crc32(blob) != crc:
+            raise Dropped("a zip member whose checksum is wrong")
+        return blob
+
+
+def entries(path: Path) -> Iterator[Entry]:
+    """Go through the archive's members, folders left out. Raises `UserError` for a file that is no
+    whole zip archive."""
+    with path.open("rb") as file:
+        directory = _find_directory(path, file)
+        file.seek(directory.before + directory.start)
+        for number in range(directory.entries):
+            fixed = file.read(_ENTRY.size)
+            if len(fixed) < _ENTRY.size or fixed[:4] != b"PK\x01\x02":
+                raise _not_whole(
+                    path, f"directory entry {number:,} of {directory.entries:,} is none"
+                )
+            entry = _read_entry(fixed, file, directory.before)
+            if not entry.name.endswith("/"):
+                yield entry
+
+
+class _Directory(NamedTuple):
+    """The central directory of an archive."""
+
+    entries: int
+    start: int
+    """Where it begins, counted from the start of the archive."""
+    before: int
+    """Bytes that stand in the file before the archive, as in a self-extracting one."""
+
+
+def _find_directory(path: Path, file: BinaryIO) -> _Directory:
+    size = path.stat().st_size
+    tail_at = max(size - _COMMENT_BYTES - _END.size - _LOCATOR.size - _END64.size, 0)
+    file.seek(tail_at)
+    tail = file.read()
+    end = tail.rfind(b"PK\x05\x06")
+    if end < 0 or len(tail) - end < _END.size:
+        raise _not_whole(path, f"no end of directory in its {size:,} bytes")
+    _, disk, count, length, start = _END.unpack_from(tail, end)
+    directory_end = tail_at + end
+    locator = end - _LOCATOR.size
+    if locator >= 0 and tail[locator : locator + 4] == b"PK\x06\x07":
+        file.seek(_LOCATOR.unpack_from(tail, locator)[1])
+        end64 = file.read(_END64.size)
+        if len(end64) < _END64.size or end64[:4] != b"PK\x06\x06":
+            raise _not_whole(path, "its zip64 end of directory is not where it says")
+        _, count, length, start = _END64.unpack(end64)
+        directory_end = tail_at + locator - _END64.size
+    if disk not in (0, 0xFFFF):
+        raise UserError(
+            f"{path}: one part of a split archive; join the parts first (`zip -s 0 {path.name} "
+            "--out whole.zip`)"
+        )
+    before = directory_end - length - start
+    if before < 0:
+        raise _not_whole(path, "its directory does not fit before its end")
+    return _Directory(count, start, before)
+
+
+def _read_entry(fixed: bytes, file: BinaryIO, before: int) -> Entry:
+    """Read the rest of an entry, whose fixed part has been read from the file."""
+    _, flags, method, crc, stored, full, name_bytes, extra_bytes, comment_bytes, offset = (
+        _ENTRY.unpack(fixed)
+    )
+    rest = file.read(name_bytes + extra_bytes + comment_bytes)
+    if flags & FLAG_UTF8:
+        name = rest[:name_bytes].decode("utf-8", "surrogateescape")
+    else:
+        name = rest[:name_bytes].decode("cp437")
+    if _FULL in (stored, full, offset):
+        extra = rest[name_bytes : name_bytes + extra_bytes]
+        stored, offset = _from_zip64_field(extra, stored, full, offset)
+    if flags & FLAG_ENCRYPTED:
+        method = -1
+    return Entry(name, before + offset, stored, method, crc)
+
+
+def _from_zip64_field(extra: bytes, stored: int, full: int, offset: int) -> tuple[int, int]:
+    """Stored size and offset from the zip64 extra field, which holds those of (full, stored,
+    offset) that are all ones, in this order."""
+    at = 0
+    while at + 4 <= len(extra):
+        kind, length = struct.unpack_from("<2H", extra, at)
+        if kind == 1:
+            numbers = iter(struct.unpack_from(f"<{length // 8}Q", extra, at + 4))
+            if full == _FULL:
+                next(numbers)
+            if stored == _FULL:
+                stored = next(numbers)
+            if offset == _FULL:
+                offset = next(numbers)
+            break
+        at += 4 + length
+    return stored, offset
+
+
+def _not_whole(path: Path, why: str) -> UserError:
+    return UserError(f"{path}: not a whole zip archive ({why}); fetch it again")

@@ -1,0 +1,165 @@
+"""What ranks tell each other of a global batch before a loss over all its embeddings, and how the
+gradient comes back.
+
+Rank r holds samples [r B // W, (r + 1) B // W) of a global batch of B. On the wire each share is
+padded to P = ceil(B / W) places with label -1, so that the collectives are even; the shared batch
+has W P places.
+
+Shapes: N this rank's samples, B the places of the shared batch, D the embedding.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from manyfaces.configs.split import batch_share
+from manyfaces.models.head.collectives import Ranks
+
+SHORTEST_EMBEDDING = 1e-12
+"""Embeddings are divided by no less than this."""
+
+
+class Shared(NamedTuple):
+    """The global batch as every rank holds it, and what this rank needs to return its gradient."""
+
+    unit_BD: Tensor
+    """Unit embeddings, float32, 0 where the label is -1."""
+    labels_B: Tensor
+    """int64: -1 for ignored samples and padding."""
+    valid_B: Tensor
+    """bool: the label is not -1."""
+    counted_B: Tensor
+    """bool: the sample is valid and its weight is not 0."""
+    weights_B: Tensor | None
+    """Weights of the samples' losses, float64, 0 where the label is -1, NaN where they are
+    negative; None where none were given."""
+    norm_B: Tensor
+    """Norms of the embeddings, float64, 1 where the sample is not counted."""
+    last: Tensor
+    """bool []: some rank said that it can make no further step."""
+    own_unit_ND: Tensor
+    """This rank's unit embeddings, float32."""
+    own_norms_N1: Tensor
+    """The norms of this rank's embeddings, float32."""
+    dtype: torch.dtype
+    """Type of the embeddings that were given."""
+
+
+class Exchange:
+    """The collectives of one batch: two all-gathers and one reduce-scatter."""
+
+    def __init__(self, ranks: Ranks, batch_size: int, wire_dtype: torch.dtype) -> None:
+        self.ranks, self.batch_size, self.wire_dtype = ranks, batch_size, wire_dtype
+        self.padded = -(-batch_size // ranks.world_size)
+
+    @property
+    def own_places(self) -> tuple[int, int]:
+        """This rank's first place in the shared batch, and the one after its last sample."""
+        first, after = batch_share(self.batch_size, self.ranks.rank, self.ranks.world_size)
+        start = self.ranks.rank * self.padded
+        return start, start + after - first
+
+    def gather(
+        self,
+        embeddings_ND: Tensor,
+        labels_N: Tensor,
+        *,
+        last: bool,
+        weights_N: Tensor | None = None,
+    ) -> Shared:
+        """Share this rank's embeddings (any float dtype), labels (int64, -1 is ignored), whether it
+        can make no further step, and weights of its samples (any float dtype, used in float32),
+        which all ranks give or none. Raises `ValueError` where their number is not its share."""
+        self._check(embeddings_ND, labels_N, weights_N)
+        local_ND = embeddings_ND.detach().float()
+        norms_N1 = torch.linalg.vector_norm(local_ND, dim=1, keepdim=True)
+        norms_N1 = norms_N1.clamp_(min=SHORTEST_EMBEDDING)
+        # An ignored sample may hold anything, even NaN, and must not reach a sum.
+        unit_ND = torch.where(labels_N[:, None] != -1, local_ND / norms_N1, 0)
+        unit_BD = self.ranks.gather(unit_ND.to(self.wire_dtype), self.padded, 0).float()
+        columns = [labels_N.long(), _bits(norms_N1[:, 0])]
+        if weights_N is not None:
+            columns.append(_bits(weights_N.detach()))
+        (labels_B, norm_bits_B, *weight_bits), last_somewhere = self._tell(columns, last)
+        valid_B = counted_B = labels_B != -1
+        weights_B = None
+        if weight_bits:
+            weights_B = torch.where(valid_B, _numbers(weight_bits[0]), 0.0)
+            weights_B = torch.where(weights_B < 0, torch.nan, weights_B)
+            counted_B = valid_B & (weights_B != 0)
+        return Shared(
+            unit_BD=unit_BD,
+            labels_B=labels_B,
+            valid_B=valid_B,
+            counted_B=counted_B,
+            weights_B=weights_B,
+            norm_B=torch.where(counted_B, _numbers(norm_bits_B), 1.0),
+            last=last_somewhere,
+            own_unit_ND=unit_ND,
+            own_norms_N1=norms_N1,
+            dtype=embeddings_ND.dtype,
+        )
+
+    def own(self, values_B: Tensor) -> Tensor:
+        """This rank's part [N, ...] of what the shared batch has at each place."""
+        first, after = self.own_places
+        return values_B[first:after]
+
+    def gradient(
+        self,
+        shared: Shared,
+        d_unit_BD: Tensor,
+        d_norm_B: Tensor | None = None,
+        active_B: Tensor | None = None,
+    ) -> Tensor:
+        """The gradient for this rank's embeddings TIMES the number of ranks, because the engine
+        averages over them, [N, D] in the embeddings' dtype.
+
+        `d_unit_BD` is this rank's part of d loss / d unit embeddings, and `d_norm_B`, the same on
+        all ranks, d loss / d norms. The gradient is 0 where `active_B` (bool) is false; without it,
+        where a sample is not counted.
+        """
+        unit_ND = shared.own_unit_ND
+        d_unit_ND = self.ranks.scatter_sum(d_unit_BD.to(self.wire_dtype), len(unit_ND)).float()
+        # Through the normalisation: what lies along the embedding is taken off.
+        along_N1 = (d_unit_ND * unit_ND).sum(1, keepdim=True)
+        d_local_ND = (d_unit_ND - along_N1 * unit_ND) / shared.own_norms_N1
+        if d_norm_B is not None:
+            d_local_ND += self.own(d_norm_B).float()[:, None] * unit_ND
+        active_N = self.own(shared.counted_B if active_B is None else active_B)
+        scaled_ND = d_local_ND * self.ranks.world_size
+        return torch.where(active_N[:, None], scaled_ND, 0).to(shared.dtype)
+
+    def _check(self, embeddings_ND: Tensor, labels_N: Tensor, weights_N: Tensor | None) -> None:
+        first, after = self.own_places
+        given = {"embeddings": embeddings_ND, "labels": labels_N}
+        if weights_N is not None:
+            given["weights"] = weights_N
+        if any(len(tensor) != after - first for tensor in given.values()):
+            numbers = " and ".join(f"{len(tensor)} {name}" for name, tensor in given.items())
+            raise ValueError(
+                f"rank {self.ranks.rank} of {self.ranks.world_size} got {numbers}; of a batch of "
+                f"{self.batch_size} it holds {after - first}"
+            )
+
+    def _tell(self, columns: list[Tensor], last: bool) -> tuple[list[Tensor], Tensor]:
+        """In one message: all ranks' columns, int64 [B] each, filled up with -1, and whether
+        someone's `last` is true, bool []."""
+        message_Nk = torch.stack(columns, 1)
+        # Filled on the device: nothing waits for a copy.
+        last_1k = message_Nk.new_full((1, len(columns)), int(last))
+        told_Bk = self.ranks.gather(torch.cat([last_1k, message_Nk]), self.padded + 1, -1)
+        told_WPk = told_Bk.view(self.ranks.world_size, -1, len(columns))
+        columns_kB = told_WPk[:, 1:].flatten(0, 1).T.contiguous()
+        return list(columns_kB), told_WPk[:, 0, 0].any()
+
+
+def _bits(values_N: Tensor) -> Tensor:
+    """The bits of float32 numbers as int64, which a message of labels can hold."""
+    return values_N.float().contiguous().view(torch.int32).long()
+
+
+def _numbers(bits_B: Tensor) -> Tensor:
+    """The numbers of `_bits`, float64."""
+    return bits_B.int().view(torch.float32).double()

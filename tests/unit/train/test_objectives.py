@@ -1,0 +1,159 @@
+"""What objectives do with a batch in one process: sums, branches, what a checkpoint keeps of each,
+and an objective of one's own."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from manyfaces.configs.backbones.mobilefacenet import MobileFaceNet
+from manyfaces.configs.errors import UserError
+from manyfaces.configs.objectives.custom import CustomObjective
+from manyfaces.configs.objectives.margin_softmax import MarginSoftmax
+from manyfaces.configs.objectives.sum import Sum
+from manyfaces.configs.objectives.triplet import Triplet
+from manyfaces.configs.orders.pk import PK
+from manyfaces.configs.schema import Config, Data, Head, Objective
+from manyfaces.data.feed.loader import Batch
+from manyfaces.models.backbones.output import Output
+from manyfaces.train.objectives import objective as base
+from manyfaces.train.objectives.objective import Forward, Moment, Setting
+from manyfaces.train.objectives.triplet_loss import triplet_loss
+
+N, D, CLASSES = 12, 8, 5
+MOMENT = Moment(position=0, batch_size=N, lr=0.1)
+SOFTMAX, TRIPLET = MarginSoftmax(), Triplet(margin=0.4, weight=2.0)
+
+
+def config_of(objective: Objective) -> Config:
+    return Config(
+        model=MobileFaceNet(embedding_dim=D),
+        data=Data(path="faces", order=PK(images_per_identity=4)),
+        head=Head(scale=16.0),
+        objective=objective,
+    )
+
+
+def built(objective: Objective) -> base.Objective:
+    config = config_of(objective)
+    setting = Setting(config, CLASSES, (0,), torch.device("cpu"), None)
+    made = config.objective.build(setting=setting)
+    assert isinstance(made, base.Objective)
+    return made
+
+
+@pytest.fixture
+def batch() -> Batch:
+    torch.manual_seed(0)
+    labels = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3, 4, 4, -1, 0])
+    return Batch(0, np.arange(N), {"main": torch.randn(N, D)}, labels)
+
+
+def forward(batch: Batch, calls: list[int] | None = None) -> tuple[Forward, Tensor]:
+    """A network that returns its input, which is a leaf, twice as a second branch."""
+    embeddings_ND = batch.images["main"].clone().requires_grad_()
+
+    def run(images: Tensor) -> Output:
+        if calls is not None:
+            calls.append(1)
+        return Output({"main": embeddings_ND, "second": 2 * embeddings_ND})
+
+    return Forward(run, batch.images), embeddings_ND
+
+
+def gradient(objective: base.Objective, batch: Batch) -> tuple[base.Loss, Tensor]:
+    shown, leaf = forward(batch)
+    loss = objective.loss(shown, batch, MOMENT)
+    loss.surrogate.backward()
+    assert leaf.grad is not None
+    return loss, leaf.grad
+
+
+def test_a_sum_adds_losses_and_gradients_and_shows_the_batch_once(batch: Batch) -> None:
+    softmax, triplet = (gradient(built(each), batch) for each in (SOFTMAX, TRIPLET))
+    both = built(Sum(of=(SOFTMAX, TRIPLET), weight=0.5))
+    loss, grad = gradient(both, batch)
+    assert float(loss.value) == pytest.approx(
+        0.5 * (float(softmax[0].value) + float(triplet[0].value)), rel=1e-12
+    )
+    torch.testing.assert_close(grad, 0.5 * (softmax[1] + triplet[1]))
+    assert bool(loss.finite)
+    assert not bool(loss.last)
+    assert set(loss.metrics) == {"loss_margin_softmax", "loss_triplet"}
+
+    calls: list[int] = []
+    shown, _ = forward(batch, calls)
+    built(Sum(of=(SOFTMAX, TRIPLET))).loss(shown, batch, MOMENT)
+    assert calls == [1]
+
+
+def test_triplets_alone_are_the_gradient_of_the_plain_loss(batch: Batch) -> None:
+    loss, grad = gradient(built(TRIPLET), batch)
+    leaf = batch.images["main"].clone().requires_grad_()
+    unit = nn.functional.normalize(leaf)
+    valid = batch.labels_N != -1
+    value, d_unit = triplet_loss(
+        torch.where(valid[:, None], unit, 0), batch.labels_N, 0, N, TRIPLET
+    )
+    (unit * d_unit)[valid].sum().backward()
+    assert float(loss.value) == pytest.approx(float(value.detach()))
+    torch.testing.assert_close(grad, leaf.grad)
+    assert built(TRIPLET).state() == {}
+
+
+def test_an_objective_reads_its_branch(batch: Batch) -> None:
+    main, second = (
+        gradient(built(Triplet(margin=0.4, branch=name)), batch)[1] for name in ("main", "second")
+    )
+    torch.testing.assert_close(main, second)  # a loss of unit vectors does not see the factor
+    with pytest.raises(UserError, match=r"no embeddings 'third', only main, second"):
+        gradient(built(Triplet(branch="third")), batch)
+
+
+def test_what_a_checkpoint_keeps_of_a_sum(batch: Batch) -> None:
+    both = built(Sum(of=(TRIPLET, SOFTMAX)))
+    state = both.state()
+    assert set(state) == {"head"}
+    assert state["head"].tensors["rows"].shape == (CLASSES, D)
+    assert config_of(Sum(of=(TRIPLET, SOFTMAX))).has_head
+    assert not config_of(TRIPLET).has_head
+
+
+def test_one_that_can_make_no_further_step_tells_it(batch: Batch) -> None:
+    for each in (SOFTMAX, TRIPLET, Sum(of=(SOFTMAX, TRIPLET))):
+        shown, _ = forward(batch)
+        moment = Moment(0, N, 0.1, last=True)
+        assert bool(built(each).loss(shown, batch, moment).last)
+
+
+OWN = '''
+import torch
+from manyfaces.train.objectives.objective import Loss, Objective
+
+
+class Compact(Objective):
+    """Short embeddings."""
+
+    def __init__(self, factor, setting):
+        self.factor = factor
+
+    def loss(self, forward, batch, moment):
+        value = self.factor * forward().embeddings["main"].square().mean()
+        return Loss(value, value.detach(), value.isfinite(), torch.tensor(moment.last))
+'''
+
+
+def test_an_objective_of_ones_own(batch: Batch, tmp_path: Path) -> None:
+    file = tmp_path / "compact.py"
+    file.write_text(OWN)
+    own = CustomObjective(file=str(file), name="Compact", parameters={"factor": 3.0})
+    loss, grad = gradient(built(own), batch)
+    expected = batch.images["main"]
+    assert float(loss.value) == pytest.approx(3 * float(expected.square().mean()))
+    torch.testing.assert_close(grad, 6 * expected / (N * D))
+    gradient(built(Sum(of=(own, TRIPLET))), batch)
+    missing = CustomObjective(file=str(file), name="Missing")
+    with pytest.raises(UserError, match=r"compact\.py: Missing"):
+        built(missing)

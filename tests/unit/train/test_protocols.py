@@ -1,0 +1,320 @@
+"""Protocols: opened by configuration, of one's own, their images checked and embedded once, and
+shared by ranks."""
+
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+import pytest
+import torch
+from launcher import run_ranks
+from numpy.typing import NDArray
+from pydantic import PositiveInt
+from torch import Tensor, nn
+
+from manyfaces.configs.errors import UserError
+from manyfaces.configs.identity import identity
+from manyfaces.configs.kinds import Kind
+from manyfaces.configs.load import dump, load
+from manyfaces.configs.protocols.protocol import Protocol as ProtocolConfig
+from manyfaces.configs.schema import Config
+from manyfaces.data.dataset.dataset import Dataset
+from manyfaces.data.dataset.draw_pairs import draw_pairs
+from manyfaces.data.sources.verification_bin import write_bin
+from manyfaces.data.store.mapped import Store
+from manyfaces.models.backbones.output import Output
+from manyfaces.train.evaluation import metrics
+from manyfaces.train.evaluation.embedder import Embedder
+from manyfaces.train.evaluation.evaluate import evaluate
+from manyfaces.train.evaluation.result import Quantity, Result
+from manyfaces.train.protocols import open as opening
+from manyfaces.train.protocols.open import open_protocols
+from manyfaces.train.protocols.protocol import Protocol
+from manyfaces.train.protocols.verification import Verification
+
+HW = (32, 32)
+CPU = torch.device("cpu")
+MINE = '''
+import numpy as np
+from manyfaces.train.evaluation.result import Quantity, Result
+from manyfaces.train.protocols.protocol import Protocol
+
+class Spread(Protocol):
+    """How far apart the images of a file lie."""
+    quantities = (Quantity("spread", "mean distance", "spread", ".3f"),)
+
+    def __init__(self, path, times=1):
+        self.path, self.times = path, times
+
+    def images(self):
+        with open(self.path, "rb") as file:
+            return [file.read()] * self.times
+
+    def result(self, embeddings_ND):
+        return Result(self.name, self.quantities, {"spread": float(np.ptp(embeddings_ND))})
+'''
+
+
+class Pixels(nn.Module):
+    """An embedding that one can compute by hand, as a network with several branches gives it: sums
+    over the columns of the first channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: list[int] = []
+
+    def forward(self, images_NCHW: Tensor) -> Output:
+        assert not self.training
+        self.batches.append(len(images_NCHW))
+        return Output({"other": images_NCHW.sum((1, 2, 3)), "main": images_NCHW[:, 0].sum(1)})
+
+
+def config(**evaluation: object) -> Config:
+    return Config.model_validate(
+        {
+            "model": {"kind": "mobilefacenet", "embedding_dim": HW[0]},
+            "data": {"image_px": HW[0]},
+            "evaluation": evaluation,
+        }
+    )
+
+
+def embedder(module: nn.Module, **options: int) -> Embedder:
+    return Embedder(module, config().model, HW, CPU, **options)
+
+
+@pytest.fixture(scope="module")
+def blobs(dataset: Dataset) -> list[bytes]:
+    return [blob.tobytes() for blob in Store(dataset.part).read(range(40))]
+
+
+class Listed(Protocol):
+    """Images as they are given, and their embeddings as a table."""
+
+    quantities = (Quantity("images", "images", "images", ".0f"),)
+
+    def __init__(self, blobs: Sequence[bytes]) -> None:
+        self.name, self.blobs = "listed", blobs
+
+    def images(self) -> Sequence[bytes]:
+        return self.blobs
+
+    def result(self, embeddings_ND: NDArray[np.float32]) -> Result:
+        first = {str(row): float(value) for row, value in enumerate(embeddings_ND[:, 0])}
+        return Result(
+            self.name, self.quantities, {"images": len(embeddings_ND)}, tables={"first": first}
+        )
+
+
+def test_repeated_images_are_embedded_once_and_stand_wherever_they_are(blobs: list[bytes]) -> None:
+    places = np.random.default_rng(0).integers(0, 23, 60)
+    module = Pixels()
+    done: list[int] = []
+    result = evaluate(
+        Listed([blobs[i] for i in places]), embedder(module, batch_size=10), done.append
+    )
+    alone = embedder(module).embed(blobs).numpy()
+    num_distinct = len(set(places.tolist()))
+    assert sum(module.batches[:-1]) == sum(done) == num_distinct < 60
+    assert max(module.batches[:-1]) == 10
+    assert list(result.tables["first"].values()) == alone[places, 0].tolist()
+
+
+def test_an_embedding_is_that_of_the_main_branch_and_with_its_mirror_image_the_sum(
+    blobs: list[bytes],
+) -> None:
+    mine = embedder(Pixels().train(), batch_size=7)
+    alone, both = mine.embed(blobs), mine.embed(iter(blobs), mirrored=True)
+    assert mine.module.training  # as it was
+    assert alone.shape == (40, HW[1])
+    assert alone.dtype == torch.float32
+    assert torch.allclose(both, alone + alone.flip(1), atol=1e-4)
+    assert mine.embed([]).shape == (0, HW[1])
+    pixels_NHWC = torch.randint(0, 256, (3, *HW, 3), dtype=torch.uint8)
+    expected = ((pixels_NHWC[..., 0].float() - 127.5) / 127.5).sum(1)
+    assert torch.allclose(mine.embed_pixels(pixels_NHWC), expected, atol=1e-4)
+
+
+def test_parts_that_are_frozen_in_training_stay_so(blobs: list[bytes]) -> None:
+    module = nn.Sequential(Pixels(), nn.Module()).train()
+    module[1].eval()
+    module.forward = lambda images: module[0](images)
+    embedder(module).embed(blobs[:2])
+    assert [module.training, module[0].training, module[1].training] == [True, True, False]
+
+
+def test_a_stream_leaves_out_what_cannot_be_decoded(blobs: list[bytes]) -> None:
+    torn = blobs[1][:100]
+    batches = [("a", [blobs[0], torn, blobs[2]]), ("b", [torn, torn]), ("c", [blobs[3]])]
+    got = dict(embedder(Pixels(), batch_size=3).stream(batches))
+    assert {key: batch.rows_N.tolist() for key, batch in got.items()} == {
+        "a": [0, 2],
+        "b": [],
+        "c": [0],
+    }
+    alone = embedder(Pixels()).embed([blobs[0], blobs[2]])
+    assert torch.equal(got["a"].embeddings_ND, alone)
+    assert got["b"].embeddings_ND.shape == (0, HW[1])
+    with pytest.raises(UserError, match=r"^image 4 is not a whole, decodable JPEG; use an intact"):
+        embedder(Pixels(), batch_size=3).embed([*blobs[:4], torn])
+
+
+def test_verification_is_the_metrics_of_its_pairs(dataset: Dataset, tmp_path: Path) -> None:
+    blobs, same = draw_pairs(dataset.part, 60, seed=3)
+    write_bin(tmp_path / "faces.bin", blobs, same)
+    both, alone = open_protocols(
+        config(
+            pairs=[str(tmp_path / "faces.bin")],
+            protocols=[
+                {
+                    "kind": "verification",
+                    "path": str(tmp_path / "faces.bin"),
+                    "flip": "none",
+                    "result_name": "faces-unflipped",
+                }
+            ],
+        )
+    )
+    assert isinstance(both, Verification)
+    for protocol, mirrored in ((both, True), (alone, False)):
+        result = evaluate(protocol, embedder(Pixels(), batch_size=32))
+        embeddings = embedder(Pixels()).embed(blobs, mirrored=mirrored).numpy()
+        report = metrics.report(metrics.cosine_scores(embeddings), np.array(same))
+        assert result.scalars["accuracy"] == report.accuracy
+        assert result.deviations["accuracy"] == report.accuracy_std
+        assert result.tables["tar_at_far"] == report.tar_at_far
+        assert result.name == protocol.name
+    assert [both.name, alone.name] == ["faces", "faces-unflipped"]
+    assert len(both.distinct.images) < 120
+
+
+def test_an_image_that_is_not_whole_is_told_before_anything_is_embedded(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opening, "_BATCH_SIZE", 8)
+    blobs, same = draw_pairs(dataset.part, 20, seed=3)
+    twice = blobs.index(blobs[31])
+    blobs = [blob if blob != blobs[31] else blob[:200] for blob in blobs]
+    write_bin(tmp_path / "faces.bin", blobs, same)
+    with pytest.raises(
+        UserError, match=rf"faces\.bin: image {twice} is not a whole, decodable JPEG; use an intact"
+    ):
+        open_protocols(config(pairs=[str(tmp_path / "faces.bin")]))
+
+
+def test_two_results_of_one_name_are_refused(dataset: Dataset, tmp_path: Path) -> None:
+    path = str(tmp_path / "faces.bin")
+    write_bin(Path(path), *draw_pairs(dataset.part, 20, seed=3))
+    with pytest.raises(UserError, match="2 protocols have a result called faces; rename a file"):
+        open_protocols(config(pairs=[path], protocols=[{"kind": "verification", "path": path}]))
+
+
+def test_a_protocol_of_ones_own(blobs: list[bytes], tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(MINE)
+    (tmp_path / "face.jpg").write_bytes(blobs[0])
+    own = {"kind": "custom", "file": str(tmp_path / "mine.py"), "name": "Spread"}
+    own["parameters"] = {"path": str(tmp_path / "face.jpg"), "times": 3}
+    tree = config(protocols=[own])
+    (tmp_path / "again.yaml").write_text(dump(tree))
+    assert load(str(tmp_path / "again.yaml")) == tree
+    (protocol,) = open_protocols(tree)
+    module = Pixels()
+    result = evaluate(protocol, embedder(module))
+    assert module.batches == [1]
+    assert list(result.metrics()) == ["Spread/spread"]
+    assert result.scalars["spread"] == float(np.ptp(embedder(module).embed(blobs[:1]).numpy()))
+
+    (tmp_path / "face.jpg").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"^Spread: image 0 is not a whole, decodable JPEG"):
+        open_protocols(tree)
+    (tmp_path / "face.jpg").unlink()
+    with pytest.raises(UserError, match=r"^Spread: FileNotFoundError: .*face.jpg'$"):
+        open_protocols(tree)
+
+
+class InFolder(Listed):
+    """The images of a folder: a protocol with a word of its own."""
+
+    def __init__(self, images: str, every: int) -> None:
+        super().__init__([path.read_bytes() for path in sorted(Path(images).iterdir())[::every]])
+
+
+class InFolderConfig(ProtocolConfig):
+    """Declares the word; nothing else knows it."""
+
+    kind: Literal["in_folder"] = "in_folder"
+    target: ClassVar[str] = f"{__name__}.InFolder"
+    paths: ClassVar[tuple[str, ...]] = ("images",)
+
+    images: str
+    every: PositiveInt = 1
+
+
+def test_a_new_kind_is_a_class_and_its_declaration(
+    blobs: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, blob in enumerate(blobs[:6]):
+        (tmp_path / f"{number}.jpg").write_bytes(blob)
+    own = {"kind": "in_folder", "images": ".", "every": 2}
+    monkeypatch.chdir(tmp_path)
+    tree = config(protocols=[own])
+    (protocol,) = open_protocols(tree)
+    assert tree.evaluation.absolute().protocols[0].images == str(tmp_path)  # type: ignore[attr-defined]
+    assert "evaluation.protocols[0].images" not in identity(tree)
+    result = evaluate(protocol, embedder(Pixels()))
+    assert result.name == "in_folder"
+    assert result.metrics() == {"in_folder/images": 3.0}
+    with pytest.raises(ValueError, match="greater than 0"):
+        config(protocols=[own | {"every": 0}])
+
+
+def test_paths_are_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    own = [
+        {"kind": "custom", "file": "mine.py", "name": "X"},
+        {"kind": "verification", "path": "b.bin"},
+    ]
+    evaluation = config(pairs=["a.bin"], protocols=own).evaluation
+    assert [protocol.called() for protocol in evaluation.all_protocols()] == ["a", "X", "b"]
+    there = evaluation.absolute().model_dump(mode="json")
+    assert there["pairs"] == [str(tmp_path / "a.bin")]
+    assert there["protocols"][0]["file"] == str(tmp_path / "mine.py")
+    assert there["protocols"][1]["path"] == str(tmp_path / "b.bin")
+    assert all(isinstance(protocol, Kind) for protocol in evaluation.absolute().protocols)
+
+
+def on_a_rank(folder: str) -> tuple[str, str, list[float]]:
+    """What opening and evaluating a broken set tells, and a whole set's embeddings."""
+    import torch.distributed as dist
+
+    from manyfaces.cluster.world import on_all_ranks
+
+    blobs, torn = pickle.loads(Path(folder, "blobs").read_bytes())
+    told = []
+    broken = Listed(torn)
+    for work in (
+        lambda: on_all_ranks(lambda: opening._check_images(broken, HW)),
+        lambda: evaluate(broken, embedder(Pixels(), batch_size=4)),
+    ):
+        with pytest.raises(UserError) as error:
+            work()
+        told.append(str(error.value))
+    module = Pixels()
+    result = evaluate(Listed(blobs), embedder(module, batch_size=4))
+    assert sum(module.batches) == (10 if dist.get_rank() == 0 else 11)
+    return told[0], told[1], list(result.tables["first"].values())
+
+
+def test_ranks_share_the_images_and_a_fault_of_one_is_told_to_all(
+    blobs: list[bytes], tmp_path: Path
+) -> None:
+    torn = [*blobs[:17], blobs[17][:150], *blobs[18:21]]
+    (tmp_path / "blobs").write_bytes(pickle.dumps((blobs[:21], torn)))
+    ranks = run_ranks(2, on_a_rank, str(tmp_path), timeout_s=100)
+    assert ranks[0] == ranks[1]
+    message = "rank 1: listed: image 17 is not a whole, decodable JPEG; use an intact copy"
+    assert ranks[0][:2] == (message, message)
+    alone = evaluate(Listed(blobs[:21]), embedder(Pixels()))
+    assert ranks[0][2] == list(alone.tables["first"].values())

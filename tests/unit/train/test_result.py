@@ -1,0 +1,177 @@
+"""A result as each of its readers shows or keeps it, whatever its protocol."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from manyfaces.configs.errors import UserError
+from manyfaces.train.evaluation.plots import plot_metrics
+from manyfaces.train.evaluation.report import save_report
+from manyfaces.train.evaluation.result import Curve, Histogram, Quantity, Result
+from manyfaces.train.evaluation.tables import headlines, results_tables, summary_rows
+from manyfaces.train.follow import Follower, summary_table
+from manyfaces.train.protocols.verification import Verification
+from manyfaces.train.record import Record, read_rows
+
+RANKS = (
+    Quantity("rank_1", "rank-1 hits", "rank 1"),
+    Quantity("rank_5", "rank-5 hits"),
+    Quantity("map", "mean AP", "mAP", ".3f", unknown="no gallery"),
+)
+
+
+def identification(name: str = "gallery", **scalars: float | None) -> Result:
+    line = np.linspace(0, 1, 5)
+    return Result(
+        name,
+        RANKS,
+        {"rank_1": 0.5, "rank_5": 0.75, "map": 0.25} | scalars,
+        counts={"probes": 1200},
+        deviations={"map": 0.125},
+        curves={"cmc": Curve("CMC", "rank", "hits", line + 1, line, log_x=True)},
+        histograms={"ranks": Histogram("ranks", "rank", "probes", {"mated": line})},
+        tables={"groups": {"old": {"rank_1": 0.25}, "young": {"rank_1": None}}},
+    )
+
+
+def verification(name: str = "pairs", **scalars: float | None) -> Result:
+    """As 2,000 pairs give it: figures of README.md."""
+    known = {"accuracy": 0.893, "best_accuracy": 0.902, "auc": 0.962}
+    known |= {"tar_at_far_1e-01": 0.9, "tar_at_far_1e-02": 0.51, "tar_at_far_1e-03": 0.345}
+    known |= {"tar_at_far_1e-04": None} | scalars
+    return Result(
+        name,
+        Verification.quantities,
+        known,
+        counts={"pairs": 2000},
+        deviations={"accuracy": 0.0212},
+    )
+
+
+def shown(table: object) -> str:
+    console = Console(width=150, record=True, file=open("/dev/null", "w"))  # noqa: PTH123, SIM115
+    console.print(table)
+    console.file.close()
+    return console.export_text()
+
+
+def cells(table: object) -> list[list[str]]:
+    lines = [line for line in shown(table).splitlines() if "│" in line or "┃" in line]
+    return [
+        [cell.strip() for cell in line.strip("│┃ ").replace("┃", "│").split("│")] for line in lines
+    ]
+
+
+def test_metrics_are_what_is_known_under_the_names_of_ever() -> None:
+    assert verification().metrics() == {
+        "pairs/accuracy": 0.893,
+        "pairs/best_accuracy": 0.902,
+        "pairs/auc": 0.962,
+        "pairs/tar_at_far_1e-01": 0.9,
+        "pairs/tar_at_far_1e-02": 0.51,
+        "pairs/tar_at_far_1e-03": 0.345,
+    }
+    assert identification(map=None).metrics() == {"gallery/rank_1": 0.5, "gallery/rank_5": 0.75}
+
+
+def test_the_last_table_of_a_run_is_to_the_letter_that_of_before(tmp_path: Path) -> None:
+    record, result = Record(tmp_path), verification()
+    record.metrics(282, **{"train/loss": 7.599, "images_per_s": 336.4}, minutes=3.5)
+    record.metrics(282, **result.metrics(), minutes=3.5)
+    quantities = {"pairs": result.quantities, "not-evaluated": RANKS}
+    table = summary_table(read_rows(tmp_path / "metrics.jsonl"), quantities, 249.0)
+    assert cells(table) == [
+        ["steps", "282"],
+        ["images/s (median)", "336"],
+        ["loss", "7.599"],
+        ["pairs: accuracy (10-fold)", "89.30%"],
+        ["pairs: accuracy (best threshold)", "90.20%"],
+        ["pairs: AUC", "0.9620"],
+        ["pairs: TAR at FAR 1e-02", "51.00%"],
+        ["pairs: TAR at FAR 1e-03", "34.50%"],
+        ["training time", "3.5 min"],
+        ["wall time of this command", "4.2 min"],
+    ]
+    few = verification(**{"tar_at_far_1e-03": None}).metrics()
+    assert summary_rows(quantities, few)[-1] == (
+        "pairs: TAR at FAR 1e-03",
+        "too few pairs to tell",
+    )
+    other = identification(map=None)
+    assert summary_rows({"gallery": RANKS}, other.metrics()) == [
+        ("gallery: rank-1 hits", "50.00%"),
+        ("gallery: mean AP", "no gallery"),
+    ]
+
+
+def test_the_progress_line_has_the_headlines(tmp_path: Path) -> None:
+    results = (verification(), identification())
+    quantities = {result.name: result.quantities for result in results}
+    assert headlines(quantities, results[1].metrics()) == "gallery 50.0%"
+    console = Console(width=150, record=True, file=(tmp_path / "shown").open("w"))
+    record = Record(tmp_path)
+    with Follower(tmp_path, 20, console, quantities):
+        for result in results:
+            record.metrics(10, **result.metrics())
+        record.metrics(20, **{"train/loss": 7.5, "images_per_s": 336.0})
+    console.file.close()
+    line = "step 20/20  loss 7.500  336 images/s  pairs 89.3% gallery 50.0%"
+    assert console.export_text().splitlines() == [line]
+
+
+def test_results_of_one_kind_stand_in_one_table() -> None:
+    one, other = results_tables(
+        [verification("lfw"), identification(), verification("cfp", auc=None)]
+    )
+    assert cells(one) == [
+        ["set", "pairs", "10-fold", "best", "AUC", "TAR 1e-2", "TAR 1e-3"],
+        ["lfw", "2,000", "89.30% ± 2.12%", "90.20%", "0.9620", "51.00%", "34.50%"],
+        ["cfp", "2,000", "89.30% ± 2.12%", "90.20%", "one kind of pair only", "51.00%", "34.50%"],
+    ]
+    assert cells(other) == [
+        ["set", "probes", "rank 1", "mAP"],
+        ["gallery", "1,200", "50.00%", "0.250 ± 0.125"],
+    ]
+
+
+def test_the_report_is_json_and_plots(tmp_path: Path) -> None:
+    files = save_report([verification(), identification()], tmp_path / "new", 7)
+    told = json.loads((tmp_path / "new" / "evaluation.json").read_text())
+    assert told["step"] == 7
+    assert told["sets"]["gallery"] == {
+        "probes": 1200,
+        "rank_1": 0.5,
+        "rank_5": 0.75,
+        "map": 0.25,
+        "map_std": 0.125,
+        "groups": {"old": {"rank_1": 0.25}, "young": {"rank_1": None}},
+    }
+    assert list(told["sets"]["pairs"])[:4] == ["pairs", "accuracy", "accuracy_std", "best_accuracy"]
+    assert [file.name for file in files] == [
+        "evaluation.json",
+        "cmc-gallery.png",
+        "ranks-gallery.png",
+    ]
+    assert sorted(files) == sorted((tmp_path / "new").iterdir())
+
+
+def test_plots_over_the_time_of_a_run(tmp_path: Path) -> None:
+    results = (verification(), verification("lfw"), identification())
+    quantities = {result.name: result.quantities for result in results}
+    rows = [{"minutes": float(i), "train/loss": 8.0 - i} for i in range(3)]
+    assert [file.name for file in plot_metrics(rows, quantities, tmp_path)] == ["loss.png"]
+    rows += [{"minutes": 3.0, **result.metrics()} for result in results]
+    files = plot_metrics(rows, quantities, tmp_path)
+    assert [file.name for file in files] == ["loss.png", "accuracy.png", "rank_1.png"]
+
+
+def test_scalars_that_nothing_describes_are_refused() -> None:
+    with pytest.raises(
+        UserError, match=r"mine: the result has the scalars b, and its quant.* are a;"
+    ):
+        Result("mine", (Quantity("a", "a"),), {"b": 1.0})
+    with pytest.raises(UserError, match="the scalars none, and its quantities are none"):
+        Result("mine", (), {})

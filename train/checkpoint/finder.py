@@ -1,0 +1,86 @@
+"""Which checkpoint a run goes on from, and how its state comes back."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from safetensors.torch import load_file
+from torch.distributed import ProcessGroup
+
+from manyfaces.cluster.world import on_all_ranks
+from manyfaces.configs.errors import UserError
+from manyfaces.train.checkpoint.layout import (
+    UNCOMMITTED,
+    candidates,
+    check_commit,
+    corrupt_file,
+)
+from manyfaces.train.checkpoint.sharded import load_rows
+from manyfaces.train.checkpoint.state import RunState
+from manyfaces.train.objectives.objective import ShardedRows, StatePart
+
+
+@dataclass(frozen=True)
+class Found:
+    """A checkpoint all of whose bytes are as committed."""
+
+    path: Path
+    state: RunState
+    why: str
+    """What was found, what was chosen and why, for the person."""
+
+
+def find(folder: Path, resume_from: str | None, group: ProcessGroup) -> Found | None:
+    """The newest committed checkpoint whose bytes are all as committed, the same on every rank.
+    Collective. Order of precedence:
+
+    1. the newest step of this run's own folder that is committed and intact;
+    2. else `resume_from`, which must be;
+    3. else none: a fresh start.
+    """
+    passed_over: list[str] = []
+    listing: list[Any] = [candidates(folder) if dist.get_rank(group) == 0 else None]
+    dist.broadcast_object_list(listing, 0, group=group)
+    for path, _, fault in listing[0]:
+        fault = fault or _verify(path, group)
+        others = f"; passed over {', '.join(passed_over)}" if passed_over else ""
+        if not fault:
+            why = f"newest committed checkpoint of this run{others}"
+            return Found(path, on_all_ranks(partial(RunState.read, path), group), why)
+        passed_over.append(f"{path.name} ({fault})")
+    if damaged := [name for name in passed_over if UNCOMMITTED not in name]:
+        raise UserError(
+            f"{folder}: no checkpoint is intact: {', '.join(damaged)}; restore one, or move them "
+            "away to start afresh"
+        )
+    if resume_from is None:
+        return None
+    path = Path(resume_from)
+    if fault := on_all_ranks(partial(check_commit, path), group) or _verify(path, group):
+        raise UserError(f"run.resume_from {path}: {fault}; give a folder RUN/checkpoints/step-...")
+    state = on_all_ranks(partial(RunState.read, path), group)
+    return Found(path, state, "run.resume_from, as this run has none of its own")
+
+
+def load_parts(path: Path, parts: Mapping[str, StatePart], group: ProcessGroup) -> None:
+    """Fill the objective's state in place from a checkpoint of any world size. Collective."""
+    for name, part in parts.items():
+        if isinstance(part, ShardedRows):
+            load_rows(path / name, part.tensors, part.num_rows, group)
+            continue
+        stored = load_file(path / f"{name}.safetensors")
+        for key, tensor in part.tensors.items():
+            tensor.copy_(stored[key])
+
+
+def _verify(path: Path, group: ProcessGroup) -> str:
+    """What is wrong with a committed checkpoint's bytes, if anything; every rank reads its part,
+    all get one verdict."""
+    rank, world_size = dist.get_rank(group), dist.get_world_size(group)
+    fault = on_all_ranks(partial(corrupt_file, path, rank, world_size), group)
+    faults: list[Any] = [""] * world_size
+    dist.all_gather_object(faults, fault, group=group)
+    return next((told for told in faults if told), "")

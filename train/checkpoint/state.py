@@ -1,0 +1,94 @@
+"""`state.json`: where a run stands besides its tensors. It has a format number; what was written in
+an older format is lifted to today's when it is read."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from manyfaces.configs.errors import UserError
+from manyfaces.configs.load import load_stored
+from manyfaces.configs.schema import Config
+from manyfaces.train.checkpoint.layout import STATE
+
+FORMAT = 2
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What `state.json` says."""
+
+    config: Config
+    """The resolved configuration of the run that wrote it."""
+    dataset: str
+    """Fingerprint of the dataset."""
+    num_classes: int
+    seed: int
+    step: int = 0
+    position: int = 0
+    """Samples of the stream that were trained on."""
+    seconds: float = 0.0
+    """Seconds of training over all sessions, evaluation not counted."""
+    numbers: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Running numbers of the objective, by the name of the part that keeps them."""
+    mlflow: Mapping[str, Any] | None = None
+    """The MLflow run that is continued."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    edited: Mapping[str, Any] | None = None
+    """How `manyfaces head` made this checkpoint of another."""
+
+    def at(self, **changes: Any) -> "RunState":
+        """The same with these fields changed."""
+        return replace(self, **changes)
+
+    def to_json(self) -> str:
+        """The text of `state.json`."""
+        tree = {**vars(self), "config": self.config.model_dump(mode="json"), "format": FORMAT}
+        if self.edited is None:
+            del tree["edited"]
+        return json.dumps(tree, indent=1)
+
+    @classmethod
+    def read(cls, checkpoint: Path) -> "RunState":
+        """The state of a checkpoint of any format. Raises `UserError` for one that this version
+        does not know, naming file and key."""
+        tree, where = read_state(checkpoint), str(checkpoint / STATE)
+        del tree["format"]
+        known = cls.__dataclass_fields__
+        if unknown := sorted(tree.keys() - known):
+            raise UserError(
+                f"{where}: unknown key {unknown[0]}; the checkpoint is of another version of "
+                "manyfaces: read it with that one"
+            )
+        if "config" not in tree:
+            raise UserError(f"{where}: config is missing; use another checkpoint")
+        return cls(**{**tree, "config": load_stored(tree["config"], where)})
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """`state.json` as a mapping in today's format; the configuration in it is as it was written.
+    Raises `UserError` for a format that this version does not know."""
+    path = checkpoint / STATE
+    try:
+        tree = json.loads(path.read_text())
+        number = int(tree["format"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: cannot be read ({error!r}); use another checkpoint") from error
+    if number > FORMAT:
+        raise UserError(
+            f"{path}: format {number}, and this version of manyfaces reads up to {FORMAT}; read it "
+            "with the version that wrote it"
+        )
+    for older in range(number, FORMAT):
+        tree = _LIFTS[older](tree)
+    return {**tree, "format": FORMAT}
+
+
+def _lift_1(tree: dict[str, Any]) -> dict[str, Any]:
+    """Format 1 knew the head alone: its margin's numbers stood under `head`."""
+    numbers = {"head": tree.pop("head")} if "head" in tree else {}
+    return {**tree, "numbers": numbers}
+
+
+_LIFTS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _lift_1}

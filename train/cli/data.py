@@ -1,0 +1,362 @@
+"""`manyfaces data VERB ...`: make datasets, look at them, and take samples out of them."""
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from manyfaces.configs.errors import UserError
+from manyfaces.train.cli.options import Dataset, NewDataset, Processes, Seed, ShardImages
+from manyfaces.train.cli.output import console, load_config, say
+from manyfaces.train.cli.verbs import Verbs, positive, quality
+
+if TYPE_CHECKING:
+    from manyfaces.data.dataset.inspect import Stats
+    from manyfaces.data.dataset.manifest import Manifest
+
+
+class DataVerbs(Verbs):
+    """The verbs of datasets. `convert` has the options that the kinds of sources declare as well;
+    those kinds are imported for that verb alone."""
+
+    def get_command(self, ctx: Any, name: str) -> Any:
+        if name != "convert":
+            return super().get_command(ctx, name)
+        alone = typer.Typer(
+            add_completion=False,
+            rich_markup_mode=None,
+            context_settings=ctx.command.context_settings,
+        )
+        alone.command("convert")(_with_source_options(convert_sources))
+        return typer.main.get_command(alone)
+
+
+def _with_source_options(convert: Callable[..., None]) -> Callable[..., None]:
+    """The function with a keyword for each option of the kinds of sources, which it gets together
+    as the mapping `options`."""
+    from manyfaces.data.sources.recognise import source_options
+
+    declared = source_options()
+
+    @functools.wraps(convert)
+    def with_options(**words: Any) -> None:
+        given = {option.name: words.pop(option.name) for option in declared}
+        convert(options=given, **words)
+
+    own = inspect.signature(convert).parameters
+    more = [
+        inspect.Parameter(
+            option.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[
+                option.type | None, typer.Option(help=option.help, metavar=option.metavar)
+            ],
+        )
+        for option in declared
+    ]
+    plain = [parameter for name, parameter in own.items() if name != "options"]
+    vars(with_options)["__signature__"] = inspect.Signature([*plain, *more])
+    return with_options
+
+
+app = typer.Typer(cls=DataVerbs)
+
+Sources = Annotated[
+    list[Path],
+    typer.Argument(metavar="SRC", help="Recognised by what they hold; several are merged."),
+]
+SourceOptions = Annotated[Mapping[str, object] | None, typer.Option(hidden=True)]
+Reencode = Annotated[
+    int | None,
+    typer.Option(
+        parser=quality,
+        metavar="QUALITY",
+        help="Write every image anew as a JPEG; default: bytes are kept.",
+    ),
+]
+Resize = Annotated[
+    int | None, typer.Option(parser=positive, metavar="PX", help="Resize to PX x PX.")
+]
+Align = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="LANDMARKS",
+        help="Align to the 112x112 template; the file has lines `path_or_key x1 y1 ... x5 y5`.",
+    ),
+]
+MinImages = Annotated[
+    int, typer.Option(parser=positive, metavar="N", help="Leave out identities with fewer.")
+]
+IdentityMap = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Lines `name<TAB>merged name`; of several sources `source/name`."
+    ),
+]
+NumIdentities = Annotated[int, typer.Option(parser=positive, metavar="N")]
+NumImages = Annotated[
+    int, typer.Option(parser=positive, metavar="N", help="Images of each identity.")
+]
+FolderOrUrl = Annotated[Path, typer.Argument(metavar="FOLDER_OR_URL")]
+IndexFolder = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="Where the index goes of shards at an URL that cannot be written to.",
+    ),
+]
+Grid = Annotated[Path, typer.Option(metavar="GRID.png")]
+Identity = Annotated[
+    str | None,
+    typer.Option(
+        metavar="WHO", help="A class id, or a line of identities.txt; default: random images."
+    ),
+]
+GridCount = Annotated[
+    int | None,
+    typer.Option(parser=positive, metavar="N", help="Images; default: 64, with --augmented 8."),
+]
+Augmented = Annotated[
+    str | None,
+    typer.Option(
+        metavar="CONFIG",
+        help="A recipe: each image as it is and as its data.augment changes it.",
+    ),
+]
+PairsFile = Annotated[Path, typer.Argument(metavar="OUT.bin")]
+NumPairs = Annotated[int, typer.Option(parser=positive, metavar="N")]
+Forgotten = Annotated[
+    list[str] | None,
+    typer.Option("--identity", metavar="WHO", help="A class id or name; may be repeated."),
+]
+Keys = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="A file of samples, a line each: KEY or SHARD:KEY."),
+]
+
+
+@app.command("convert")
+def convert_sources(
+    sources: Sources,
+    out: NewDataset,
+    reencode: Reencode = None,
+    resize: Resize = None,
+    align: Align = None,
+    min_images: MinImages = 1,
+    identity_map: IdentityMap = None,
+    seed: Seed = 0,
+    processes: Processes = None,
+    shard_images: ShardImages = 8192,
+    options: SourceOptions = None,
+) -> None:
+    """Make a dataset of foreign files.
+
+    Image folders, lists, zips, MXNet records and parquet files are recognised.
+    """
+    from manyfaces.data.conversion.convert import convert
+    from manyfaces.data.conversion.edit import Edit
+    from manyfaces.data.conversion.report import lines
+
+    manifest = convert(
+        sources,
+        out,
+        options=options or {},
+        edit=Edit(reencode, resize, align=align is not None),
+        landmarks=align,
+        min_images=min_images,
+        identity_map=identity_map,
+        seed=seed,
+        processes=processes,
+        shard_images=shard_images,
+    )
+    _tell(out, manifest)
+    for line in lines(out):
+        say(line)
+
+
+@app.command("synth")
+def synthesise_identities(
+    out: NewDataset,
+    identities: NumIdentities,
+    images: NumImages,
+    seed: Seed = 0,
+    processes: Processes = None,
+    shard_images: ShardImages = 8192,
+) -> None:
+    """Make a dataset of synthetic identities."""
+    from manyfaces.data.synthetic.dataset import synthesise
+
+    manifest = synthesise(
+        out, identities, images, seed=seed, processes=processes, shard_images=shard_images
+    )
+    _tell(out, manifest)
+
+
+@app.command("index")
+def index_shards(folder: FolderOrUrl, out: IndexFolder = None) -> None:
+    """Index WebDataset shards of others, in place or at an URL."""
+    from manyfaces.data.store.remote import url_of
+
+    if (url := url_of(folder)) is None:
+        from manyfaces.data.dataset.index_shards import index_folder
+
+        if out is not None:
+            raise UserError(
+                "--out is for shards at an URL; a folder's index is written beside its shards"
+            )
+        return _tell(folder, index_folder(folder))
+    from manyfaces.data.dataset.index_url import index_url
+
+    manifest, path = index_url(url, out)
+    _tell(path, manifest)
+    say(f"the shards stay where they are; train with data.path={path}")
+
+
+@app.command("check")
+def check_dataset(dataset: Dataset, processes: Processes = None) -> None:
+    """Hash every byte and decode every image.
+
+    The exit code is 2 if anything is broken.
+    """
+    from manyfaces.data.dataset.check import CHECK, check
+    from manyfaces.data.dataset.dataset import open_part
+
+    opened = open_part(dataset)
+    faults = check(opened, processes)
+    report = opened.path / CHECK
+    if not faults:
+        say(
+            f"{opened.path}: {opened.manifest.num_images:,} images, every byte hashed and every "
+            "image decoded: all whole"
+        )
+        return
+    for fault in faults[:20]:
+        key = f":{fault['key']}" if fault["key"] else ""
+        say(f"{fault['shard']}{key}: {fault['reason']}")
+    if len(faults) > 20:
+        say(f"and {len(faults) - 20:,} more, all in {report}")
+    raise UserError(
+        f"{opened.path}: broken in {len(faults):,} places, listed in {report}; restore the "
+        "shards, or leave the samples out"
+    )
+
+
+@app.command("stats")
+def show_stats(dataset: Dataset) -> None:
+    """Show how many images there are of whom."""
+    from rich.table import Table
+
+    from manyfaces.data.conversion.report import HISTOGRAM, histogram
+    from manyfaces.data.dataset.dataset import open_part
+    from manyfaces.data.dataset.inspect import stats
+
+    opened = open_part(dataset)
+    found = stats(opened)
+    picture = opened.path / HISTOGRAM
+    histogram(found.images_of_identity_C[found.images_of_identity_C > 0], picture)
+    table = Table(show_header=False)
+    for label, text in [*_stats_rows(found), ("histogram", str(picture))]:
+        table.add_row(label, text)
+    console.print(table)
+
+
+def _stats_rows(found: "Stats") -> list[tuple[str, str]]:
+    per = found.images_of_identity_C
+    least, mean, most = found.jpeg_bytes
+    sizes = []
+    for px, share in found.sizes[:5]:
+        name = "unreadable" if px is None else f"{px[1]}x{px[0]}"
+        sizes.append(f"{name} {share / found.sizes_read:.1%}")
+    others = len(found.sizes) - 5
+    more = f" and {others} more" if others > 0 else ""
+    return [
+        ("images", f"{found.images:,}"),
+        ("identities", f"{found.identities:,}"),
+        (
+            "images of an identity",
+            f"min {per.min():,}, median {found.median:g}, mean {per.mean():.1f}, max {per.max():,}",
+        ),
+        ("its deciles", " ".join(f"{number:,}" for number in found.deciles)),
+        ("bytes", f"{found.shard_bytes / 1e6:,.1f} MB in {found.shards:,} shards"),
+        ("bytes of a JPEG", f"min {least:,}, mean {mean:,.0f}, max {most:,}"),
+        ("width x height", f"{', '.join(sizes)}{more} of {found.sizes_read:,}"),
+    ]
+
+
+@app.command("sample")
+def draw_sample(
+    dataset: Dataset,
+    out: Grid,
+    identity: Identity = None,
+    count: GridCount = None,
+    seed: Seed = 0,
+    augmented: Augmented = None,
+) -> None:
+    """Draw images of a dataset in a grid."""
+    from manyfaces.data.dataset.dataset import open_part
+    from manyfaces.data.dataset.inspect import sample
+
+    config = load_config(augmented, ()) if augmented else None
+    what, broken = sample(
+        open_part(dataset), out, identity=identity, count=count, seed=seed, config=config
+    )
+    lost = f"; {broken} could not be decoded" if broken else ""
+    say(f"{out}: {what}{lost}")
+
+
+@app.command("pairs")
+def draw_verification_pairs(
+    dataset: Dataset, out: PairsFile, count: NumPairs = 6000, seed: Seed = 0
+) -> None:
+    """Draw verification pairs of held-out identities."""
+    from manyfaces.data.dataset.dataset import open_part
+    from manyfaces.data.dataset.draw_pairs import draw_pairs
+    from manyfaces.data.sources.verification_bin import write_bin
+
+    write_bin(out, *draw_pairs(open_part(dataset), count, seed))
+    say(f"{out}: {count:,} pairs")
+
+
+@app.command("forget")
+def forget_samples(dataset: Dataset, identity: Forgotten = None, keys: Keys = None) -> None:
+    """Forget identities or single samples.
+
+    From a job's next start they are never read, and their class centres are gone.
+    """
+    from manyfaces.data.dataset.dataset import open_part
+    from manyfaces.data.dataset.forget import forget
+
+    lines = keys.read_text().splitlines() if keys else []
+    samples = [line.strip() for line in lines if line.strip()]
+    if not samples and not identity:
+        raise UserError("nothing to forget: give --identity ID or --keys FILE")
+    known = forget(open_part(dataset), identity or [], samples)
+    say(
+        f"{dataset}: forgotten are {len(known.identities):,} identities and "
+        f"{len(known.samples):,} single samples"
+    )
+    say(
+        "jobs heed it from their next start or resume; checkpoints and shards of before still hold "
+        "them"
+    )
+
+
+@app.command("compact")
+def compact_dataset(dataset: Dataset, out: NewDataset) -> None:
+    """Write a new dataset without what is forgotten."""
+    from manyfaces.data.dataset.compact import compact
+    from manyfaces.data.dataset.dataset import open_part
+
+    _tell(out, compact(open_part(dataset), out))
+
+
+def _tell(out: Path | str, manifest: "Manifest") -> None:
+    size = "x".join(map(str, manifest.image_px)) if manifest.image_px else "several sizes"
+    say(
+        f"{out}: {manifest.num_images:,} images ({size}) of {manifest.num_identities:,} identities "
+        f"in {len(manifest.shards)} shards"
+    )

@@ -1,0 +1,39 @@
+"""`manyfaces evaluate`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from manyfaces.train.cli.output import console
+from manyfaces.train.cli.verbs import positive
+
+Run = Annotated[
+    Path, typer.Argument(metavar="RUN", help="runs/NAME, or one of its checkpoint folders.")
+]
+PairSets = Annotated[
+    list[Path], typer.Option(metavar="BIN", help="An InsightFace .bin; may be repeated.")
+]
+BatchSize = Annotated[int, typer.Option(parser=positive, metavar="N")]
+
+
+def evaluate(run: Run, pairs: PairSets, batch_size: BatchSize = 200) -> None:
+    """Score a run's newest checkpoint."""
+    from rich.progress import Progress
+
+    from manyfaces.train.evaluation.evaluate_run import evaluate_run
+    from manyfaces.train.evaluation.tables import results_tables
+
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task("embedding", total=None)
+        checkpoint, results = evaluate_run(
+            run,
+            pairs,
+            batch_size,
+            lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    for table in results_tables(results):
+        console.print(table)
+    console.print(
+        f"checkpoint  {checkpoint}\nreport      {checkpoint.parent.parent / 'evaluation'}"
+    )

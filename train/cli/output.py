@@ -1,0 +1,44 @@
+"""What the verbs print: results on stdout, notes and errors on stderr."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+
+if TYPE_CHECKING:
+    from manyfaces.configs.schema import Config
+
+console = Console(soft_wrap=True, highlight=False)
+_stderr = Console(soft_wrap=True, highlight=False, stderr=True)
+
+
+def say(text: str) -> None:
+    """A line on stdout, as it is."""
+    console.print(escape(text))
+
+
+def note(text: str) -> None:
+    """A line on stderr about something that works and is worth knowing."""
+    _stderr.print(f"[bold]note:[/bold] {escape(text)}")
+
+
+def fail(text: str) -> None:
+    """A line on stderr about what a person has to mend."""
+    _stderr.print(f"[bold red]error:[/bold red] {escape(text)}")
+
+
+def stopped() -> None:
+    """A line on stderr after Ctrl-C."""
+    _stderr.print("stopped; the same command resumes from the last checkpoint")
+
+
+def load_config(recipe: str, words: Sequence[str]) -> "Config":
+    """The configuration; a note on stderr about each old spelling. Raises `UserError`."""
+    from manyfaces.configs.load import load
+
+    told: dict[str, None] = {}
+    config = load(recipe, words, tell=lambda line: told.setdefault(line))
+    for line in told:
+        note(line)
+    return config

@@ -1,0 +1,84 @@
+"""`manyfaces train` and `manyfaces check`."""
+
+from typing import Annotated
+
+import typer
+
+from manyfaces.cluster.memory import restart_keeping_memory, works_here
+from manyfaces.configs.plan import has_gpus
+from manyfaces.train.cli.options import Recipe, Words
+from manyfaces.train.cli.output import console, load_config
+from manyfaces.train.cli.verbs import decimal
+
+Address = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS",
+        help="Join this Ray cluster (`auto` or HOST:PORT), as cluster.address does.",
+    ),
+]
+Explain = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KEY",
+        help="Only say what may stand at and below this key, and when to use what: `head`.",
+    ),
+]
+MemoryGB = Annotated[
+    float | None,
+    typer.Option(
+        parser=decimal,
+        metavar="GB",
+        help="Memory of a worker, 10^9 bytes; default: 80 of a GPU, else its share of this "
+        "computer's.",
+    ),
+]
+
+
+class ProcessOwner:
+    """What the command line hands to its verbs where the whole process is its own, and may be
+    started anew."""
+
+
+def train(
+    context: typer.Context, config: Recipe, words: Words = None, address: Address = None
+) -> None:
+    """Train, or resume from the last checkpoint.
+
+    The same command resumes what it has begun.
+    """
+    words = list(words or ())
+    if address:
+        words.append(f"cluster.address={address}")
+    tree = load_config(config, words)
+    if isinstance(context.obj, ProcessOwner) and works_here(tree.cluster) and not has_gpus(tree):
+        restart_keeping_memory()
+    from manyfaces.train.run import run
+
+    run(tree, console)
+
+
+def check(
+    config: Recipe,
+    words: Words = None,
+    explain: Explain = None,
+    memory_gb: MemoryGB = None,
+) -> None:
+    """Show the configuration and the plan; nothing runs."""
+    if explain is not None:
+        from manyfaces.configs.explain import describe
+
+        for line in describe(explain):
+            print(line)  # noqa: T201 - for pipes, as it is
+        return
+    tree = load_config(config, words or ())
+    from manyfaces.configs import plan, plan_lines
+    from manyfaces.configs.load import dump
+    from manyfaces.data.dataset.size import dataset_size
+
+    print(dump(tree))  # noqa: T201 - for pipes, as it is
+    images, identities, sources = dataset_size(tree.data)
+    found = plan.plan(tree, images, identities, plan.world_size(tree))
+    settings = plan_lines.head_lines(tree, found, plan.machine(tree, memory_gb))
+    for label, text in plan_lines.lines(found) + settings + sources:
+        console.print(f"{label:32} {text}")

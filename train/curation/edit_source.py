@@ -1,0 +1,111 @@
+"""What an edit of a head begins with: a whole checkpoint, and the names of its classes."""
+
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.progress import track
+
+from manyfaces.configs.errors import UserError
+from manyfaces.configs.load import load_stored
+from manyfaces.configs.schema import Config
+from manyfaces.data.dataset.dataset import Dataset
+from manyfaces.data.dataset.manifest import IDENTITIES
+from manyfaces.data.dataset.names import Names, name_lines
+from manyfaces.train.checkpoint.head_files import BARRED, HeadFiles, Ints
+from manyfaces.train.checkpoint.layout import COMMIT, check_commit, chosen, corrupt_file
+from manyfaces.train.checkpoint.state import read_state
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint all of whose bytes are as committed."""
+
+    path: Path
+    state: dict[str, Any]
+    head: HeadFiles
+    names: Names
+    named: bool
+    """Whether it has an `identities.txt`; else classes go by number."""
+
+
+def open_source(where: Path) -> Source:
+    """Open a checkpoint, or the newest one of a run.
+
+    Raises `UserError` for one that is not whole or has no class centres, and for names that do not
+    tell its classes apart.
+    """
+    path = where if (where / COMMIT).is_file() else chosen(where)
+    _refuse_damaged(path)
+    state, file = read_state(path), path / IDENTITIES
+    refuse_without_head(load_stored(state["config"], str(path)), path)
+    head = HeadFiles(path, state["num_classes"])
+    names = Names.parse(file.read_bytes()) if file.is_file() else Names.numbers(head.num_classes)
+    if len(names) != head.num_classes:
+        raise UserError(
+            f"{file}: {len(names):,} names of {head.num_classes:,} classes; give another checkpoint"
+        )
+    if twice := names.twice():
+        raise UserError(
+            f"{file}: {twice!r} is the name of two classes; rename one in the dataset, and save "
+            "another checkpoint"
+        )
+    return Source(path, state, head, names, file.is_file())
+
+
+def refuse_without_head(config: Config, checkpoint: Path) -> None:
+    """Raise `UserError` for a run whose objective has no class centres."""
+    if not config.has_head:
+        raise UserError(
+            f"{checkpoint}: its objective {config.objective.word()} has no class centres; give a "
+            "run with a margin softmax"
+        )
+
+
+def names_of(dataset: Dataset) -> tuple[Names, bool]:
+    """Names of the dataset's classes, and whether it has any but their numbers. Raises `UserError`
+    for a name of two classes."""
+    body = io.BytesIO()
+    body.writelines(name_lines(dataset))
+    names = Names.parse(body.getvalue())
+    if not len(names):
+        return Names.numbers(dataset.manifest.num_identities), False
+    if twice := names.twice():
+        raise UserError(
+            f"{dataset.where}/{IDENTITIES}: {twice!r} is the name of two identities; rename one"
+        )
+    return names, True
+
+
+def find(names: Names, wanted: Names, where: str) -> Ints:
+    """The number of each wanted name. Raises `UserError` for one that is not there or wanted
+    twice."""
+    if twice := wanted.twice():
+        raise UserError(f"{twice!r} is given twice; give each name once")
+    found = names.find(wanted)
+    if len(missing := np.flatnonzero(found < 0)):
+        name = wanted[int(missing[0])]
+        near = names.nearest(name)
+        more = f" (nor {len(missing) - 1:,} more of those given)" if len(missing) > 1 else ""
+        hint = f"nearest: {', '.join(near)}" if near else "none is spelt like it"
+        raise UserError(f"{where}: no identity {name!r}{more}; {hint}")
+    return found
+
+
+def where_named(where: object, named: bool) -> str:
+    """Where names were looked for, for people; says so where classes go by number."""
+    return str(where) if named else f"{where} (no {IDENTITIES} in it: classes go by number)"
+
+
+def _refuse_damaged(path: Path) -> None:
+    """Raise `UserError` for a checkpoint that is not as it was committed, to the byte."""
+    remedy = "restore it, or give another checkpoint"
+    if fault := check_commit(path):
+        raise UserError(f"{path}: {fault}; {remedy}")
+    count = len(json.loads((path / COMMIT).read_text())["files"])
+    for part in track(range(count), f"comparing the bytes of {path.name}", disable=count < BARRED):
+        if fault := corrupt_file(path, part, count):
+            raise UserError(f"{path}: {fault}; {remedy}")

@@ -1,0 +1,77 @@
+"""Encoded images to pixels for evaluation: without augmentation, one batch ahead."""
+
+import os
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from manyfaces.configs.errors import UserError
+from manyfaces.data.feed.decode import Decoder, Decoding
+
+Encoded = bytes | NDArray[np.uint8]
+"""The bytes of a JPEG."""
+
+_MOST_THREADS = 8
+
+
+class Decoded(NamedTuple):
+    """The images of a batch that could be decoded."""
+
+    images_NHWC: Tensor
+    """uint8 RGB, on the device."""
+    rows_N: NDArray[np.int64]
+    """Which images of the batch they are."""
+
+
+class ImageDecoder:
+    """Decodes batches of up to `batch_size` images to one height and width.
+
+    Images that are not whole, decodable JPEGs are left out; so may all images of a batch.
+    """
+
+    def __init__(
+        self, image_hw: tuple[int, int], batch_size: int, device: torch.device, threads: int = 1
+    ) -> None:
+        height, width = image_hw
+        # The decoder takes a batch without one good image for a fault of its own. An image that is
+        # sure to be good goes with each batch; of the size that is wanted, so that it does not turn
+        # the resizing on.
+        black = np.zeros((height, width, 3), np.uint8)
+        self._good_image = cv2.imencode(".jpg", black)[1].reshape(-1)
+        self._device = device
+        self._decoder = Decoder(image_hw, batch_size + 1, threads=threads, device=device)
+
+    def start(self, images: Sequence[Encoded]) -> Decoding:
+        """Begin to decode a batch in the background; `finish` it before the one that is started
+        after the next."""
+        return self._decoder.start([*map(as_array, images), self._good_image])
+
+    def finish(self, started: Decoding) -> Decoded:
+        """The images of a batch, for batches in the order in which they were started."""
+        images_NHWC, good = self._decoder.finish(started)
+        rows_N = np.flatnonzero(good[:-1])
+        if len(rows_N) == len(good) - 1:
+            return Decoded(images_NHWC[:-1], rows_N)
+        return Decoded(images_NHWC[torch.from_numpy(rows_N).to(self._device)], rows_N)
+
+
+def as_array(image: Encoded) -> NDArray[np.uint8]:
+    """The bytes of an encoded image as an array, without a copy where they are contiguous."""
+    if isinstance(image, bytes):
+        return np.frombuffer(image, np.uint8)
+    return np.ascontiguousarray(image).reshape(-1)
+
+
+def decode_threads() -> int:
+    """Threads that decode where nothing else needs the cores."""
+    return min(os.cpu_count() or 1, _MOST_THREADS)
+
+
+def not_decodable(name: str) -> UserError:
+    """What to raise for an image that an evaluation cannot do without; `name` is the image's."""
+    return UserError(f"{name} is not a whole, decodable JPEG; use an intact copy")

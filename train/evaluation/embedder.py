@@ -1,0 +1,154 @@
+"""Images in, embeddings out: what evaluation, the cleaning report and edits of heads embed by.
+
+Shapes: N images, D the embedding, H and W the height and width of the images.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from manyfaces.configs import schema
+from manyfaces.data.feed.decode import Decoding
+from manyfaces.models.backbones.output import as_output
+from manyfaces.models.backbones.pixels import to_input
+from manyfaces.train.evaluation.decoding import Encoded, ImageDecoder, not_decodable
+
+T = TypeVar("T")
+
+
+class EmbeddedBatch(NamedTuple):
+    """The embeddings of those images of a batch that could be decoded."""
+
+    embeddings_ND: Tensor
+    """float32, on the device."""
+    rows_N: NDArray[np.int64]
+    """Which images of the batch they are."""
+
+
+class Embedder:
+    """Embeds images with a network, as it is at the moment of the call.
+
+    The network is put into evaluation mode for each batch and is given back in the mode in which it
+    was. Nothing is remembered for a backward pass, and torch keeps the number of threads that the
+    caller has set.
+
+    `module`: from images [N, 3, H, W], normalised floats, to embeddings [N, D] or an `Output`.
+    `model`: the configuration of the network, which says how its inputs are normalised.
+    `image_hw`: height and width in pixels; images of other sizes are resized.
+    `autocast`: compute in bfloat16; embeddings are float32 all the same.
+    `batch_size`: images that are embedded at a time.
+    `decode_threads`: CPU threads that decode JPEGs.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        model: schema.Backbone,
+        image_hw: tuple[int, int],
+        device: torch.device,
+        *,
+        autocast: bool = False,
+        batch_size: int = 200,
+        decode_threads: int = 1,
+    ) -> None:
+        self.module, self.model, self.image_hw, self.device = module, model, image_hw, device
+        self.autocast, self.batch_size = autocast, batch_size
+        self._decoder = ImageDecoder(image_hw, batch_size, device, decode_threads)
+
+    def embed(
+        self,
+        images: Iterable[Encoded],
+        *,
+        mirrored: bool = False,
+        name: Callable[[int], str] = "image {}".format,
+        progress: Callable[[int], None] = lambda images: None,
+    ) -> Tensor:
+        """The embeddings of encoded images, float32 [N, D] on the CPU.
+
+        With `mirrored` an embedding is the sum of the image's and its mirror image's. `progress` is
+        told how many more images are done. Raises `UserError` for an image that is not a whole,
+        decodable JPEG, under its `name`.
+        """
+        parts, done = [torch.empty(0, self.model.embedding_dim)], 0
+        for batch, embedded in self.stream(_in_batches(images, self.batch_size), mirrored=mirrored):
+            if len(embedded.rows_N) < len(batch):
+                bad = int(np.setdiff1d(np.arange(len(batch)), embedded.rows_N)[0])
+                raise not_decodable(name(done + bad))
+            parts.append(embedded.embeddings_ND.cpu())
+            done += len(batch)
+            progress(len(batch))
+        return torch.cat(parts)
+
+    def stream(
+        self, batches: Iterable[tuple[T, Sequence[Encoded]]], *, mirrored: bool = False
+    ) -> Iterator[tuple[T, EmbeddedBatch]]:
+        """Embed batches of up to `batch_size` encoded images; images that cannot be decoded are
+        left out.
+
+        What stands beside the images of a batch is handed on with its embeddings. The next batch is
+        read and decoded while one is embedded.
+        """
+        last: tuple[T, Decoding] | None = None
+        for beside, images in batches:
+            begun = beside, self._decoder.start(images)
+            if last is not None:
+                yield last[0], self._finish(last[1], mirrored)
+            last = begun
+        if last is not None:
+            yield last[0], self._finish(last[1], mirrored)
+
+    @torch.no_grad()
+    def embed_pixels(self, images_NHWC: Tensor, *, mirrored: bool = False) -> Tensor:
+        """The embeddings of one batch of decoded images, uint8 RGB [N, H, W, 3] on the device:
+        float32 [N, D] on the device."""
+        with (
+            _evaluating(self.module),
+            torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast),
+        ):
+            embeddings_ND = self._forward(images_NHWC)
+            if mirrored:
+                embeddings_ND = embeddings_ND + self._forward(images_NHWC.flip(2))
+        return embeddings_ND
+
+    def _finish(self, decoding: Decoding, mirrored: bool) -> EmbeddedBatch:
+        decoded = self._decoder.finish(decoding)
+        if not len(decoded.rows_N):
+            nothing = torch.empty(0, self.model.embedding_dim, device=self.device)
+            return EmbeddedBatch(nothing, decoded.rows_N)
+        embeddings_ND = self.embed_pixels(decoded.images_NHWC, mirrored=mirrored)
+        return EmbeddedBatch(embeddings_ND, decoded.rows_N)
+
+    def _forward(self, images_NHWC: Tensor) -> Tensor:
+        return as_output(self.module(to_input(images_NHWC, self.model))).embeddings["main"].float()
+
+
+@contextlib.contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode; afterwards each part is in the mode in which it was, as frozen parts of a
+    network in training are not in training mode."""
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
+
+
+def _in_batches(
+    images: Iterable[Encoded], batch_size: int
+) -> Iterator[tuple[list[Encoded], list[Encoded]]]:
+    """The images in lists of `batch_size`, each list twice: it stands beside itself in `stream`."""
+    batch: list[Encoded] = []
+    for image in images:
+        batch.append(image)
+        if len(batch) == batch_size:
+            yield batch, batch
+            batch = []
+    if batch:
+        yield batch, batch

@@ -1,0 +1,43 @@
+"""What `manyfaces evaluate` does: a run's newest checkpoint, scored on this machine."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from manyfaces.configs.protocols.protocol import Protocol as ProtocolConfig
+from manyfaces.configs.protocols.verification import Verification
+from manyfaces.train.evaluation.evaluate import evaluate
+from manyfaces.train.evaluation.report import save_report
+from manyfaces.train.evaluation.result import Result
+from manyfaces.train.evaluation.trained import open_trained, use_all_cores
+from manyfaces.train.protocols.open import open_all
+
+
+def evaluate_run(
+    run: Path,
+    sets: Sequence[Path],
+    batch_size: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    protocols: Sequence[ProtocolConfig] = (),
+) -> tuple[Path, list[Result]]:
+    """Evaluate a run's newest committed checkpoint, or the checkpoint folder given, on verification
+    sets (`.bin`) and by other protocols; the report goes into the run's `evaluation/`.
+
+    `progress(done, total)` counts images. Returns the checkpoint and the results. Raises
+    `UserError` for a checkpoint or a protocol that cannot be opened.
+    """
+    use_all_cores()
+    trained = open_trained(run)
+    configs = [*(Verification(path=str(path)) for path in sets), *protocols]
+    opened = open_all(configs, trained.image_hw)
+    embedder = trained.embedder(batch_size)
+    done, total = 0, sum(len(protocol.distinct.images) for protocol in opened)
+
+    def count(images: int) -> None:
+        nonlocal done
+        done += images
+        progress(done, total)
+
+    results = [evaluate(protocol, embedder, count) for protocol in opened]
+    checkpoint = trained.checkpoint
+    save_report(results, checkpoint.parent.parent / "evaluation", trained.state["step"])
+    return checkpoint, results

@@ -1,0 +1,47 @@
+"""The files of a run's folder."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from manyfaces.configs.schema import Config
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """`RUN`, and what stands in it."""
+
+    path: Path
+
+    @classmethod
+    def of(cls, config: Config) -> "RunFolder":
+        return cls(Path(config.run.dir).absolute() / config.run.name)
+
+    @property
+    def identity(self) -> Path:
+        """What the run is: its configuration and its dataset's fingerprint."""
+        return self.path / "run.json"
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def plan(self) -> Path:
+        return self.path / "plan.txt"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def plots(self) -> Path:
+        return self.path / "plots"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.path / "evaluation.json"
+
+    @property
+    def quarantine(self) -> Path:
+        """Samples that could not be decoded."""
+        return self.path / "quarantine.jsonl"

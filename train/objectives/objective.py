@@ -1,0 +1,158 @@
+"""What an objective is: everything that differs between the ways to train an encoder.
+
+The loop and the step know this interface only. An objective says how images are shown, what network
+is trained, with which learning rates, and turns a batch into a loss; what it learns beside the
+network (class centres, a teacher) it holds, steps and hands to the checkpoint itself.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+
+from manyfaces.configs.errors import UserError
+from manyfaces.configs.schema import Config
+from manyfaces.data.feed.loader import Batch
+from manyfaces.data.feed.view import View
+from manyfaces.models.backbones.output import Output
+from manyfaces.train.parameter_groups import ParamGroup, groups_of
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a run hands to its objective when it is built."""
+
+    config: Config
+    num_identities: int
+    first_classes: tuple[int, ...]
+    """The first class of each dataset of a mixture."""
+    device: torch.device
+    group: ProcessGroup | None
+    """The ranks that train together; None is this process alone."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where in the run a step stands."""
+
+    position: int
+    """Samples before the global batch in the stream."""
+    batch_size: int
+    """Samples of the global batch."""
+    lr: float
+    last: bool = False
+    """This rank can make no further step: it is told to all ranks in `Loss.last`."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The loss of a global batch; tensors on the device, so that nothing waits for it."""
+
+    surrogate: Tensor
+    """A number whose gradient, averaged over the ranks, is that of `value` for the network."""
+    value: Tensor
+    """The loss to report, a mean over the global batch, the same on all ranks."""
+    finite: Tensor
+    """bool []: the loss is a number. The same on all ranks."""
+    last: Tensor
+    """bool []: some rank can make no further step. The same on all ranks."""
+    checks: Mapping[str, Tensor] = field(default_factory=dict)
+    """What is wrong with the program if the tensor, bool [], is false."""
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+    """Further numbers to record, by name."""
+
+
+@dataclass(frozen=True)
+class ShardedRows:
+    """State that is sharded by rows: rank r holds `configs.split.class_share` of them."""
+
+    tensors: Mapping[str, Tensor]
+    """This rank's rows of each tensor: the tensors themselves, not copies."""
+    num_rows: int
+    """Rows of all ranks together."""
+
+
+@dataclass(frozen=True)
+class HeldByRank0:
+    """State that is the same on all ranks; rank 0 writes it."""
+
+    tensors: Mapping[str, Tensor]
+
+
+StatePart = ShardedRows | HeldByRank0
+
+
+class Forward:
+    """Shows the views of one batch to the network, each once, whoever asks for it."""
+
+    def __init__(self, run: Callable[[Tensor], Output], images: Mapping[str, Tensor]) -> None:
+        self._run, self._images = run, images
+        self._outputs: dict[str, Output] = {}
+
+    def __call__(self, view: str = "main") -> Output:
+        """The network's output for a view of the batch."""
+        if view not in self._outputs:
+            self._outputs[view] = self._run(self._images[view])
+        return self._outputs[view]
+
+    def embeddings(self, branch: str, view: str = "main") -> Tensor:
+        """The embeddings of this name, [N, D] float32. Raises `UserError` where there are none."""
+        found = self(view).embeddings
+        if branch not in found:
+            raise UserError(
+                f"objective: the backbone has no embeddings {branch!r}, only {', '.join(found)}; "
+                "set the objective's branch"
+            )
+        return found[branch]
+
+
+class Objective(ABC):
+    """What is optimised. All ranks call its methods together, in the same order."""
+
+    def views(self, main: View) -> Mapping[str, View]:
+        """How each image is shown, by name; `main` is what the configuration says."""
+        return {"main": main}
+
+    def network(self, backbone: nn.Module) -> nn.Module:
+        """What is trained by gradient: the backbone and what stands beside it. It takes images and
+        returns `Output`; the backbone has to be a part of it, or itself."""
+        return backbone
+
+    def groups(self, network: nn.Module, optimizer: Any) -> Sequence[ParamGroup]:
+        """The parameters that are trained, with learning rates and decay by part."""
+        return groups_of(network, optimizer)
+
+    @abstractmethod
+    def loss(self, forward: Forward, batch: Batch, moment: Moment) -> Loss:
+        """The loss of a batch; whatever the objective holds itself is stepped here."""
+
+    def dry_run(self, forward: Forward) -> Tensor:
+        """A number that every trained parameter has a gradient of, for a step at learning rate 0
+        before the run: it finds lack of memory in minutes."""
+        return torch.stack([each.sum() for each in forward().embeddings.values()]).sum() * 1e-6
+
+    def after_step(self, network: nn.Module, moment: Moment) -> None:
+        """Called when the network has taken its step."""
+        return
+
+    def state(self) -> Mapping[str, StatePart]:
+        """What a checkpoint keeps besides the network, by name; a resume fills the tensors in
+        place."""
+        return {}
+
+    def numbers(self) -> Mapping[str, Mapping[str, float]]:
+        """Running numbers that a checkpoint keeps, by the name of a part; the same on all ranks."""
+        return {}
+
+    def restore(self, numbers: Mapping[str, Mapping[str, float]], before: Config) -> None:
+        """Called after the tensors of `state` were filled from a checkpoint, with its numbers and
+        its configuration."""
+        return
+
+    def forget(self, classes: Tensor) -> None:
+        """Called once before the first step: these class ids, int64, are no classes any more."""
+        return

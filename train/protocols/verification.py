@@ -1,0 +1,93 @@
+"""Protocol verification: pairs of images of one identity or of two, as InsightFace's
+`eval/verification.py` scores them."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from manyfaces.data.sources.verification_bin import read_bin
+from manyfaces.train.evaluation import metrics
+from manyfaces.train.evaluation.decoding import Encoded
+from manyfaces.train.evaluation.result import Curve, Histogram, Quantity, Result
+from manyfaces.train.protocols.protocol import Protocol
+
+
+def _tar(far: float, heading: str = "") -> Quantity:
+    return Quantity(
+        f"tar_at_far_{far:.0e}",
+        f"TAR at FAR {far:.0e}",
+        heading,
+        unknown="too few pairs to tell",
+    )
+
+
+class Verification(Protocol):
+    """A verification set in InsightFace's `.bin` layout.
+
+    The sum of an image's embedding and its mirror image's (`flip`) is compared by cosine. Raises
+    `UserError` for a file that is no such set.
+    """
+
+    quantities: Sequence[Quantity] = (
+        Quantity("accuracy", "accuracy (10-fold)", "10-fold"),
+        Quantity("best_accuracy", "accuracy (best threshold)", "best"),
+        Quantity("auc", "AUC", "AUC", format=".4f", unknown="one kind of pair only"),
+        _tar(1e-1),
+        _tar(1e-2, "TAR 1e-2"),
+        _tar(1e-3, "TAR 1e-3"),
+        _tar(1e-4),
+    )
+
+    def __init__(self, path: str, flip: Literal["sum", "none"] = "sum") -> None:
+        self.path = path
+        self.pairs = read_bin(path)
+        self.mirrored = flip == "sum"
+
+    def images(self) -> Sequence[Encoded]:
+        return self.pairs.blobs
+
+    def image_name(self, index: int) -> str:
+        return f"{self.path}: image {index}"
+
+    def result(self, embeddings_ND: NDArray[np.float32]) -> Result:
+        scores, same = metrics.cosine_scores(embeddings_ND), self.pairs.same
+        report = metrics.report(scores, same)
+        tars = {f"tar_at_far_{far}": tar for far, tar in report.tar_at_far.items()}
+        far, tar = metrics.roc(scores, same)
+        half_a_pair = 0.5 / max(int((~same).sum()), 1)  # 0 has no place on a logarithmic axis
+        title = f"{self.name}: ROC"
+        if report.auc is not None:
+            title += f", AUC {report.auc:.3f}"
+        return Result(
+            name=self.name,
+            quantities=self.quantities,
+            scalars={
+                "accuracy": report.accuracy,
+                "best_accuracy": report.best_accuracy,
+                "auc": report.auc,
+                **tars,
+            },
+            counts={"pairs": report.pairs},
+            deviations={"accuracy": report.accuracy_std},
+            curves={
+                "roc": Curve(
+                    title,
+                    "false accept rate",
+                    "true accept rate",
+                    far.clip(half_a_pair),
+                    tar,
+                    log_x=True,
+                )
+            },
+            histograms={
+                "scores": Histogram(
+                    f"{self.name}: {report.accuracy:.1%} (10-fold)",
+                    "cosine of the pair",
+                    "pairs",
+                    {"same identity": scores[same], "different": scores[~same]},
+                )
+            },
+            tables={"tar_at_far": report.tar_at_far},
+        )

@@ -1,0 +1,260 @@
+"""What every worker does with a run: build, restore, loop, close."""
+
+import contextlib
+import fcntl
+import time
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+import torch.distributed as dist
+
+from manyfaces.cluster.world import World, on_all_ranks
+from manyfaces.configs import plan, rng
+from manyfaces.configs.errors import UserError
+from manyfaces.configs.load import load_stored
+from manyfaces.configs.schema import Config
+from manyfaces.configs.split import batch_share
+from manyfaces.data.dataset.dataset import Dataset, open_data
+from manyfaces.data.dataset.forgotten import read_forgotten
+from manyfaces.data.dataset.verify import verify
+from manyfaces.data.feed.loader import Loader
+from manyfaces.data.feed.quarantine import Quarantine
+from manyfaces.data.feed.view import View, main_view
+from manyfaces.models.backbones.init import load_initial
+from manyfaces.train.checkpoint.finder import Found, find, load_parts
+from manyfaces.train.checkpoint.layout import read_backbone, read_optimizer
+from manyfaces.train.checkpoint.state import RunState
+from manyfaces.train.checkpoint.writer import Checkpointer
+from manyfaces.train.engine import Engine
+from manyfaces.train.evaluation.report import save_report
+from manyfaces.train.folder import RunFolder
+from manyfaces.train.initial_weights import initial_file
+from manyfaces.train.loop import Parts, Progress, train
+from manyfaces.train.objectives.objective import Forward, Objective, Setting
+from manyfaces.train.protocols.open import open_protocols
+from manyfaces.train.protocols.protocol import Protocol
+from manyfaces.train.record import NoRecord, Record
+from manyfaces.train.watchdog import Watchdog
+
+VERSIONS = ("manyfaces", "torch", "deepspeed", "nvidia-dali-cuda130")
+LOCK_WAIT_S = 20  # a killed group's last process may hold the lock for a moment
+
+
+def work(payload: dict[str, Any]) -> None:
+    """The function that the launcher runs in every worker. Errors that all ranks meet alike are
+    written to the record, not raised."""
+    config = load_stored(payload["config"], "the launcher's configuration")
+    world = World.current()
+    torch.set_num_threads(config.cluster.threads_per_worker)
+    if world.device.type == "cuda":
+        torch.cuda.set_device(world.device)
+    folder = RunFolder.of(config)
+    record = Record(folder.path) if world.rank == 0 else NoRecord()
+    watchdog = Watchdog(
+        config.cluster.step_timeout_s,
+        lambda message: Record(folder.path).event("hung", message),
+        world.rank,
+    )
+    lock = None
+    try:
+        lock = on_all_ranks(lambda: lock_run(folder.path) if world.rank == 0 else None)
+        _run(config, world, folder, record, watchdog)
+    except UserError as error:
+        record.event("stopped", str(error))
+    finally:
+        watchdog.close()
+        if lock is not None:
+            lock.close()
+
+
+def _run(
+    config: Config, world: World, folder: RunFolder, record: Record, watchdog: Watchdog
+) -> None:
+    if config.train.batch_size < 2 * world.size:
+        raise UserError(
+            f"train.batch_size {config.train.batch_size}: BatchNorm needs 2 images on each of "
+            f"{world.size} workers"
+        )
+    dataset, protocols = on_all_ranks(lambda: _open(config))
+    checkpointer = Checkpointer(
+        folder.checkpoints,
+        config.checkpoint.keep,
+        lambda step, path: record.event("checkpoint", f"checkpoint {path}", step=step),
+    )
+    watchdog.phase("restore")
+    found = find(folder.checkpoints, config.run.resume_from, checkpointer.group)
+    total = plan.total_samples(config, dataset.manifest.num_images)
+    _refuse_finished(found, folder, total)
+    engine, objective = build(config, world, dataset, found, checkpointer.group, record)
+    progress = _progress(config, found)
+    record.rewind(progress.step)
+    record.event(
+        "start", _start_line(found, world, progress), world_size=world.size, step=progress.step
+    )
+    views = objective.views(main_view(config.data))
+    with _loader(config, world, folder, dataset, views, progress.position, total) as loader:
+        state = _constant_state(config, dataset)
+        parts = Parts(
+            config,
+            world,
+            engine,
+            objective,
+            loader,
+            protocols,
+            checkpointer,
+            record,
+            watchdog,
+            state,
+        )
+        results = train(parts, progress)
+    if world.rank == 0 and results:
+        summary, *_ = save_report(results, folder.plots, progress.step)
+        summary.replace(folder.evaluation)
+    record.event("finished", f"finished at step {progress.step}", step=progress.step)
+
+
+def _open(config: Config) -> tuple[Dataset, list[Protocol]]:
+    """What this node sees of the data; the launching process has looked at the bytes."""
+    dataset = open_data(config.data)
+    for part in dataset.parts:
+        verify(part, "sizes")
+    return dataset, open_protocols(config)
+
+
+def _loader(
+    config: Config,
+    world: World,
+    folder: RunFolder,
+    dataset: Dataset,
+    views: Mapping[str, View],
+    position: int,
+    end: int,
+) -> Loader:
+    """This rank's part of the stream from `position` to `end`; every rank writes down what it meets
+    on the way."""
+    quarantine = Quarantine(
+        folder.quarantine,
+        dataset,
+        config.data.max_bad_share,
+        lambda line: Record(folder.path).event("quarantine", line),
+    )
+    return Loader(
+        dataset,
+        config.data,
+        views=views,
+        seed=config.run.seed,
+        batch_size=config.train.batch_size,
+        rank=world.rank,
+        world_size=world.size,
+        position=position,
+        end=end,
+        device=world.device,
+        quarantine=quarantine,
+        tell=lambda line: Record(folder.path).event("store", line),
+    )
+
+
+def _refuse_finished(found: Found | None, folder: RunFolder, total: int) -> None:
+    if found is None or found.path.parent == folder.checkpoints:
+        return
+    if found.state.position >= total:
+        raise UserError(
+            f"run.resume_from {found.path} has seen {found.state.position:,} samples of {total:,}; "
+            "raise train.epochs"
+        )
+
+
+def build(
+    config: Config,
+    world: World,
+    dataset: Dataset,
+    found: Found | None,
+    group: dist.ProcessGroup,
+    record: Record,
+) -> tuple[Engine, Objective]:
+    """The engine and the objective, fresh or restored. A fresh start takes the same path with empty
+    moments; what `model.init` brought to it is recorded. Collective."""
+    objective: Objective = config.objective.build(
+        setting=Setting(
+            config,
+            dataset.manifest.num_identities,
+            tuple(part.first_class for part in dataset.parts),
+            world.device,
+            dist.group.WORLD,
+        )
+    )
+    torch.manual_seed(rng.key(config.run.seed, rng.Stream.NETWORK_WEIGHTS) >> 1)
+    backbone = config.model.build(image_hw=config.data.image_hw)
+    if found is None and config.model.init is not None:
+        matched = load_initial(backbone, initial_file(config.model.init))
+        columns = ["model.init", "weights", "of them"]
+        table = {"columns": columns, "rows": matched.rows()}
+        record.event("init", f"model.init {matched}", table=table)
+    network = objective.network(backbone)
+    if found is not None:
+        network.load_state_dict(read_backbone(found.path))
+    engine = Engine(
+        network,
+        objective.groups(network, config.train.optimizer),
+        config.model,
+        config.train,
+        config.engine,
+        world.device,
+        world.size,
+    )
+    first, after = batch_share(config.train.batch_size, world.rank, world.size)
+    images = {
+        name: torch.zeros(after - first, *view.image_hw, 3, dtype=torch.uint8, device=world.device)
+        for name, view in objective.views(main_view(config.data)).items()
+    }
+    engine.warm_up(lambda: objective.dry_run(Forward(engine.run, images)))
+    engine.load_moments(read_optimizer(found.path) if found else None)
+    if found is not None:
+        load_parts(found.path, objective.state(), group)
+        objective.restore(found.state.numbers, found.state.config)
+    objective.forget(torch.from_numpy(read_forgotten(dataset).identities))
+    return engine, objective
+
+
+def _progress(config: Config, found: Found | None) -> Progress:
+    if found is None:
+        return Progress()
+    # Steps are counted by this run's batches: a run that was resumed from another's checkpoint may
+    # have other ones.
+    position = found.state.position
+    return Progress(position // config.train.batch_size, position, found.state.seconds)
+
+
+def _constant_state(config: Config, dataset: Dataset) -> RunState:
+    return RunState(
+        config,
+        dataset.manifest.fingerprint,
+        dataset.manifest.num_identities,
+        config.run.seed,
+        versions={name: version(name) for name in VERSIONS},
+    )
+
+
+def _start_line(found: Found | None, world: World, progress: Progress) -> str:
+    workers = f"{world.size} worker{'s' if world.size > 1 else ''} on {world.device.type}"
+    if found is None:
+        return f"{workers}: a fresh start, as the run has no checkpoint"
+    where = f"{found.path.name} at sample {progress.position:,}"
+    return f"{workers}: resuming {where} ({found.why})"
+
+
+def lock_run(folder: Path, wait_s: int = LOCK_WAIT_S) -> IO[str]:
+    """Held by rank 0 while the run is written; the system lets it go with the process, however that
+    ends. Raises `UserError` where another process holds it."""
+    file = (folder / ".lock").open("w")
+    for _ in range(wait_s):
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file
+        time.sleep(1)
+    raise UserError(
+        f"{folder}: another process is writing this run; stop it, or give another run.name"
+    )
