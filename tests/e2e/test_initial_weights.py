@@ -1,0 +1,45 @@
+"""A fresh run starts from another's weights and shows which of them it took."""
+
+from pathlib import Path
+
+import torch
+from commands import manyfaces, recipe, rows
+from safetensors.torch import load_file, save_file
+
+from manyfaces.configs.load import load
+from manyfaces.data.dataset.dataset import Dataset
+
+
+def test_a_folder_of_weights_and_then_a_run(tmp_path: Path, dataset: Dataset) -> None:
+    path = recipe(tmp_path, dataset.part.path, train={"epochs": 1}, cluster={"launcher": "process"})
+    torch.manual_seed(8)
+    backbone = load(str(path), []).model.build(image_hw=(64, 64))
+    weights = {name: tensor + 0.125 for name, tensor in backbone.state_dict().items()}
+    weights["mine"] = torch.zeros(1)
+    (left_out, *_) = [name for name in weights if name.endswith("weight")]
+    del weights[left_out]
+    (tmp_path / "theirs").mkdir()
+    save_file(weights, tmp_path / "theirs" / "model.safetensors")
+
+    # Steps too small to change a float32: the checkpoint holds what the run started from.
+    still = ["train.optimizer.lr=1e-30"]
+    done = manyfaces("train", path, f"model.init={tmp_path / 'theirs'}", *still)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for cell in ("missing in the file", left_out, "not used of the file", "mine"):
+        assert cell in done.stdout
+    run = tmp_path / "runs" / "run"
+    (event,) = [row for row in rows(run / "events.jsonl") if row["kind"] == "init"]
+    assert event["table"]["rows"][1] == ["missing in the file", 1, left_out]
+    (newest, *_) = sorted((run / "checkpoints").glob("step-*"), reverse=True)
+    trained = load_file(newest / "backbone.safetensors")
+    for name, tensor in backbone.named_parameters():
+        if name != left_out:
+            assert torch.equal(trained[name], weights[name]), name
+        assert tensor.shape == trained[name].shape
+
+    second = manyfaces("train", path, f"model.init={run}", "run.name=second", *still)
+    assert second.returncode == 0, second.stdout + second.stderr
+    again = load_file(
+        tmp_path / "runs" / "second" / "checkpoints" / newest.name / "backbone.safetensors"
+    )
+    assert all(torch.equal(again[name], trained[name]) for name, _ in backbone.named_parameters())
