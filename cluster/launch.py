@@ -7,6 +7,7 @@ newest committed one by itself.
 
 import math
 import os
+import pkgutil
 import tempfile
 import time
 import warnings
@@ -23,7 +24,6 @@ from manyfaces.cluster.memory import KEEP_MEMORY, under_torchrun, works_here
 from manyfaces.configs import schema
 from manyfaces.configs.schema import Elastic, UserError
 
-Work = Callable[[dict[str, Any]], None]
 GROUP_TIMEOUT_S = 1800
 START_TIMEOUT_S = 60
 OBJECT_STORE_BYTES = 100 << 20  # nothing but small messages travels through Ray
@@ -45,15 +45,15 @@ class WorkersFailedError(UserError):
 
 
 def launch(
-    work: Work,
+    work: str,
     payload: dict[str, Any],
     config: schema.Cluster,
     scratch: Path,
     code: Callable[[], AbstractContextManager[Path]],
 ) -> None:
-    """Run `work(payload)` in all workers and wait. Ray keeps its own notes in `scratch`, a folder
-    that every node sees; `code` gives the folder of the `manyfaces` package, for nodes that lack
-    it.
+    """Run `work(payload)` in all workers and wait; `work` names a function as `MODULE:FUNCTION`,
+    which only the workers import. Ray keeps its own notes in `scratch`, a folder that every node
+    sees; `code` gives the folder of the `manyfaces` package, for nodes that lack it.
 
     Raises `UserError` for more workers than there are resources, `WorkersFailedError` after
     `config.max_failures` restarts.
@@ -74,7 +74,7 @@ def refuse(config: schema.Cluster) -> None:
         _refuse_too_many(config, _workers(config, gpus), os.cpu_count() or 1, gpus, "this machine")
 
 
-def _run_here(work: Work, payload: dict[str, Any]) -> None:
+def _run_here(work: str, payload: dict[str, Any]) -> None:
     timeout = timedelta(seconds=GROUP_TIMEOUT_S)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     if under_torchrun():
@@ -85,13 +85,13 @@ def _run_here(work: Work, payload: dict[str, Any]) -> None:
             backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout
         )
     try:
-        work(payload)
+        pkgutil.resolve_name(work)(payload)
     finally:
         dist.destroy_process_group()
 
 
 def _run_on_ray(
-    work: Work,
+    work: str,
     payload: dict[str, Any],
     config: schema.Cluster,
     scratch: Path,
@@ -163,7 +163,7 @@ def _join_cluster(config: schema.Cluster, code: Callable[[], AbstractContextMana
 
 
 def _trainer(
-    work: Work,
+    work: str,
     payload: dict[str, Any],
     config: schema.Cluster,
     resources: Mapping[str, float],
@@ -202,10 +202,10 @@ def _trainer(
     )
 
 
-def _silenced(work: Work) -> Work:
+def _silenced(work: str) -> Callable[[dict[str, Any]], None]:
     def worker(payload: dict[str, Any]) -> None:
         warnings.simplefilter("ignore")  # in a worker nobody reads them
-        work(payload)
+        pkgutil.resolve_name(work)(payload)
 
     return worker
 

@@ -19,7 +19,6 @@ from manyfaces.data.dataset.names import names_sha256, write_names
 from manyfaces.train.checkpoint.layout import STATE, candidates
 from manyfaces.train.checkpoint.state import RunState
 from manyfaces.train.folder import RunFolder
-from manyfaces.train.session import lock_run
 
 FORMAT = 2
 FINGERPRINT = "data.fingerprint"
@@ -40,7 +39,7 @@ def claim(config: Config, dataset: Dataset, folder: RunFolder) -> None:
     )
     folder.path.mkdir(parents=True, exist_ok=True)
     # One that another process holds is told before anything of its run is touched.
-    lock_run(folder.path, wait_s=1).close()
+    folder.lock(wait_s=1).close()
     for leftover in folder.path.glob(".ray-*"):
         shutil.rmtree(leftover, ignore_errors=True)
     write_names(dataset, folder.path / IDENTITIES)  # each checkpoint holds a copy

@@ -28,8 +28,11 @@ from manyfaces.train.folder import RunFolder
 from manyfaces.train.follow import Follower, summary_table
 from manyfaces.train.protocols.open import open_protocols
 from manyfaces.train.record import METRICS, last_event, read_rows
-from manyfaces.train.session import work
 from manyfaces.train.tracking import Mirror, tracking_uri
+
+WORK = "manyfaces.train.session:work"
+"""What every worker runs. Only workers import it: the process that a person started tells mistakes
+without waiting for DeepSpeed."""
 
 
 def run(config: Config, console: Console) -> None:
@@ -73,7 +76,7 @@ def run(config: Config, console: Console) -> None:
 
 def _launch(config: Config, folder: RunFolder) -> None:
     payload = {"name": config.run.name, "config": config.model_dump(mode="json")}
-    launch.launch(work, payload, config.cluster, folder.path, jobs.package)
+    launch.launch(WORK, payload, config.cluster, folder.path, jobs.package)
 
 
 def _look(config: Config, dataset: Dataset, console: Console) -> None:

@@ -1,12 +1,8 @@
 """What every worker does with a run: build, restore, loop, close."""
 
-import contextlib
-import fcntl
-import time
 from collections.abc import Mapping
 from importlib.metadata import version
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -40,7 +36,6 @@ from manyfaces.train.record import NoRecord, Record
 from manyfaces.train.watchdog import Watchdog
 
 VERSIONS = ("manyfaces", "torch", "deepspeed", "nvidia-dali-cuda130")
-LOCK_WAIT_S = 20  # a killed group's last process may hold the lock for a moment
 
 
 def work(payload: dict[str, Any]) -> None:
@@ -60,7 +55,7 @@ def work(payload: dict[str, Any]) -> None:
     )
     lock = None
     try:
-        lock = on_all_ranks(lambda: lock_run(folder.path) if world.rank == 0 else None)
+        lock = on_all_ranks(lambda: folder.lock() if world.rank == 0 else None)
         _run(config, world, folder, record, watchdog)
     except UserError as error:
         record.event("stopped", str(error))
@@ -244,17 +239,3 @@ def _start_line(found: Found | None, world: World, progress: Progress) -> str:
         return f"{workers}: a fresh start, as the run has no checkpoint"
     where = f"{found.path.name} at sample {progress.position:,}"
     return f"{workers}: resuming {where} ({found.why})"
-
-
-def lock_run(folder: Path, wait_s: int = LOCK_WAIT_S) -> IO[str]:
-    """Held by rank 0 while the run is written; the system lets it go with the process, however that
-    ends. Raises `UserError` where another process holds it."""
-    file = (folder / ".lock").open("w")
-    for _ in range(wait_s):
-        with contextlib.suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return file
-        time.sleep(1)
-    raise UserError(
-        f"{folder}: another process is writing this run; stop it, or give another run.name"
-    )
