@@ -17,6 +17,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+FORKS = multiprocessing.get_context("forkserver")
+"""Processes that are forks of one that has imported what takes seconds, and has run nothing."""
+FORKS.set_forkserver_preload(
+    ["deepspeed", "torch.distributed.checkpoint.hf_storage", "manyfaces.configs.schema"]
+)
 _GRACE_S = 0.5  # for the first to fail to have written why, when others fail because of it
 
 
@@ -25,10 +30,13 @@ def _rank(
     world_size: int,
     folder: str,
     timeout_s: float,
+    environment: dict[str, str],
     fn: Callable[..., Any],
     args: tuple[Any, ...],
 ) -> None:
     try:
+        os.environ.clear()
+        os.environ.update(environment)
         warnings.simplefilter("error")
         torch.set_num_threads(1)
         os.environ.update(
@@ -61,11 +69,13 @@ def run_ranks(
     process outlives the call. `fn` and what goes in and out must pickle; tensors are best sent as
     numpy arrays.
     """
-    spawn = multiprocessing.get_context("spawn")
+    environment = dict(os.environ)  # which the forked process has of an earlier time
     with tempfile.TemporaryDirectory() as folder:
         ranks = [
-            spawn.Process(
-                target=_rank, args=(r, world_size, folder, timeout_s, fn, args), daemon=True
+            FORKS.Process(
+                target=_rank,
+                args=(r, world_size, folder, timeout_s, environment, fn, args),
+                daemon=True,
             )
             for r in range(world_size)
         ]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import manyfaces, recipe, rows
+from commands import forked, recipe, rows
 from safetensors.torch import load_file
 
 from manyfaces.data.synthetic.dataset import synthesise
@@ -41,7 +41,7 @@ def test_new_people_are_added_and_training_goes_on(
     config = recipe(
         tmp_path, dataset_path, cluster={"workers": 1, "launcher": "process"}, train={"epochs": 1}
     )
-    done = manyfaces("train", config)
+    done = forked("train", config)
     assert done.returncode == 0, done.stdout + done.stderr
     run = tmp_path / "runs" / "run"
     source = run / "checkpoints" / "step-00000008"
@@ -142,7 +142,7 @@ def test_new_people_are_added_and_training_goes_on(
         capsys, "head", "remove", out, tmp_path / "back", "--identity", old[3]
     )
 
-    done = manyfaces(*second)
+    done = forked(*second)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"resuming {source.name} at sample 128" in done.stdout
     losses = [

@@ -12,7 +12,7 @@ from launcher import run_ranks
 from manyfaces.configs.errors import UserError
 from manyfaces.configs.load import load
 from manyfaces.data.feed import loader
-from manyfaces.train.run import work
+from manyfaces.train.session import work
 
 LOST_AT = 7 * 16
 

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from commands import manyfaces, recipe, rows
+from commands import forked, recipe, rows
 
 from manyfaces.train.__main__ import main
 
@@ -57,7 +57,7 @@ def test_a_local_ray_that_does_not_start(
 def test_a_loss_that_is_not_finite_stops_with_step_samples_and_checkpoint(
     config: Path, tmp_path: Path
 ) -> None:
-    refused = manyfaces(
+    refused = forked(
         "train",
         config,
         "train.optimizer.lr=1e30",
@@ -88,7 +88,7 @@ def test_a_shorter_shard_is_found_before_step_0(
     copy = Path(shutil.copytree(dataset_path, tmp_path / "copy"))
     shard = copy / "shard-000001.tar"
     shard.write_bytes(shard.read_bytes()[:-1024])
-    refused = manyfaces("train", config, f"data.path={copy}")
+    refused = forked("train", config, f"data.path={copy}")
     assert refused.returncode == 2
     assert "shard-000001.tar" in refused.stderr
     assert not (tmp_path / "runs" / "run").exists()

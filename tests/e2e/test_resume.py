@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import TIMEOUT_S, kill_tree, manyfaces, recipe, rows, started, wait_until
+from commands import TIMEOUT_S, forked, kill_tree, manyfaces, recipe, rows, started, wait_until
 from safetensors.torch import load_file
 
 from manyfaces.train.checkpoint.state import read_state
@@ -53,7 +53,7 @@ def twin(dataset_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _pairs(folder: Path, dataset_path: Path) -> Path:
-    made = manyfaces("data", "pairs", dataset_path, folder / "pairs.bin", "--count", "40")
+    made = forked("data", "pairs", dataset_path, folder / "pairs.bin", "--count", "40")
     assert made.returncode == 0, made.stderr
     return folder / "pairs.bin"
 
@@ -108,7 +108,7 @@ def test_kill_9_of_the_whole_tree_and_the_same_command_again(twin: Path) -> None
 
 
 def test_a_finished_run_says_so(twin: Path) -> None:
-    again = manyfaces("train", twin / "recipe.yaml", "run.name=never-stopped")
+    again = forked("train", twin / "recipe.yaml", "run.name=never-stopped")
     assert again.returncode == 0
     assert "already complete at step 30" in again.stdout
 
@@ -121,7 +121,7 @@ def test_another_experiment_under_the_same_name_is_refused(twin: Path) -> None:
         "run.seed=1",
         "checkpoint.every_steps=7",
     ]
-    refused = manyfaces("train", twin / "recipe.yaml", *words)
+    refused = forked("train", twin / "recipe.yaml", *words)
     assert refused.returncode == 2
     for key in ("train.optimizer.lr: 0.05 there, 0.01 here", "head.margin.m", "run.seed"):
         assert key in refused.stderr
@@ -130,7 +130,7 @@ def test_another_experiment_under_the_same_name_is_refused(twin: Path) -> None:
 
 
 def test_evaluate_a_finished_run(twin: Path) -> None:
-    report = manyfaces("evaluate", twin / "runs" / "never-stopped", "--pairs", twin / "pairs.bin")
+    report = forked("evaluate", twin / "runs" / "never-stopped", "--pairs", twin / "pairs.bin")
     assert report.returncode == 0, report.stderr
     run = twin / "runs" / "never-stopped"
     ours = json.loads((run / "evaluation" / "evaluation.json").read_text())["sets"]["pairs"]

@@ -22,7 +22,7 @@ from manyfaces.data.feed.loader import Batch, Loader
 from manyfaces.data.feed.quarantine import Quarantine
 from manyfaces.data.synthetic.dataset import synthesise
 from manyfaces.train import loop
-from manyfaces.train.run import work
+from manyfaces.train.session import work
 
 pytestmark = pytest.mark.slow
 STEPS, BATCH = 17, 64

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import torch
-from commands import kill_tree, manyfaces, recipe, started, wait_until
+from commands import forked, kill_tree, recipe, started, wait_until
 from safetensors.torch import load_file
 
 
@@ -27,12 +27,12 @@ def test_later_checkpoints_hold_no_centre_of_a_forgotten_identity(
     with started("train", config) as process:
         wait_until(lambda: (checkpoints / "step-00000010" / "COMMIT.json").exists(), process)
         kill_tree(process)
-    done = manyfaces("data", "forget", dataset, "--identity", "3", "--identity", "5")
+    done = forked("data", "forget", dataset, "--identity", "3", "--identity", "5")
     assert done.returncode == 0, done.stderr
     assert "forgotten are 2 identities" in done.stdout
     assert head_of(checkpoints / "step-00000010")["rows"][[3, 5]].any()
 
-    again = manyfaces("train", config)
+    again = forked("train", config)
     assert again.returncode == 0, again.stdout + again.stderr
     assert "forgotten: 2 identities" in again.stdout
     assert "resuming step-000000" in again.stdout
@@ -40,6 +40,6 @@ def test_later_checkpoints_hold_no_centre_of_a_forgotten_identity(
     assert not last["rows"][[3, 5]].any()
     assert not last["momentum"][[3, 5]].any()
     assert last["rows"].any(1).sum() == len(last["rows"]) - 2
-    wrong = manyfaces("data", "forget", dataset, "--identity", "12345")
+    wrong = forked("data", "forget", dataset, "--identity", "12345")
     assert wrong.returncode == 2
     assert "no identity 12345" in wrong.stderr
