@@ -19,11 +19,14 @@ demo/heldout/manyfaces.json: | .venv/installed
 demo/pairs.bin: demo/heldout/manyfaces.json
 	$(BIN)/manyfaces data pairs demo/heldout $@ --count 2000
 
+# Two processes, each with whole files of tests, in their order: the longest come first.
+PYTEST := $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 10
+
 test: lint
-	$(BIN)/pytest
+	$(PYTEST)
 
 test-all: lint
-	$(BIN)/pytest -m ""
+	$(PYTEST) -m ""
 
 bench: .venv/installed demo/train/manyfaces.json
 	$(BIN)/python tests/bench/bench_job.py configs/demo.yaml
