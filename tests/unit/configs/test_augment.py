@@ -1,10 +1,12 @@
 """`data.augment` and `data.image_px`: how they are written now, and were before."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from earlier_augmentation import DEFAULTS
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,30 +24,7 @@ from manyfaces.configs.transforms.mask import Mask
 from manyfaces.configs.transforms.misalign import Misalign
 
 MODEL = "model: {kind: mobilefacenet}\n"
-ALL_BEFORE = {
-    "mask": 0.0,
-    "mask_top": [0.5, 0.65],
-    "flip": 0.5,
-    "misalign": 1.0,
-    "shift_px": 0.0,
-    "scale": 0.0,
-    "rotate_deg": 0.0,
-    "crop": 0.0,
-    "crop_min": 0.7,
-    "colour": 1.0,
-    "brightness": 0.0,
-    "contrast": 0.0,
-    "saturation": 0.0,
-    "gray": 0.0,
-    "blur": 0.0,
-    "blur_sigma_px": [0.5, 2.0],
-    "low_resolution": 0.0,
-    "low_resolution_px": [22, 112],
-    "jpeg": 0.0,
-    "jpeg_quality": [30, 90],
-    "erase": 0.0,
-    "erase_px": [16, 56],
-}
+ALL_BEFORE = json.loads(json.dumps(DEFAULTS))
 """What a checkpoint of before holds of a recipe that sets none."""
 
 
