@@ -22,7 +22,7 @@ def config(proxy: Proxy, tmp_path: Path) -> Path:
     made = synthesise(tmp_path / "made", 20, 6, seed=7, processes=1, shard_images=8)
     far: dict[str, Any] = {
         "path": upload(proxy, tmp_path / "made", "faces", "many"),
-        "window_shards": 1,
+        "order": {"kind": "shuffle", "window_shards": 1},
         "store_patience_s": PATIENCE_S,
     }
     far |= {

@@ -41,7 +41,7 @@ def run_worker(config_path: str, seen: str, dies_at: int | None, behind: str) ->
     config = load(config_path, [])
     real, file = loop.train_step, Path(f"{seen}-{dist.get_rank()}.jsonl")
 
-    def step(engine, head, batch, **options):
+    def step(engine, objective, batch, moment, **options):
         with file.open("a") as out:
             out.write(json.dumps([batch.position, *columns(batch)]) + "\n")
         if batch.position == dies_at:
@@ -51,7 +51,7 @@ def run_worker(config_path: str, seen: str, dies_at: int | None, behind: str) ->
             ).exists():
                 time.sleep(0.02)
             os.kill(os.getpid(), signal.SIGKILL)
-        return real(engine, head, batch, **options)
+        return real(engine, objective, batch, moment, **options)
 
     loop.train_step = step
     work({"name": config.run.name, "config": config.model_dump(mode="json")})
