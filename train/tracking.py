@@ -93,10 +93,11 @@ class Mirror:
                 return
 
     def _connect(self) -> None:
-        logging.getLogger("mlflow").setLevel(logging.ERROR)
-        logging.getLogger("alembic").setLevel(logging.ERROR)
         import mlflow
 
+        # Importing MLflow sets the level of its loggers: this has to come after it.
+        logging.getLogger("mlflow").setLevel(logging.ERROR)
+        logging.getLogger("alembic").setLevel(logging.ERROR)
         client = mlflow.MlflowClient(self.uri)
         known = mlflow_run(self.folder) or {}
         if known.get("uri") == self.uri:
