@@ -78,7 +78,7 @@ class Engine:
                     "train.sync_batchnorm needs GPUs: torch has no SyncBatchNorm for CPU; set it "
                     "to false"
                 )
-            self.module = nn.SyncBatchNorm.convert_sync_batchnorm(self.module)  # type: ignore[no-untyped-call]
+            self.module = nn.SyncBatchNorm.convert_sync_batchnorm(self.module)
         self.parameters = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
         trained = list(self.parameters.values())
         in_groups = [id(p) for group in self.groups for p in group.parameters.values()]

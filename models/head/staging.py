@@ -49,7 +49,7 @@ class Staging:
         self.sub_centers, self.device = sub_centers, device
         for rows in sub_centers:
             rows.move_shared_(device)
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._worker = ThreadPoolExecutor(1, "class-rows")
         self._jobs: list[Future[torch.cuda.Event | None]] = []
         self._buffers: list[list[_Buffers]] = []

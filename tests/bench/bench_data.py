@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -210,7 +210,9 @@ def rate(stream: Iterator[object], batch: int) -> Callable[[], dict[str, float]]
     return measure
 
 
-def manyfaces(images: Path, shards: Path, batch: int, position: int = 0) -> Iterator[torch.Tensor]:
+def manyfaces(
+    images: Path, shards: Path, batch: int, position: int = 0
+) -> Generator[torch.Tensor, None, None]:
     from manyfaces.configs.schema import Data
     from manyfaces.data.dataset.dataset import open_dataset
     from manyfaces.data.feed.loader import Loader
@@ -243,7 +245,7 @@ def manyfaces_floats(
 
     floats_NCHW = None  # used again for each batch, as a train loop can
     for images_NHWC in manyfaces(images, shards, batch):
-        floats_NCHW = normalise(images_NHWC, layout, floats_NCHW)
+        floats_NCHW = normalise(images_NHWC, memory_format=layout, out=floats_NCHW)
         yield floats_NCHW
 
 

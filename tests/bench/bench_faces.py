@@ -80,7 +80,8 @@ def plain_loop(
         for label, person in enumerate(people)
         for path in sorted(person.glob("*.jpg"))
     ]
-    images = torch.from_numpy(np.stack([cv2.imread(str(path))[:, :, ::-1] for path, _ in files]))
+    decoded = [np.asarray(cv2.imread(str(path))) for path, _ in files]
+    images = torch.from_numpy(np.stack(decoded)[..., ::-1].copy())
     labels = torch.tensor([label for _, label in files])
     protocol = Verification(str(pairs_path))
     model, centres = (

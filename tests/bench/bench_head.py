@@ -67,7 +67,7 @@ class Peer:
 
     def step(self, embeddings_BD: Tensor, labels_B: Tensor) -> tuple[float, Tensor]:
         embeddings_BD = embeddings_BD.detach().requires_grad_()
-        weight = self.weight
+        weight: Tensor = self.weight
         if self.rate < 1:
             scores = torch.rand(len(weight))
             positives = torch.unique(labels_B)
@@ -239,11 +239,9 @@ def ms(seconds: list[float]) -> str:
 def memory(part: str, *words: object) -> dict[str, float]:
     """Facts of `--part` in a process of its own."""
     command = [sys.executable, __file__, "--part", part, *map(str, words)]
-    return json.loads(
-        subprocess.run(
-            command, capture_output=True, text=True, check=True, env=PLAIN
-        ).stdout.splitlines()[-1]
-    )  # type: ignore[no-any-return]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=PLAIN)
+    facts: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return facts
 
 
 def resident(name: str) -> float:

@@ -28,7 +28,7 @@ from manyfaces.configs.schema import Config
 from manyfaces.data.dataset.dataset import Dataset, open_data
 from manyfaces.data.feed.loader import Batch, Loader
 from manyfaces.data.feed.quarantine import Quarantine
-from manyfaces.data.feed.view import View
+from manyfaces.data.feed.view import main_view
 from manyfaces.models.backbones.output import Output
 from manyfaces.train.objectives.objective import Forward, Moment
 from manyfaces.train.record import NoRecord
@@ -83,7 +83,7 @@ def measure(config: Config, dataset: Dataset, steps: int) -> dict[str, float]:
         return Loader(
             dataset,
             config.data,
-            views=objective.views(View.of(config.data)),
+            views=objective.views(main_view(config.data)),
             seed=0,
             batch_size=batch_size,
             rank=0,

@@ -69,7 +69,7 @@ def measure(
         subprocess.run(whole, check=True, stdout=subprocess.DEVNULL)
         lines = (Path(folder) / "bench" / "metrics.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
-    return statistics.median(row["images_per_s"] for row in rows if "images_per_s" in row)
+    return float(statistics.median(row["images_per_s"] for row in rows if "images_per_s" in row))
 
 
 if __name__ == "__main__":

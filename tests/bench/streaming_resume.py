@@ -23,7 +23,7 @@ from streaming import MDSWriter, Stream, StreamingDataLoader, StreamingDataset
 from streaming.base.util import clean_stale_shared_memory
 
 
-class Decoded(StreamingDataset):
+class Decoded(StreamingDataset):  # type: ignore[misc] # it stands in another environment
     def __getitem__(self, at: int) -> tuple[torch.Tensor, int]:
         sample = super().__getitem__(at)
         return torch.from_numpy(np.array(sample["image"].convert("RGB"))), sample["label"]

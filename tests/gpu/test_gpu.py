@@ -17,6 +17,7 @@ from manyfaces.configs.transforms.jpeg import Jpeg
 from manyfaces.configs.transforms.low_resolution import LowResolution
 from manyfaces.configs.transforms.mask import Mask
 from manyfaces.configs.transforms.misalign import Misalign
+from manyfaces.data.dataset.dataset import Dataset
 from manyfaces.data.feed.decode import Decoder
 from manyfaces.data.store.mapped import Store
 from manyfaces.data.transforms.augmentation import Augmentation
@@ -26,7 +27,7 @@ from manyfaces.train.objectives.triplet_loss import triplet_loss
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
-def test_both_devices_decode_alike(dataset) -> None:
+def test_both_devices_decode_alike(dataset: Dataset) -> None:
     """nvJPEG and libjpeg-turbo round differently: within JPEG tolerance."""
     transforms = (
         Mask(p=0.3),
@@ -49,7 +50,7 @@ def test_both_devices_decode_alike(dataset) -> None:
     assert (images[0] - images[1]).abs().float().mean() < 2
 
 
-def test_a_corrupt_image_costs_itself_only(dataset) -> None:
+def test_a_corrupt_image_costs_itself_only(dataset: Dataset) -> None:
     blobs = Store(dataset.part).read(range(16))
     blobs[4] = np.concatenate([blobs[4][:3], np.full(500, 7, np.uint8), blobs[4][-2:]])
     images, good = Decoder((112, 112), 16, device=torch.device("cuda:0"))(blobs)
