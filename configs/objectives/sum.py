@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from manyfaces.configs.objectives.objective import Objective, ObjectiveCost, Sizes
 
@@ -17,14 +17,30 @@ class Sum(Objective):
     of: Annotated[tuple[Objective, ...], Field(min_length=2)]
     """The objectives that are added up."""
 
+    @field_validator("branch")
+    @classmethod
+    def _reads_none(cls, branch: str) -> str:
+        if branch != "main":
+            raise ValueError("a sum reads no branch itself; set it in each objective of `of`")
+        return branch
+
     def parts(self) -> tuple[Objective, ...]:
-        return tuple(part for each in self.of for part in each.parts())
+        """The objectives, and those of sums among them, with the weights that they have in the
+        whole: class centres are stepped by their own objective, which has to know its weight."""
+        return tuple(
+            part.model_copy(update={"weight": part.weight * self.weight})
+            for each in self.of
+            for part in each.parts()
+        )
+
+    def arguments(self) -> dict[str, Any]:
+        return {"of": self.parts()}
 
     def state_names(self) -> tuple[str, ...]:
         return tuple(name for part in self.parts() for name in part.state_names())
 
     def cost(self, config: Any, sizes: Sizes) -> ObjectiveCost:
-        return sum((part.cost(config, sizes) for part in self.of), ObjectiveCost())
+        return sum((part.cost(config, sizes) for part in self.parts()), ObjectiveCost())
 
     def check(self, config: Any) -> None:
         names = self.state_names()

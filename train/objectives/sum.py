@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from manyfaces.configs import schema
+from manyfaces.configs.errors import UserError
 from manyfaces.data.feed.loader import Batch
 from manyfaces.data.feed.view import View
 from manyfaces.train.objectives.objective import (
@@ -17,21 +18,19 @@ from manyfaces.train.objectives.objective import (
     Setting,
     StatePart,
 )
+from manyfaces.train.parameter_groups import ParamGroup
 
 
 class Sum(Objective):
     """The sum of objectives, each of which has multiplied its loss by its weight. Every view of the
     batch goes through the network once, whoever reads it; networks nest in the order given."""
 
-    def __init__(
-        self, of: Sequence[schema.Objective], weight: float, branch: str, setting: Setting
-    ) -> None:
+    def __init__(self, of: Sequence[schema.Objective], setting: Setting) -> None:
         self.parts: dict[str, Objective] = {}
         for number, each in enumerate(of):
             word = str(each.word())
             name = word if word not in self.parts else f"{word}_{number}"
             self.parts[name] = each.build(setting=setting)
-        self.weight = weight
 
     def views(self, main: View) -> Mapping[str, View]:
         return {
@@ -41,13 +40,28 @@ class Sum(Objective):
     def network(self, backbone: nn.Module) -> nn.Module:
         return reduce(lambda network, part: part.network(network), self.parts.values(), backbone)
 
+    def groups(self, network: nn.Module, optimizer: schema.Optimizer) -> Sequence[ParamGroup]:
+        """Those of the only part that says its own. Raises `UserError` where several do."""
+        own = {
+            name: part
+            for name, part in self.parts.items()
+            if type(part).groups is not Objective.groups
+        }
+        if len(own) > 1:
+            raise UserError(
+                f"objective sum: {' and '.join(own)} each say all parameter groups; one of them can"
+            )
+        for part in own.values():
+            return part.groups(network, optimizer)
+        return super().groups(network, optimizer)
+
     def loss(self, forward: Forward, batch: Batch, moment: Moment) -> Loss:
         losses = {name: part.loss(forward, batch, moment) for name, part in self.parts.items()}
         each = list(losses.values())
         metrics = {f"loss_{name}": loss.value for name, loss in losses.items()}
         return Loss(
-            surrogate=_sum([loss.surrogate for loss in each]) * self.weight,
-            value=_sum([loss.value for loss in each]) * self.weight,
+            surrogate=_sum([loss.surrogate for loss in each]),
+            value=_sum([loss.value for loss in each]),
             finite=torch.stack([loss.finite for loss in each]).all(),
             last=torch.stack([loss.last for loss in each]).any(),
             checks={why: ok for loss in each for why, ok in loss.checks.items()},

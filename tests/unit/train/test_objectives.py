@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from manyfaces.configs.backbones.mobilefacenet import MobileFaceNet
@@ -89,6 +90,22 @@ def test_a_sum_adds_losses_and_gradients_and_shows_the_batch_once(batch: Batch) 
     assert calls == [1]
 
 
+def test_the_weight_of_a_sum_reaches_the_class_rows(batch: Batch) -> None:
+    alone = built(MarginSoftmax(weight=0.01))
+    part = built(Sum(of=(MarginSoftmax(weight=0.1), TRIPLET), weight=0.1))
+    for objective in (alone, part):
+        gradient(objective, batch)
+    mine, theirs = (each.state()["head"].tensors for each in (part, alone))
+    torch.testing.assert_close(mine["rows"], theirs["rows"], rtol=0, atol=0)
+    whole = built(SOFTMAX)
+    gradient(whole, batch)
+    assert not torch.allclose(mine["rows"], whole.state()["head"].tensors["rows"])
+    with pytest.raises(ValidationError, match="a sum reads no branch itself"):
+        Sum(of=(SOFTMAX, TRIPLET), branch="second")
+    nested = Sum(of=(Sum(of=(SOFTMAX, TRIPLET), weight=0.5), TRIPLET), weight=0.1)
+    assert [part.weight for part in nested.parts()] == pytest.approx([0.05, 0.1, 0.2])
+
+
 def test_triplets_alone_are_the_gradient_of_the_plain_loss(batch: Batch) -> None:
     loss, grad = gradient(built(TRIPLET), batch)
     leaf = batch.images["main"].clone().requires_grad_()
@@ -154,6 +171,8 @@ def test_an_objective_of_ones_own(batch: Batch, tmp_path: Path) -> None:
     assert float(loss.value) == pytest.approx(3 * float(expected.square().mean()))
     torch.testing.assert_close(grad, 6 * expected / (N * D))
     gradient(built(Sum(of=(own, TRIPLET))), batch)
+    with pytest.raises(UserError, match=r"Compact.*unexpected keyword argument 'weight'"):
+        built(own.model_copy(update={"weight": 0.5}))
     missing = CustomObjective(file=str(file), name="Missing")
     with pytest.raises(UserError, match=r"compact\.py: Missing"):
         built(missing)
