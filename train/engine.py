@@ -8,7 +8,7 @@ rows over every rank's.
 import logging
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -122,20 +122,12 @@ class Engine:
             "torch_autocast": {"enabled": self.autocast, "dtype": "bfloat16"},
         }
 
-    def forward(self, inputs: Mapping[str, Tensor]) -> Any:
-        """What the network returns for float images [N, 3, height, width] by view: it is called
-        with the images where there is one view, and with the mapping where there are several."""
-        if len(inputs) == 1:
-            (images_NCHW,) = inputs.values()
-            return self._engine(images_NCHW)
-        return self._engine(inputs)
-
     def run(self, images_NHWC: Tensor) -> Output:
         """uint8 RGB images [N, height, width, 3] on the device, normalised as the model says,
         through the network; embeddings [N, D] in float32. Raises `UserError` where a network of
         one's own returns anything else."""
         images_NCHW = to_input(images_NHWC, self.model, self.memory_format)
-        output = as_output(self.forward({"main": images_NCHW}))
+        output = as_output(self._engine(images_NCHW))
         embeddings = {name: each_ND.float() for name, each_ND in output.embeddings.items()}
         found = tuple(embeddings["main"].shape)
         if found != (len(images_NHWC), self.model.embedding_dim):

@@ -15,8 +15,9 @@ from manyfaces.configs.schema import Config
 from manyfaces.data.dataset.manifest import IDENTITIES
 from manyfaces.data.feed.loader import Batch, Loader
 from manyfaces.train.checkpoint.layout import newest
+from manyfaces.train.checkpoint.network import Network
 from manyfaces.train.checkpoint.state import RunState
-from manyfaces.train.checkpoint.writer import Checkpointer, Snapshot, copied
+from manyfaces.train.checkpoint.writer import Checkpointer, Snapshot, copied, copied_part
 from manyfaces.train.engine import Engine, NotFiniteError
 from manyfaces.train.evaluation.embedder import Embedder
 from manyfaces.train.evaluation.evaluate import evaluate
@@ -48,6 +49,7 @@ class Parts:
     config: Config
     world: World
     engine: Engine
+    network: Network
     objective: Objective
     loader: Loader
     protocols: Sequence[Protocol]
@@ -202,7 +204,7 @@ def snapshot(parts: Parts, progress: Progress) -> Snapshot:
     moments: dict[str, Any] = parts.engine.read_moments()
     first, run_folder = parts.world.rank == 0, parts.checkpointer.folder.parent
     names = run_folder / IDENTITIES
-    weights = parts.engine.weights() if first else {}
+    backbone, beside_backbone = parts.network.split(parts.engine.weights() if first else {})
     return Snapshot(
         state=parts.state.at(
             step=progress.step,
@@ -211,9 +213,13 @@ def snapshot(parts: Parts, progress: Progress) -> Snapshot:
             numbers=parts.objective.numbers(),
             mlflow=mlflow_run(run_folder),
         ),
-        backbone={k: v.detach().cpu().clone().contiguous() for k, v in weights.items()},
-        optimizer={k: v.detach().cpu().clone().contiguous() for k, v in moments.items() if first},
-        objective={name: copied(part) for name, part in parts.objective.state().items()},
+        backbone=copied(backbone),
+        beside_backbone=copied(beside_backbone),
+        optimizer=copied(moments if first else {}),
+        objective={
+            name: copied_part(part, parts.world.rank)
+            for name, part in parts.objective.state().items()
+        },
         identities=names if first and names.exists() else None,
     )
 
@@ -221,13 +227,13 @@ def snapshot(parts: Parts, progress: Progress) -> Snapshot:
 def evaluate_all(parts: Parts, progress: Progress) -> list[Result]:
     """Evaluate the network by each protocol and record the metrics. Collective."""
     parts.watchdog.phase("evaluation")
-    config, module = parts.config, parts.engine.module
+    config = parts.config
     if parts.world.size > 1:
         # BatchNorm's running statistics are each rank's own; rank 0's are the model's.
-        for buffer in module.buffers():
+        for buffer in parts.network.module.buffers():
             dist.broadcast(buffer, 0)
     embedder = Embedder(
-        module,
+        parts.network.backbone,
         config.model,
         config.data.image_hw,
         parts.world.device,

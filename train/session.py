@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from manyfaces.cluster.world import World, on_all_ranks
 from manyfaces.configs import plan, rng
@@ -19,9 +20,10 @@ from manyfaces.data.dataset.verify import verify
 from manyfaces.data.feed.loader import Loader
 from manyfaces.data.feed.quarantine import Quarantine
 from manyfaces.data.feed.view import View, main_view
-from manyfaces.models.backbones.init import load_initial
+from manyfaces.models.backbones.init import Matched, load_initial
 from manyfaces.train.checkpoint.finder import Found, find, load_parts
-from manyfaces.train.checkpoint.layout import read_backbone, read_optimizer
+from manyfaces.train.checkpoint.layout import read_optimizer
+from manyfaces.train.checkpoint.network import Network
 from manyfaces.train.checkpoint.state import RunState
 from manyfaces.train.checkpoint.writer import Checkpointer
 from manyfaces.train.engine import Engine
@@ -83,19 +85,30 @@ def _run(
     found = find(folder.checkpoints, config.run.resume_from, checkpointer.group)
     total = plan.total_samples(config, dataset.manifest.num_images)
     _refuse_finished(found, folder, total)
-    engine, objective = build(config, world, dataset, found, checkpointer.group, record)
+    engine, network, objective = build(config, world, dataset, found, checkpointer.group, record)
     progress = _progress(config, found)
     record.rewind(progress.step)
     record.event(
         "start", _start_line(found, world, progress), world_size=world.size, step=progress.step
     )
-    views = objective.views(main_view(config.data))
-    with _loader(config, world, folder, dataset, views, progress.position, total) as loader:
+    loader = on_all_ranks(
+        lambda: _loader(
+            config,
+            world,
+            folder,
+            dataset,
+            objective.views(main_view(config.data)),
+            progress.position,
+            total,
+        )
+    )
+    with loader:
         state = _constant_state(config, dataset)
         parts = Parts(
             config,
             world,
             engine,
+            network,
             objective,
             loader,
             protocols,
@@ -169,31 +182,19 @@ def build(
     found: Found | None,
     group: dist.ProcessGroup,
     record: Record,
-) -> tuple[Engine, Objective]:
-    """The engine and the objective, fresh or restored. A fresh start takes the same path with empty
-    moments; what `model.init` brought to it is recorded. Collective."""
-    objective: Objective = config.objective.build(
-        setting=Setting(
-            config,
-            dataset.manifest.num_identities,
-            tuple(part.first_class for part in dataset.parts),
-            world.device,
-            dist.group.WORLD,
-        )
+) -> tuple[Engine, Network, Objective]:
+    """The engine, the network in it and the objective, fresh or restored. A fresh start takes the
+    same path with empty moments; what `model.init` brought to it is recorded. Collective."""
+    objective, network, matched = on_all_ranks(
+        lambda: _objective_and_network(config, world, dataset, found)
     )
-    torch.manual_seed(rng.key(config.run.seed, rng.Stream.NETWORK_WEIGHTS) >> 1)
-    backbone = config.model.build(image_hw=config.data.image_hw)
-    if found is None and config.model.init is not None:
-        matched = load_initial(backbone, initial_file(config.model.init))
+    if matched is not None:
         columns = ["model.init", "weights", "of them"]
         table = {"columns": columns, "rows": matched.rows()}
         record.event("init", f"model.init {matched}", table=table)
-    network = objective.network(backbone)
-    if found is not None:
-        network.load_state_dict(read_backbone(found.path))
     engine = Engine(
-        network,
-        objective.groups(network, config.train.optimizer),
+        network.module,
+        on_all_ranks(lambda: objective.groups(network.module, config.train.optimizer)),
         config.model,
         config.train,
         config.engine,
@@ -211,7 +212,32 @@ def build(
         load_parts(found.path, objective.state(), group)
         objective.restore(found.state.numbers, found.state.config)
     objective.forget(torch.from_numpy(read_forgotten(dataset).identities))
-    return engine, objective
+    return engine, network, objective
+
+
+def _objective_and_network(
+    config: Config, world: World, dataset: Dataset, found: Found | None
+) -> tuple[Objective, Network, Matched | None]:
+    """The objective and the network with the weights to start from, and which of them `model.init`
+    brought. No collective: what fails here may fail on one rank alone."""
+    objective: Objective = config.objective.build(
+        setting=Setting(
+            config,
+            dataset.manifest.num_identities,
+            tuple(part.first_class for part in dataset.parts),
+            world.device,
+            dist.group.WORLD,
+        )
+    )
+    torch.manual_seed(rng.key(config.run.seed, rng.Stream.NETWORK_WEIGHTS) >> 1)
+    backbone: nn.Module = config.model.build(image_hw=config.data.image_hw)
+    matched = None
+    if found is None and config.model.init is not None:
+        matched = load_initial(backbone, initial_file(config.model.init))
+    network = Network(objective.network(backbone), backbone)
+    if found is not None:
+        network.load(found.path)
+    return objective, network, matched
 
 
 def _progress(config: Config, found: Found | None) -> Progress:

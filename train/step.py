@@ -31,6 +31,7 @@ def train_step(
 ) -> StepResult:
     """Raises `NotFiniteError` on every rank alike; then nothing of this step may be kept."""
     torch.manual_seed(rng.key(seed, rng.Stream.NETWORK_STEP, moment.position, rank) >> 1)
+    objective.prefetch(moment)
     loss = objective.loss(Forward(engine.run, batch.images), batch, moment)
     engine.backward(loss.surrogate)
     grad_norm = engine.step(moment.lr)

@@ -31,6 +31,9 @@ class Triplet(Objective):
     wire_dtype: Literal["float32", "bfloat16"] = "float32"
     """Type in which embeddings and their gradients travel between ranks."""
 
+    def arguments(self) -> dict[str, Any]:
+        return {"settings": self}
+
     def cost(self, config: Any, sizes: Sizes) -> ObjectiveCost:
         batch, dim, share = sizes.batch_size, sizes.dim, ceil(sizes.batch_size / sizes.world_size)
         # float64: embeddings, their gradient, and some twelve matrices of a block of distances.

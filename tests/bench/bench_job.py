@@ -76,7 +76,7 @@ def main() -> None:
 def measure(config: Config, dataset: Dataset, steps: int) -> dict[str, float]:
     """Images a second of each part."""
     world, batch_size = World.current(), config.train.batch_size
-    engine, objective = build(config, world, dataset, None, dist.group.WORLD, NoRecord())
+    engine, _, objective = build(config, world, dataset, None, dist.group.WORLD, NoRecord())
 
     def loader(count: int) -> Loader:
         quarantine = Quarantine(Path(tempfile.mkdtemp()) / "quarantine.jsonl", dataset, 0.0)

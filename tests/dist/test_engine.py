@@ -124,32 +124,14 @@ def not_finite(stage: int, world: World) -> bool:
     return all(torch.equal(before[k], v) for k, v in engine.weights().items())
 
 
-class TwoViews(nn.Module):
-    """Takes images by view, and returns what it was given beside their mean embedding."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.plain = plain_backbone()
-
-    def forward(self, views: dict[str, torch.Tensor]) -> tuple[list[str], torch.Tensor]:
-        assert not isinstance(views, torch.Tensor)
-        return list(views), torch.stack([self.plain(each) for each in views.values()]).mean(0)
-
-
 def other_networks(world: World) -> None:
-    """A network with several views, one of ours, and one of another width than was said."""
+    """One of our networks, and one of another width than was said."""
     from manyfaces.train.engine import Engine
 
     def wrapped(network: nn.Module, model: schema.Backbone) -> Engine:
         train, settings = schema.Train(batch_size=BATCH), schema.Engine(zero_stage=1)
         groups = groups_of(network, train.optimizer)
         return Engine(network, groups, model, train, settings, CPU, world.size)
-
-    several = TwoViews()
-    one, two = torch.randn(2, 3, 3, PX, PX).unbind()
-    names, mean = wrapped(several, MODEL).forward({"global": one, "local": two})
-    assert names == ["global", "local"]
-    assert torch.equal(mean, torch.stack([several.plain(one), several.plain(two)]).mean(0))
 
     model = MobileFaceNet(scale=1, embedding_dim=DIM, pixel_mean=(100, 110, 120))
     network = model.build(image_hw=(PX, 2 * PX))

@@ -49,6 +49,7 @@ def twin(dataset_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "finished at step 30" in done.stdout
     assert "accuracy (10-fold)" in done.stdout
+    assert "mlflow" not in done.stderr  # which tells of the tables of its new database
     return folder
 
 

@@ -1,8 +1,9 @@
 """What a checkpoint looks like on disk, and when one exists.
 
     RUN/checkpoints/step-00001000/
-        backbone.safetensors   weights and buffers, float32
-        optimizer.safetensors  its moments by parameter name: independent of world size and ZeRO
+        backbone.safetensors   weights and buffers of the backbone, float32
+        network.safetensors    those of what an objective trains beside it, where it does
+        optimizer.safetensors  moments of both by parameter name: independent of world size and ZeRO
                                stage
         head/                  class rows and their state, sharded by rank through
                                torch.distributed.checkpoint; any world size reads them
@@ -29,10 +30,11 @@ from manyfaces.configs.errors import UserError
 from manyfaces.configs.files import file_sha256, write_atomic
 
 COMMIT_FORMAT = 1
-COMMIT, STATE, BACKBONE, OPTIMIZER, HEAD = (
+COMMIT, STATE, BACKBONE, BESIDE_BACKBONE, OPTIMIZER, HEAD = (
     "COMMIT.json",
     "state.json",
     "backbone.safetensors",
+    "network.safetensors",
     "optimizer.safetensors",
     "head",
 )
@@ -127,8 +129,14 @@ def chosen(run: Path) -> Path:
 
 
 def read_backbone(path: Path) -> dict[str, Tensor]:
-    """Weights and buffers of the network, float32, on the CPU."""
+    """Weights and buffers of the backbone, float32, on the CPU."""
     return dict(load_file(path / BACKBONE))
+
+
+def read_beside_backbone(path: Path) -> dict[str, Tensor]:
+    """Weights and buffers of the rest of the network, float32, on the CPU."""
+    file = path / BESIDE_BACKBONE
+    return dict(load_file(file)) if file.is_file() else {}
 
 
 def read_optimizer(path: Path) -> dict[str, Tensor]:

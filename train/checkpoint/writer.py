@@ -21,6 +21,7 @@ from manyfaces.configs.files import write_atomic
 from manyfaces.data.dataset.manifest import IDENTITIES
 from manyfaces.train.checkpoint.layout import (
     BACKBONE,
+    BESIDE_BACKBONE,
     FREE_SPACE_FACTOR,
     OPTIMIZER,
     STATE,
@@ -42,18 +43,21 @@ class Snapshot:
 
     state: RunState
     backbone: Tensors
-    """Weights and buffers, on rank 0 only."""
+    """Weights and buffers of the backbone, on rank 0 only."""
     optimizer: Tensors
     """Moments, on rank 0 only."""
     objective: Mapping[str, StatePart] = field(default_factory=dict)
     """State of the objective, this rank's part."""
     identities: Path | None = None
     """The file of the classes' names, copied as it is."""
+    beside_backbone: Tensors = field(default_factory=dict)
+    """Weights and buffers of the rest of the network, on rank 0 only."""
 
     @property
     def num_bytes(self) -> int:
         """Bytes of this rank's part."""
-        parts = [self.backbone, self.optimizer, *(part.tensors for part in self.objective.values())]
+        objective = [part.tensors for part in self.objective.values()]
+        parts = [self.backbone, self.beside_backbone, self.optimizer, *objective]
         return sum(tensor.nbytes for part in parts for tensor in part.values())
 
 
@@ -135,6 +139,8 @@ class Checkpointer:
                 save_file(dict(part.tensors), folder / f"{name}.safetensors")
         if self.rank == 0:
             save_file(dict(snapshot.backbone), folder / BACKBONE)
+            if snapshot.beside_backbone:
+                save_file(dict(snapshot.beside_backbone), folder / BESIDE_BACKBONE)
             save_file(dict(snapshot.optimizer), folder / OPTIMIZER)
             write_atomic(folder / STATE, snapshot.state.to_json())
             if snapshot.identities is not None:
@@ -164,9 +170,16 @@ class Checkpointer:
         commit(temporary, final, step, self.world_size, files)
 
 
-def copied(part: StatePart) -> StatePart:
-    """The same on the host, which later steps do not change."""
-    tensors = {name: tensor.detach().cpu().clone() for name, tensor in part.tensors.items()}
+def copied(tensors: Tensors) -> Tensors:
+    """The same on the host, which later steps do not change, as safetensors writes it."""
+    return {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
+
+
+def copied_part(part: StatePart, rank: int) -> StatePart:
+    """What this rank writes of a part, copied."""
     if isinstance(part, ShardedRows):
-        return ShardedRows(tensors, part.num_rows)
-    return HeldByRank0(tensors)
+        return ShardedRows(copied(part.tensors), part.num_rows)
+    return HeldByRank0(copied(part.tensors) if rank == 0 else {})

@@ -38,8 +38,10 @@ class MarginSoftmax(Objective):
             kernels=config.engine.head_kernels == "auto",
         )
 
-    def loss(self, forward: Forward, batch: Batch, moment: Moment) -> Loss:
+    def prefetch(self, moment: Moment) -> None:
         self.head.prefetch(moment.position, moment.batch_size)
+
+    def loss(self, forward: Forward, batch: Batch, moment: Moment) -> Loss:
         embeddings_ND = forward.embeddings(self.branch)
         step = self.head.step(
             embeddings_ND,

@@ -126,6 +126,11 @@ class Objective(ABC):
         """The parameters that are trained, with learning rates and decay by part."""
         return groups_of(network, optimizer)
 
+    def prefetch(self, moment: Moment) -> None:
+        """Called before the batch goes through the network: what does not need the embeddings, and
+        can be done while the device computes them."""
+        return
+
     @abstractmethod
     def loss(self, forward: Forward, batch: Batch, moment: Moment) -> Loss:
         """The loss of a batch; whatever the objective holds itself is stepped here."""

@@ -55,6 +55,10 @@ class Sum(Objective):
             return part.groups(network, optimizer)
         return super().groups(network, optimizer)
 
+    def prefetch(self, moment: Moment) -> None:
+        for part in self.parts.values():
+            part.prefetch(moment)
+
     def loss(self, forward: Forward, batch: Batch, moment: Moment) -> Loss:
         losses = {name: part.loss(forward, batch, moment) for name, part in self.parts.items()}
         each = list(losses.values())

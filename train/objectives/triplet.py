@@ -1,10 +1,8 @@
 """Triplet loss: an embedding is nearer to those of its own identity than to those of others."""
 
-from typing import Literal
-
 import torch
 
-from manyfaces.configs.objectives import triplet as settings
+from manyfaces.configs.objectives import triplet as schema
 from manyfaces.data.feed.loader import Batch
 from manyfaces.models.head.collectives import Ranks
 from manyfaces.models.head.exchange import Exchange
@@ -16,25 +14,13 @@ class Triplet(Objective):
     """Triplets over the global batch (FaceNet, arXiv 1503.03832; batch-hard, arXiv 1703.07737). It
     has no state."""
 
-    def __init__(
-        self,
-        mining: Literal["batch_hard", "semi_hard"],
-        margin: float | Literal["soft"],
-        distance: Literal["euclidean", "squared"],
-        wire_dtype: Literal["float32", "bfloat16"],
-        weight: float,
-        branch: str,
-        setting: Setting,
-    ) -> None:
-        self.branch = branch
-        self.settings = settings.Triplet(
-            mining=mining, margin=margin, distance=distance, weight=weight
-        )
+    def __init__(self, settings: schema.Triplet, setting: Setting) -> None:
+        self.settings = settings
         self.ranks = Ranks(setting.group)
-        self.wire_dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[wire_dtype]
+        self.wire_dtype = getattr(torch, settings.wire_dtype)
 
     def loss(self, forward: Forward, batch: Batch, moment: Moment) -> Loss:
-        embeddings_ND = forward.embeddings(self.branch)
+        embeddings_ND = forward.embeddings(self.settings.branch)
         exchange = Exchange(self.ranks, moment.batch_size, self.wire_dtype)
         shared = exchange.gather(embeddings_ND, batch.labels_N, last=moment.last)
         first, after = exchange.own_places

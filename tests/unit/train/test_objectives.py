@@ -19,9 +19,19 @@ from manyfaces.configs.orders.pk import PK
 from manyfaces.configs.schema import Config, Data, Head, Objective
 from manyfaces.data.feed.loader import Batch
 from manyfaces.models.backbones.output import Output
+from manyfaces.models.head.partial_fc import PartialFC
+from manyfaces.train.checkpoint.network import Network
+from manyfaces.train.checkpoint.writer import copied_part
 from manyfaces.train.objectives import objective as base
-from manyfaces.train.objectives.objective import Forward, Moment, Setting
+from manyfaces.train.objectives.objective import (
+    Forward,
+    HeldByRank0,
+    Moment,
+    Setting,
+    ShardedRows,
+)
 from manyfaces.train.objectives.triplet_loss import triplet_loss
+from manyfaces.train.step import train_step
 
 N, D, CLASSES = 12, 8, 5
 MOMENT = Moment(position=0, batch_size=N, lr=0.1)
@@ -143,6 +153,56 @@ def test_one_that_can_make_no_further_step_tells_it(batch: Batch) -> None:
         shown, _ = forward(batch)
         moment = Moment(0, N, 0.1, last=True)
         assert bool(built(each).loss(shown, batch, moment).last)
+
+
+def test_a_step_prefetches_before_the_network_runs(
+    batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = built(Sum(of=(TRIPLET, SOFTMAX)))
+    calls: list[str] = []
+    _, leaf = forward(batch)
+
+    def prefetch(head: PartialFC, position: int, batch_size: int) -> None:
+        calls.append("prefetch")
+
+    class StandIn:
+        module = nn.Identity()
+
+        def run(self, images: Tensor) -> Output:
+            calls.append("network")
+            return Output({"main": leaf})
+
+        def backward(self, loss: Tensor) -> None:
+            loss.backward()
+
+        def step(self, lr: float) -> float:
+            return 1.0
+
+    monkeypatch.setattr(PartialFC, "prefetch", prefetch)
+    train_step(StandIn(), both, batch, MOMENT, seed=0, rank=0)  # type: ignore[arg-type]
+    assert calls == ["prefetch", "network"]
+
+
+def test_what_rank_0_holds_is_copied_there_alone() -> None:
+    kept = HeldByRank0({"mean": torch.arange(6.0).reshape(2, 3).T})
+    written, elsewhere = copied_part(kept, rank=0), copied_part(kept, rank=1)
+    assert written.tensors["mean"].is_contiguous()
+    assert torch.equal(written.tensors["mean"], kept.tensors["mean"])
+    assert not elsewhere.tensors
+    rows = ShardedRows({"rows": torch.ones(2, 3)}, num_rows=4)
+    assert set(copied_part(rows, rank=1).tensors) == {"rows"}
+
+
+def test_the_backbone_is_told_apart_from_what_stands_beside_it() -> None:
+    backbone = nn.Linear(2, 2)
+    whole = nn.Sequential(nn.Sequential(backbone), nn.Linear(2, 1))
+    own, beside = Network(whole, backbone).split(whole.state_dict())
+    assert set(own) == {"weight", "bias"}
+    assert set(beside) == {"1.weight", "1.bias"}
+    assert torch.equal(own["weight"], backbone.weight)
+    assert Network(backbone, backbone).split(backbone.state_dict())[1] == {}
+    with pytest.raises(UserError, match="does not have the backbone as a part"):
+        Network(nn.Linear(2, 2), backbone)
 
 
 OWN = '''
