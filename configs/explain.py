@@ -98,8 +98,9 @@ def default_lists() -> dict[str, list[Any]]:
     defaults = {path: fields[path].default for path in kind_keys().lists}
     return {
         path: [kind.model_dump(mode="json") for kind in default]
-        for path, default in defaults.items()
         if isinstance(default, tuple)
+        else []
+        for path, default in defaults.items()
     }
 
 

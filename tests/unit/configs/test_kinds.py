@@ -141,6 +141,22 @@ def test_a_mistake_in_a_list_of_kinds_is_told_with_its_place(
     assert message in line
 
 
+def test_words_reach_into_the_list_of_a_sum(recipe: Any) -> None:
+    name = recipe(f"{PK_MODEL}objective: {{kind: sum, of: [margin_softmax, triplet]}}\n")
+    config = load(name, ["objective.of.triplet.margin=0.2"])
+    assert config.objective == Sum(of=(MarginSoftmax(), Triplet(margin=0.2)))
+    # There need not be a list before.
+    words = [
+        "objective.kind=sum",
+        "objective.of.margin_softmax.weight=2",
+        "objective.of.triplet.margin=1",
+    ]
+    config = load(recipe(PK_MODEL), words)
+    assert config.objective == Sum(of=(MarginSoftmax(weight=2), Triplet(margin=1)))
+    [line] = errors(recipe(PK_MODEL), "objective.of.triplet.margin=0.2")
+    assert "objective.of: unknown key; it belongs to kind sum" in line
+
+
 def test_a_list_that_is_too_short(recipe: Any) -> None:
     [line] = errors(recipe(f"{PK_MODEL}objective: {{kind: sum, of: [triplet]}}\n"))
     assert "objective.of: must be a list of at least 2, each a mapping" in line
