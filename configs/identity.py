@@ -12,6 +12,8 @@ from manyfaces.configs.schema import Config
 
 OBJECTIVE = "objective"
 """Key under which `tensors` tells the names of the objective's state."""
+FILE_SHA256 = ".file_sha256"
+"""End of the keys under which `identity` tells the bytes of a custom class's file."""
 
 
 def identity(config: Config) -> dict[str, Any]:
@@ -34,9 +36,18 @@ def tensors(config: Config) -> dict[str, Any]:
 
 
 def differences(mine: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
-    """The keys that differ, sorted; first the objective's state, which explains other keys."""
+    """The keys that differ, sorted; first the objective's state, which explains other keys.
+
+    The digest of a file that only one side has is no difference of its own: where the custom class
+    decides anything, its other keys differ, and a custom protocol may be added or left out.
+    """
     keys = sorted(mine.keys() | theirs, key=lambda key: (key != OBJECTIVE, key))
-    return [key for key in keys if mine.get(key) != theirs.get(key)]
+    return [
+        key
+        for key in keys
+        if mine.get(key) != theirs.get(key)
+        and not (key.endswith(FILE_SHA256) and (key in mine) != (key in theirs))
+    ]
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -68,7 +79,10 @@ def _below(key: str, node: Node) -> Iterator[_Field]:
     if isinstance(node, Custom):
         file = Path(node.file)
         digest = file_sha256(file) if file.is_file() else "no such file"
-        yield f"{key}.file_sha256", node, digest, RESULTS
+        if type(node).decides.what == "nothing":
+            # Its place in a list decides nothing either, and may be another when a run goes on.
+            key = f"{key.rpartition('[')[0]}[{file.name}:{node.name}]"
+        yield key + FILE_SHA256, node, digest, RESULTS
 
 
 def _value(key: str, owner: Node, value: Any, decides: Decides) -> Iterator[_Field]:

@@ -87,6 +87,26 @@ def test_a_file_of_ones_own_is_told_by_its_bytes(tmp_path: Path) -> None:
     assert of(tmp_path / "gone.py")["head.margin.file_sha256"] == "no such file"
 
 
+def test_protocols_of_ones_own_may_come_and_go_but_not_change(tmp_path: Path) -> None:
+    def of(*names: str) -> dict[str, Any]:
+        protocols = [
+            {"kind": "custom", "file": str(tmp_path / f"{name}.py"), "name": "Mine"}
+            for name in names
+        ]
+        return identity(make(evaluation={"protocols": protocols}))
+
+    for name in "ab":
+        (tmp_path / f"{name}.py").write_text(f"class Mine: {name} = 1\n")
+    both = of("a", "b")
+    assert differences(both, of()) == differences(of(), both) == []
+    assert differences(both, of("b")) == differences(of("b", "a"), both) == []
+    (tmp_path / "b.py").write_text("class Mine: b = 2\n")
+    assert differences(both, of("b")) == ["evaluation.protocols[b.py:Mine].file_sha256"]
+    custom = make(head={"margin": {"kind": "custom", "file": str(tmp_path / "a.py"), "name": "A"}})
+    assert "head.margin.kind" in differences(identity(make()), identity(custom))
+    assert "head.margin.file_sha256" not in differences(identity(make()), identity(custom))
+
+
 def test_flatten() -> None:
     assert flatten({"a": {"b": 1, "c": {"d": [2]}}, "e": None}) == {
         "a.b": 1,
