@@ -34,6 +34,7 @@ def lift_layer(tree: Value) -> Lifted:
     merged with others."""
     lifted = Lifted(tree)
     _augment(lifted)
+    _mixture_order(lifted)
     return lifted
 
 
@@ -126,17 +127,29 @@ def _augment_probability(lifted: Lifted) -> None:
 
 
 def _mixture_order(lifted: Lifted) -> None:
-    """`data.order: mixture` said what `data.mixture` says by itself."""
+    """`data.order: mixture` was the order shuffle over the parts of `data.mixture`. Its text stays,
+    as only the merged tree tells whether there are parts."""
     order = lifted.tree.get("data", "order")
     if order is not None and order.data == "mixture":
-        lifted.tree = lifted.tree.without("data", "order")
-        if not _has(lifted.tree, "data", "mixture"):
-            lifted.problems.append(
-                f"{order.where}: data.order: mixture needs two datasets; set "
-                "data.mixture='[{path: A, weight: 2}, {path: B, weight: 1}]'"
-            )
-        else:
-            lifted.notices.append(_notice(order, "data.order=mixture", "data.mixture alone"))
+        shuffle = replace(order, data="shuffle", text="mixture")
+        lifted.tree = lifted.tree.put(shuffle, "data", "order")
+
+
+def _mixture_parts(lifted: Lifted) -> None:
+    """What was written as `data.order: mixture` is said by `data.mixture` alone."""
+    order = lifted.tree.get("data", "order")
+    if order is None:
+        return
+    word = order.child("kind") or order
+    if word.data != "shuffle" or word.text != "mixture":
+        return
+    if _has(lifted.tree, "data", "mixture"):
+        lifted.notices.append(_notice(word, "data.order=mixture", "data.mixture alone"))
+    else:
+        lifted.problems.append(
+            f"{word.where}: data.order: mixture needs two datasets; set "
+            "data.mixture='[{path: A, weight: 2}, {path: B, weight: 1}]'"
+        )
 
 
 def _order_settings(lifted: Lifted) -> None:
@@ -215,7 +228,7 @@ def _with_triplet(settings: dict[str, Value], where: str, alone: bool) -> tuple[
 
 _STEPS: Sequence[Callable[[Lifted], None]] = (
     _augment_probability,
-    _mixture_order,
+    _mixture_parts,
     _order_settings,
     _triplet,
 )

@@ -127,6 +127,40 @@ def test_what_is_wrong_in_an_old_spelling_is_one_line(
     assert line.startswith(message)
 
 
+@pytest.mark.parametrize(
+    ("base", "recipe", "words", "order"),
+    [
+        ("order: {kind: pk, images_per_identity: 8}", "order: mixture", (), Shuffle()),
+        ("order: {kind: shuffle, window_shards: 3}", "order: mixture", (), Shuffle(window_shards=3)),
+        ("order: shuffle, window_shards: 3", "order: mixture", (), Shuffle(window_shards=3)),
+        ("order: pk, window_shards: 3", "order: mixture", (), Shuffle(window_shards=3)),
+        ("order: mixture", "window_shards: 3", (), Shuffle(window_shards=3)),
+        ("order: mixture", "order: {window_shards: 3}", (), Shuffle(window_shards=3)),
+        ("order: {kind: pk}", "image_px: 112", ("data.order=mixture",), Shuffle()),
+        ("order: {kind: shuffle, window_shards: 3}", "image_px: 112", ("data.order=mixture",), Shuffle(window_shards=3)),
+        ("order: mixture", "image_px: 112", ("data.order.window_shards=3",), Shuffle(window_shards=3)),
+        ("order: mixture", "image_px: 112", ("data.window_shards=3", "data.order=mixture"), Shuffle(window_shards=3)),
+    ],
+)  # fmt: skip
+def test_the_order_mixture_over_and_under_others(
+    lifted: Any, base: str, recipe: str, words: tuple[str, ...], order: Order
+) -> None:
+    Path("base.yaml").write_text(f"{MODEL}data: {{{base}}}\n")
+    config, told = lifted(f"base: base.yaml\ndata: {{{recipe}, {TWO}}}\n", *words)
+    assert config.data.order == order
+    assert sum("data.order=mixture is an old spelling" in line for line in told) == 1
+
+
+def test_another_order_over_the_order_mixture(lifted: Any) -> None:
+    config, told = lifted(f"data: {{order: mixture, {TWO}}}\n", "data.order=pk")
+    assert config.data.order == PK()
+    assert told == []
+    with pytest.raises(UserError) as caught:
+        lifted("data: {order: pk}\n", "data.order=mixture")
+    message = "override 'data.order=mixture': data.order: mixture needs two datasets"
+    assert str(caught.value).startswith(message)
+
+
 def test_an_old_base_under_a_new_recipe(lifted: Any) -> None:
     Path("old.yaml").write_text(
         f"{MODEL}data: {{order: pk, images_per_identity: 8}}\nhead: {{triplet: {{}}}}\n"
