@@ -160,9 +160,11 @@ def _order_settings(lifted: Lifted) -> None:
             continue
         lifted.tree = lifted.tree.without("data", name)
         order = lifted.tree.get("data", "order")
-        chosen = "shuffle"
-        if order is not None:
-            chosen = order.data if isinstance(order.data, str) else _kind(order)
+        chosen: Any = "shuffle"
+        if order is not None and isinstance(order.data, str):
+            chosen = order.data
+        elif order is not None:
+            chosen = _kind(order) or chosen  # a mapping without a kind is of the default kind
         if chosen != kind:  # it said nothing: another order was chosen
             continue
         new = lifted.tree.get("data", "order", name)

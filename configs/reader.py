@@ -130,7 +130,7 @@ class Reader:
     def overrides(self, words: Sequence[str]) -> Value:
         """One tree of all `path.to.key=value` words; of two for the same key the later holds."""
         tree = Value({}, "overrides")
-        for word in words:
+        for layer, word in enumerate(words, 1):
             where = f"override {word!r}"
             key, equals, text = word.partition("=")
             path = key.strip().split(".")
@@ -138,12 +138,12 @@ class Reader:
                 self.problems.append(f"{where}: is not of the form path.to.key=value")
                 continue
             num_problems = len(self.problems)
-            nothing = Value(None, where, text, layer=1)
-            value = self.parse(text, _always(where), key.strip(), layer=1) or nothing
+            nothing = Value(None, where, text, layer=layer)
+            value = self.parse(text, _always(where), key.strip(), layer=layer) or nothing
             if len(self.problems) > num_problems:
                 continue
             for part in reversed(path):
-                value = Value({part: value}, where, layer=1)
+                value = Value({part: value}, where, layer=layer)
             tree = merge(tree, self._lifted(value), self.kinds)
         return tree
 

@@ -15,8 +15,8 @@ class Value:
     text: str | None = None
     """A scalar as it was written."""
     layer: int = 0
-    """Which of the merged trees it is from: below 0 a recipe's base, 0 the recipe, 1 the override
-    words."""
+    """Which of the merged trees it is from: below 0 a recipe's base, 0 the recipe, above 0 the
+    override words in their order."""
     written: str | None = None
     """The dotted key that a person wrote, where that is an old spelling of its key."""
 

@@ -58,6 +58,12 @@ def lifted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         ("data: {order: {kind: pk, images_per_identity: 8}}", ("data.images_per_identity=2",), PK(images_per_identity=2), "override"),
         ("data: {order: pk, images_per_identity: 8}", ("data.order.images_per_identity=2",), PK(images_per_identity=2), "r.yaml:2: data.images_per_identity"),
         ("data: {order: {kind: pk, images_per_identity: 8}, images_per_identity: 2}", (), PK(images_per_identity=8), "r.yaml:2"),
+        ("", ("data.order.window_shards=3", "data.window_shards=4"), Shuffle(window_shards=4), "override 'data.window_shards=4'"),
+        ("", ("data.window_shards=4", "data.order.window_shards=3"), Shuffle(window_shards=3), "override 'data.window_shards=4'"),
+        ("", ("data.window_shards=3", "data.window_shards=4"), Shuffle(window_shards=4), "override 'data.window_shards=4'"),
+        # A mapping that does not say its kind is of the default kind.
+        ("data: {window_shards: 3, order: {}}", (), Shuffle(window_shards=3), "r.yaml:2: data.window_shards"),
+        ("data: {order: {window_shards: 3}}", ("data.window_shards=4",), Shuffle(window_shards=4), "override"),
     ],
 )  # fmt: skip
 def test_orders(
