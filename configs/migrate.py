@@ -179,43 +179,103 @@ def _order_settings(lifted: Lifted) -> None:
 def _triplet(lifted: Lifted) -> None:
     """A triplet loss stood in the head, and `margin: none` left it alone."""
     triplet, margin = lifted.tree.get("head", "triplet"), lifted.tree.get("head", "margin")
-    alone = margin is not None and (_kind(margin) == "none" or margin.data == "none")
+    none = margin if margin is not None and "none" in (margin.data, _kind(margin)) else None
     if triplet is not None:
         lifted.tree = lifted.tree.without("head", "triplet")
-    if alone:
+    if none is not None:
         lifted.tree = lifted.tree.without("head", "margin")
-    wanted = triplet is not None and triplet.data is not None
-    if not wanted and not alone:
-        return
-    place = triplet if triplet is not None and wanted else margin
-    assert place is not None
-    if not wanted:
+    wanted = triplet if triplet is not None and triplet.data is not None else None
+    if wanted is not None and not isinstance(wanted.data, dict):
         lifted.problems.append(
-            f"{place.where}: head.margin: none leaves nothing to train on; set objective=triplet, "
-            "or another margin"
+            f"{wanted.where}: head.triplet: must be a mapping, as objective={{kind: triplet}} is"
         )
         return
     objective = lifted.tree.get("objective")
     if objective is not None and objective.data is not None:
-        if objective.layer > place.layer:
-            lifted.notices.append(f"{place.where}: head.triplet gives way to {objective.where}")
-        else:
-            lifted.problems.append(
-                f"{place.where}: head.triplet and objective say two things; keep objective"
-            )
+        if none is not None and none.layer >= objective.layer:
+            _leave_out("margin_softmax", none, lifted)
+        if wanted is not None:
+            _change_triplet(wanted, lifted)
+        elif triplet is not None and triplet.layer > objective.layer:
+            _leave_out("triplet", triplet, lifted)
+    elif wanted is not None:
+        settings = dict(wanted.data)
+        if (wire := lifted.tree.get("head", "wire_dtype")) is not None:  # one setting was for both
+            settings = {"wire_dtype": wire, **settings}
+        objective, new = _with_triplet(settings, wanted.where, none is not None)
+        lifted.tree = lifted.tree.put(objective, "objective")
+        lifted.notices.append(_notice(wanted, "head.triplet", new))
+    elif none is not None:
+        lifted.problems.append(_nothing_left(none, "head.margin: none"))
+
+
+def _nothing_left(value: Value, what: str) -> str:
+    return (
+        f"{value.where}: {what} leaves nothing to train on; set objective=triplet, or another "
+        "margin"
+    )
+
+
+def _objectives(lifted: Lifted) -> list[Value]:
+    """The objective as a mapping, or those that a sum adds up."""
+    objective = lifted.tree.get("objective")
+    assert objective is not None
+    listed = objective.child("of")
+    entries = [objective]
+    if listed is not None and isinstance(listed.data, list):
+        entries = listed.data
+    return [
+        replace(entry, data={"kind": entry}, text=None) if isinstance(entry.data, str) else entry
+        for entry in entries
+    ]
+
+
+def _put_objectives(lifted: Lifted, entries: list[Value]) -> None:
+    objective = lifted.tree.get("objective")
+    assert objective is not None
+    if len(entries) > 1:
+        listed = Value(entries, objective.where, layer=objective.layer)
+        lifted.tree = lifted.tree.put(listed, "objective", "of")
+    else:
+        lifted.tree = lifted.tree.put(replace(entries[0], layer=objective.layer), "objective")
+
+
+def _leave_out(word: str, value: Value, lifted: Lifted) -> None:
+    """An objective in a layer below is without what an old word switched off."""
+    entries = _objectives(lifted)
+    left = [entry for entry in entries if _kind(entry) != word]
+    old = "head.triplet: null" if word == "triplet" else "head.margin: none"
+    if not left:
+        lifted.problems.append(_nothing_left(value, old))
+    elif len(left) < len(entries):
+        _put_objectives(lifted, left)
+        now = f"objective={_kind(left[0])}" if len(left) == 1 else f"objective.of without {word}"
+        lifted.notices.append(_notice(value, old, now))
+
+
+def _change_triplet(triplet: Value, lifted: Lifted) -> None:
+    """Settings of `head.triplet` on top of an objective that is, or has, a triplet loss."""
+    objective = lifted.tree.get("objective")
+    assert objective is not None
+    layer = max([triplet.layer, *(value.layer for value in triplet.data.values())])
+    if objective.layer > layer:
+        lifted.notices.append(f"{triplet.where}: head.triplet gives way to {objective.where}")
         return
-    assert triplet is not None
-    if not isinstance(triplet.data, dict):
+    entries = _objectives(lifted)
+    words = [_kind(entry) for entry in entries]
+    if objective.layer == layer or words.count("triplet") != 1:
         lifted.problems.append(
-            f"{place.where}: head.triplet: must be a mapping, as objective={{kind: triplet}} is"
+            f"{triplet.where}: head.triplet and objective say two things; keep objective"
         )
         return
-    settings = dict(triplet.data)
-    if (wire := lifted.tree.get("head", "wire_dtype")) is not None:  # one setting was for both
-        settings = {"wire_dtype": wire, **settings}
-    objective, new = _with_triplet(settings, triplet.where, alone)
-    lifted.tree = lifted.tree.put(objective, "objective")
-    lifted.notices.append(_notice(place, "head.triplet", new))
+    number = words.index("triplet")
+    for name, value in triplet.data.items():
+        there = entries[number].child(name)
+        if value.layer > (objective if there is None else there).layer:
+            entries[number] = entries[number].put(value, name)
+    _put_objectives(lifted, entries)
+    now = "objective" if len(entries) == 1 else "objective.of.triplet"
+    lifted.notices.append(_notice(triplet, "head.triplet", now))
 
 
 def _with_triplet(settings: dict[str, Value], where: str, alone: bool) -> tuple[Value, str]:

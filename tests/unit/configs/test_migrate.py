@@ -111,13 +111,38 @@ def test_triplets(
 
 
 @pytest.mark.parametrize(
+    ("name", "words", "objective"),
+    [
+        ("triplet", ("head.triplet.margin=0.2",), Triplet(margin=0.2)),
+        ("triplet", ("head.triplet.margin=0.2", "head.triplet.mining=semi_hard"), Triplet(margin=0.2, mining="semi_hard")),
+        ("triplet", ("head.triplet.margin=0.2", "objective.margin=0.1"), Triplet(margin=0.1)),
+        ("triplet", ("objective.margin=0.1", "head.triplet.margin=0.2"), Triplet(margin=0.2)),
+        ("triplet", ("head.triplet={margin: soft}", "head.margin=none"), Triplet(margin="soft")),
+        ("triplet", ("head.margin=none",), Triplet()),
+        ("cosface_triplet", ("head.triplet.weight=2",), Sum(of=(MarginSoftmax(), Triplet(weight=2)))),
+        ("cosface_triplet", ("head.margin=none",), Triplet(weight=5)),
+        ("cosface_triplet", ("head.margin=none", "head.triplet.weight=2"), Triplet(weight=2)),
+        ("cosface_triplet", ("head.triplet=null",), MarginSoftmax()),
+    ],
+)  # fmt: skip
+def test_old_words_on_todays_triplet_recipes(
+    name: str, words: tuple[str, ...], objective: Objective
+) -> None:
+    told: list[str] = []
+    assert load(name, ["data.path=faces", *words], told.append).objective == objective
+    assert all("is an old spelling, now objective" in line for line in told)
+
+
+@pytest.mark.parametrize(
     ("text", "words", "message"),
     [
         ("data: {order: mixture}", (), "r.yaml:2: data.order: mixture needs two datasets; set data.mixture='[{path: A,"),
         ("head: {margin: none}", (), "r.yaml:2: head.margin: none leaves nothing to train on; set objective=triplet"),
         ("head: {margin: none, triplet: null}", (), "r.yaml:2: head.margin: none leaves nothing to train on"),
         ("data: {order: pk}\nobjective: triplet\nhead: {triplet: {}}", (), "r.yaml:4: head.triplet and objective say two things; keep objective"),
-        ("data: {order: pk}\nobjective: triplet", ("head.triplet.weight=5",), "override 'head.triplet.weight=5': head.triplet and objective say two"),
+        ("data: {order: pk}\nobjective: margin_softmax", ("head.triplet.weight=5",), "override 'head.triplet.weight=5': head.triplet and objective say two"),
+        ("data: {order: pk}\nobjective: triplet", ("head.triplet=null",), "override 'head.triplet=null': head.triplet: null leaves nothing to train on"),
+        ("objective: margin_softmax\nhead: {margin: none}", (), "r.yaml:3: head.margin: none leaves nothing to train on"),
         ("data: {order: pk}\nhead: {triplet: 3}", (), "r.yaml:3: head.triplet: must be a mapping"),
         ("data: {order: pk}\nhead: {triplet: {margin: 9}}", (), "r.yaml:3: objective.of[1].margin: must be a number from 0 to 4"),
         ("data: {order: pk, images_per_identity: 1}", (), "r.yaml:2: data.order.images_per_identity: must be a whole number at least 2"),
