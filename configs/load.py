@@ -16,7 +16,7 @@ from manyfaces.configs.explain import (
     locate,
 )
 from manyfaces.configs.migrate import lift, lift_layer
-from manyfaces.configs.reader import Reader, find
+from manyfaces.configs.reader import Dumper, Reader, find
 from manyfaces.configs.schema import Config, UserError
 from manyfaces.configs.value import Value, merge, merge_by_word
 
@@ -59,7 +59,9 @@ def load_stored(tree: Mapping[str, Any], where: str) -> Config:
 
 def dump(config: Config) -> str:
     """The whole tree as YAML that loads back to an equal one."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    tree = config.model_dump(mode="json")
+    text: str = yaml.dump(tree, Dumper=Dumper, sort_keys=False, allow_unicode=True)
+    return text
 
 
 def _one_line(text: str) -> str:

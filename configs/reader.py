@@ -1,6 +1,7 @@
 """What a person wrote: YAML files with `base:` and `path.to.key=value` words, read into values that
 know where they stand."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
@@ -16,6 +17,20 @@ HERE = Path(__file__).parent
 PLAIN_TAGS = {
     f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str", "map", "seq")
 }
+_FLOAT = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$")
+"""Numbers of YAML 1.2 that PyYAML, which follows 1.1, takes for text: `1e-3`."""
+
+
+class Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, to which `1e-3` is a number."""
+
+
+class Dumper(yaml.SafeDumper):
+    """PyYAML's safe dumper, which puts quotes around text that looks like such a number."""
+
+
+for _class in (Loader, Dumper):
+    _class.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
 
 
 def shipped() -> dict[str, Path]:
@@ -160,7 +175,7 @@ class Reader:
         and for what is no YAML."""
         self._layer = layer
         try:
-            loader = yaml.SafeLoader(text)
+            loader = Loader(text)
             node = loader.get_single_node()
             return None if node is None else self._value(node, loader, where, path)
         except yaml.MarkedYAMLError as error:
@@ -179,7 +194,7 @@ class Reader:
         return None
 
     def _value(
-        self, node: yaml.Node, loader: yaml.SafeLoader, where: Callable[[int], str], path: str
+        self, node: yaml.Node, loader: Loader, where: Callable[[int], str], path: str
     ) -> Value:
         place = where(node.start_mark.line)
         if isinstance(node, yaml.SequenceNode):
@@ -209,7 +224,7 @@ class Reader:
     def _mapping(
         self,
         node: yaml.MappingNode,
-        loader: yaml.SafeLoader,
+        loader: Loader,
         where: Callable[[int], str],
         path: str,
     ) -> dict[str, Value]:

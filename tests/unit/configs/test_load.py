@@ -78,6 +78,23 @@ def test_a_word_for_a_text_is_taken_as_written(recipe: Any) -> None:
     assert (config.tracking.uri, config.run.resume_from) == ("http://host:5000", None)
 
 
+def test_a_number_with_an_exponent_is_a_number_wherever_it_stands(
+    recipe: Any, tmp_path: Path
+) -> None:
+    parameters = "{a: 1e-3, b: -2.5E+2, c: .5e1, d: '1e-3', e: 1e, f: [1e2, e3]}"
+    name = recipe(
+        f"{MODEL}head: {{margin: {{kind: custom, file: m.py, name: M, parameters: {parameters}}}}}\n"
+    )
+    config = load(name, ["head.margin.parameters.g=3e4", "run.name=1e5", "train.batch_size=1e3"])
+    given = config.head.margin.parameters  # type: ignore[attr-defined]
+    assert given == {
+        "a": 0.001, "b": -250.0, "c": 5.0, "d": "1e-3", "e": "1e", "f": [100.0, "e3"], "g": 30000.0
+    }  # fmt: skip
+    assert (config.run.name, config.train.batch_size) == ("1e5", 1000)
+    (tmp_path / "dumped.yaml").write_text(dump(config))
+    assert load("dumped.yaml") == config
+
+
 def test_base_merges_deeply_and_another_kind_replaces_whole(recipe: Any) -> None:
     recipe(
         "model: {kind: iresnet, depth: 100}\ntrain: "
