@@ -262,6 +262,8 @@ def _line(error: ErrorDetails, place: Place) -> str:
         return f"{value.where}: {path}: {_unknown(place)}"
     if kind == "value_error":
         return f"{value.where}: {path or 'the tree'}: {error['ctx']['error']}"
+    if kind == "kind_twice":
+        return f"{value.where}: {path}: {error['msg']}"
     assert place.field is not None
     annotation, metadata = place.field.annotation, place.field.metadata
     if isinstance(place.path[-1], int) and families(annotation):

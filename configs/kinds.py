@@ -145,10 +145,16 @@ def _leaves(family: type[Kind]) -> Iterator[type[Any]]:
 
 @cache
 def _union(family: type[Kind], leaves: tuple[type[Kind], ...]) -> SchemaValidator:
-    choices: dict[str, CoreSchema] = {}
+    by_word: dict[str, type[Kind]] = {}
     for leaf in leaves:
         word = str(leaf.word())
-        if word in choices:
-            raise PydanticCustomError("kind_twice", f"two classes are kind {word}: rename one")
-        choices[word] = leaf.__pydantic_core_schema__
+        if other := by_word.get(word):
+            names = " and ".join(f"{each.__module__}.{each.__qualname__}" for each in (other, leaf))
+            raise PydanticCustomError(
+                "kind_twice",
+                "two classes are kind {word}, {names}; give one of them another word",
+                {"word": word, "names": names},
+            )
+        by_word[word] = leaf
+    choices = {word: leaf.__pydantic_core_schema__ for word, leaf in by_word.items()}
     return SchemaValidator(core_schema.tagged_union_schema(choices, discriminator="kind"))

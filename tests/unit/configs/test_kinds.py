@@ -192,6 +192,39 @@ def test_a_kind_that_comes_late_is_one_of_them(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", LATE], cwd=tmp_path, timeout=60, check=True)
 
 
+TWICE = """
+import pathlib
+from manyfaces.configs.errors import UserError
+from manyfaces.configs.load import load
+from manyfaces.configs.margins.custom import CustomMargin
+pathlib.Path("r.yaml").write_text("model: mobilefacenet\\nhead: {margin: cosface}")
+pathlib.Path("mine.py").write_text('''
+from typing import ClassVar, Literal
+from manyfaces.configs.margins.margin import Margin
+class Mine(Margin):
+    kind: Literal["cosface"] = "cosface"
+''')
+CustomMargin.base = "builtins.object"
+load("r.yaml")
+CustomMargin(file="mine.py", name="Mine").build()
+try:
+    load("r.yaml")
+except UserError as error:
+    print(error)
+"""
+
+
+def test_a_word_that_a_persons_own_file_has_again_is_one_line(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", TWICE], cwd=tmp_path, timeout=60, check=True, stdout=subprocess.PIPE
+    )
+    [line] = done.stdout.decode().splitlines()
+    assert line == (
+        "r.yaml:2: head.margin: two classes are kind cosface, manyfaces.configs.margins.cosface."
+        "CosFace and manyfaces_custom_mine.Mine; give one of them another word"
+    )
+
+
 class Fruit(Kind):
     """A family of the tests, whose kinds are all defined here."""
 
@@ -220,7 +253,9 @@ def test_kinds_are_those_that_exist_at_the_time() -> None:
     class Green(Apple):
         """A kind of a kind's class; it has the word of its base, which cannot be told apart."""
 
-    with pytest.raises(ValidationError, match="two classes are kind apple: rename one"):
+    with pytest.raises(
+        ValidationError, match=r"two classes are kind apple, .*Apple and .*Green; give one"
+    ):
         Basket.model_validate({"fruit": "apple"})
     assert Fruit.kinds() == (Apple, Green)
 
