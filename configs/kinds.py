@@ -11,6 +11,7 @@ import importlib.util
 import inspect
 import pkgutil
 import sys
+import traceback
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -26,10 +27,13 @@ Scalar = bool | int | float | str
 
 
 class Kind(Node):
-    """One of several ways to do a thing. A family sets `folder`, a kind `kind` and `target`."""
+    """One of several ways to do a thing. A family sets `folder` and `config_key`, a kind
+    `kind` and `target`."""
 
     folder: ClassVar[str]
     """The package whose modules declare the family's kinds."""
+    config_key: ClassVar[str]
+    """Dotted key at which the configuration chooses one of the family, or has a list of them."""
     target: ClassVar[str]
     """Dotted name of what the kind builds; a name, so that the configuration imports nothing
     heavy."""
@@ -90,31 +94,72 @@ class Custom(Node):
     parameters: dict[str, Scalar | list[Scalar]] = Field(default_factory=dict)
     """What it is made with."""
 
+    config_key: ClassVar[str]
+    """The family's."""
     base: ClassVar[str]
     """Dotted name of the class that it is derived from."""
 
     def build(self, **more: Any) -> Any:
-        """An object of the class. Raises `UserError` for a file that does not hold it."""
-        path, where = Path(self.file), f"{self.file}: {self.name}({', '.join(self.parameters)})"
+        """An object of the class, made with the parameters and with those of `more` that it takes.
+
+        Raises `UserError` for a file that does not hold the class, and for whatever the class
+        raises; it begins with the key of the configuration and has the line of the file, where
+        there is one.
+        """
+        path, place = Path(self.file), f"{self.config_key}: {self.file}"
         if not path.is_file():
-            raise UserError(f"{path}: no such file; every worker must see it")
+            raise UserError(f"{place}: no such file; every worker must see it")
+        made = self._class(path)
+        try:
+            signature = inspect.signature(made)
+            accepted = signature.parameters
+            takes_all = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
+            given = {name: what for name, what in more.items() if takes_all or name in accepted}
+            try:
+                signature.bind(**self.parameters, **given)
+            except TypeError as error:
+                takes = ", ".join(accepted) or "nothing"
+                raise UserError(f"{place}: {self.name}: {error}; it takes {takes}") from error
+            built = made(**self.parameters, **given)
+        except UserError:
+            raise
+        except Exception as error:  # whatever a person's own code does
+            raise UserError(f"{place}{_told(error, path)}") from error
+        if not isinstance(built, imported(self.base)):
+            what = f"{self.name}({', '.join(self.parameters)}) is a {type(built).__name__}"
+            raise UserError(f"{place}: {what}; derive it from {self.base}")
+        return built
+
+    def _class(self, path: Path) -> Any:
+        place = f"{self.config_key}: {self.file}"
         spec = importlib.util.spec_from_file_location(f"manyfaces_custom_{path.stem}", path)
         if spec is None or spec.loader is None:
-            raise UserError(f"{path}: expected Python in a file that ends in .py")
+            raise UserError(f"{place}: expected Python in a file that ends in .py")
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module
         try:
             spec.loader.exec_module(module)
-            made = getattr(module, self.name)
-            accepted = inspect.signature(made).parameters
-            takes_all = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
-            given = {name: what for name, what in more.items() if takes_all or name in accepted}
-            built = made(**self.parameters, **given)
         except Exception as error:  # whatever a person's own code does
-            raise UserError(f"{where}: {type(error).__name__}: {error}") from error
-        if not isinstance(built, imported(self.base)):
-            raise UserError(f"{where} is a {type(built).__name__}; derive it from {self.base}")
-        return built
+            raise UserError(f"{place}{_told(error, path)}") from error
+        made = getattr(module, self.name, None)
+        if not callable(made):
+            own = (each for each in vars(module).values() if isinstance(each, type))
+            names = ", ".join(each.__name__ for each in own if each.__module__ == spec.name)
+            what = "is not there" if made is None else "is no class"
+            raise UserError(f"{place}: {self.name} {what}; the file defines {names or 'no class'}")
+        return made
+
+
+def _told(error: Exception, path: Path) -> str:
+    """The line of the file at which a person's own code failed, where it did there, and what it
+    raised."""
+    line, message = None, str(error)
+    if isinstance(error, SyntaxError):
+        line, message = error.lineno, error.msg
+    for frame in traceback.extract_tb(error.__traceback__):
+        if frame.filename == str(path):
+            line = frame.lineno
+    return f"{f':{line}' if line else ''}: {type(error).__name__}: {message}"
 
 
 def imported(name: str) -> Any:

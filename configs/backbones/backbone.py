@@ -29,6 +29,7 @@ class Backbone(Kind):
     """
 
     folder: ClassVar[str] = "manyfaces.configs.backbones"
+    config_key: ClassVar[str] = "model"
     decides: ClassVar[Decides] = TENSORS
     checkpointed_share: ClassVar[float] = 1.0
     """Share of the activations that activation checkpointing leaves."""

@@ -9,6 +9,7 @@ class Margin(Kind):
     """What is done to cosines before they become a loss."""
 
     folder: ClassVar[str] = "manyfaces.configs.margins"
+    config_key: ClassVar[str] = "head.margin"
 
 
 def check_binary(word: str, config: Any) -> None:

@@ -58,6 +58,7 @@ class Objective(Kind):
     """
 
     folder: ClassVar[str] = "manyfaces.configs.objectives"
+    config_key: ClassVar[str] = "objective"
 
     weight: PositiveFloat = 1.0
     """Factor of this loss."""

@@ -28,6 +28,7 @@ class Optimizer(Kind):
     """
 
     folder: ClassVar[str] = "manyfaces.configs.optimizers"
+    config_key: ClassVar[str] = "train.optimizer"
     decides: ClassVar[Decides] = TENSORS
 
     lr: Annotated[PositiveFloat, RESULTS]

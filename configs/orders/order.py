@@ -16,6 +16,7 @@ class Order(Kind):
     """
 
     folder: ClassVar[str] = "manyfaces.configs.orders"
+    config_key: ClassVar[str] = "data.order"
     repeats_identities: ClassVar[bool] = False
     """Whether a batch shows several images of each of its identities, as triplets need them."""
     needs_fewer_shards: ClassVar[str] = ""

@@ -16,6 +16,7 @@ class Protocol(Kind):
     """
 
     folder: ClassVar[str] = "manyfaces.configs.protocols"
+    config_key: ClassVar[str] = "evaluation.protocols"
     decides: ClassVar[Decides] = NOTHING
     paths: ClassVar[tuple[str, ...]] = ()
     """Fields that hold the path of a file, which every worker must see."""

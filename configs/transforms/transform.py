@@ -14,6 +14,7 @@ class Transform(Kind):
     """
 
     folder: ClassVar[str] = "manyfaces.configs.transforms"
+    config_key: ClassVar[str] = "data.augment"
     usual_order: ClassVar[tuple[str, ...]] = (
         "mask",
         "misalign",

@@ -60,6 +60,15 @@ def test_the_kinds_are_the_modules_of_the_folder(family: type[Kind]) -> None:
     assert all(kind.__doc__ for kind in family.kinds())
 
 
+def test_every_family_says_where_the_configuration_has_it() -> None:
+    declared = [family for family in Kind.__subclasses__() if family.__module__.startswith("many")]
+    keys = {family.config_key for family in declared}
+    assert keys == {*kind_keys().single, *kind_keys().lists} - {"objective.of"}
+    for family in declared:
+        assert describe(family.config_key)[0].startswith("kind: ")
+        assert str(family.kinds()[0].word()) in describe(family.config_key)[0]
+
+
 def test_a_bare_word_stands_for_the_kind(recipe: Any) -> None:
     name = recipe("model: mobilefacenet\nhead: {margin: {kind: arcface, m: 0.3}}\n")
     config = load(name, ["head.margin=cosface", "data.order=pk"])

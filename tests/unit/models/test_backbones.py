@@ -215,5 +215,5 @@ def test_a_custom_backbone_with_branches_and_blocks(tmp_path: Path, custom: Path
 def test_a_custom_class_that_is_no_network_is_told(tmp_path: Path, custom: Path) -> None:
     with pytest.raises(UserError, match=r"NoModule\(\) is a NoModule; derive it from torch.nn"):
         config_of(tmp_path, custom, "name: NoModule").model.build(image_hw=(8, 8))
-    with pytest.raises(UserError, match=r"Small\(\): TypeError: .*width"):
+    with pytest.raises(UserError, match=r"^model: .*Small: .* argument: .width.; it"):
         config_of(tmp_path, custom, "name: Small").model.build(image_hw=(8, 8))

@@ -281,9 +281,13 @@ def test_a_margin_of_ones_own(tmp_path: Path) -> None:
     )
     assert mine.loss > without.loss
     for name, parameters, message in (
-        ("Missing", {}, "Missing"),
-        ("Halved", {"n": 1.0}, "TypeError"),
-        ("torch", {}, "TypeError"),
+        (
+            "Missing",
+            {},
+            "^head.margin: .*halved.py: Missing is not there; the file defines Halved$",
+        ),
+        ("Halved", {"n": 1.0}, "^head.margin: .*halved.py: Halved: .* argument 'n'; it takes m$"),
+        ("torch", {}, "^head.margin: .*halved.py: torch is no class; the file defines Halved$"),
         (
             "Target",
             {"value_B": 1.0, "slope_B": 1.0},
@@ -303,7 +307,7 @@ def test_a_margin_of_ones_own(tmp_path: Path) -> None:
     assert build(margin, 32.0, 20).state == {}
     former = tmp_path / "former.py"
     former.write_text(file.read_text() + "\n    def bend(self, cosine_B):\n        return None\n")
-    with pytest.raises(UserError, match=r"former.py: .*bend is called negative_transform now"):
+    with pytest.raises(UserError, match=r"former.py:13: .*bend is called negative_transform now"):
         build(margin.model_copy(update={"file": str(former)}), 32.0, 20)
     with pytest.raises(
         UserError, match=r"head.sample_rate 0.5 does not go with Binary, .*; set head.sample_rate=1"
@@ -316,5 +320,14 @@ def test_a_margin_of_ones_own(tmp_path: Path) -> None:
             weight_decay=0,
             device=CPU,
         )
-    with pytest.raises(UserError, match="no such file"):
+    for text, message in (
+        ("\nclass Halved(:", ":2: SyntaxError: invalid syntax"),
+        ("import torch\n1 / 0", ":2: ZeroDivisionError: division by zero"),
+        ("class Halved:\n    def __init__(self, m):\n        m.x", ":3: AttributeError: "),
+    ):
+        file.write_text(text)
+        with pytest.raises(UserError) as caught:
+            build(margin, 32.0, 20)
+        assert str(caught.value).startswith(f"head.margin: {file}{message}")
+    with pytest.raises(UserError, match=r"^head.margin: .*other\.py: no such file"):
         build(margin.model_copy(update={"file": str(tmp_path / "other.py")}), 32.0, 20)
