@@ -39,10 +39,14 @@ def recognise(path: Path, options: Mapping[str, object] = NO_OPTIONS) -> Source:
     if len(certain) > 1:
         shown = ", ".join(_shown(claims_of))
         raise UserError(f"{path}: holds several sources ({shown}); name one of them, or each")
-    if not certain and path.is_dir() and files_with_suffix(path, ".tar"):
+    # Where the source is the folder itself, shards in it would be passed over without a word.
+    is_folder = all(claim.files == [path] for _, claim in certain)
+    if is_folder and path.is_dir() and files_with_suffix(path, ".tar"):
+        beside = f" beside {certain[0][1].shown}" if certain else ""
+        remedy = ", or move them elsewhere to convert the rest" if certain else ""
         raise UserError(
-            f"{path}: holds .tar shards, which need no conversion; run `manyfaces data index "
-            f"{path}`"
+            f"{path}: holds .tar shards{beside}, which need no conversion; run `manyfaces data "
+            f"index {path}`{remedy}"
         )
     if not claims:
         raise UserError(f"{path}: not a source; {recognised()}")

@@ -194,3 +194,8 @@ def test_refusals(tmp_path: Path) -> None:
         tmp_path / "shards",
         r"holds .tar shards, which need no conversion; run `manyfaces data index",
     )
+    (folder(tmp_path / "mixed") / "0.tar").write_bytes(b"")
+    refused(
+        tmp_path / "mixed",
+        r"mixed: holds .tar shards beside identity folders, .* move them elsewhere to convert",
+    )
