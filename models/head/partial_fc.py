@@ -314,13 +314,14 @@ class PartialFC:
 def _build_margin(config: schema.Head, num_classes: int, device: torch.device) -> Margin:
     """The margin of a head, ready to be used, with its state on the device."""
     margin: Margin = config.margin.build()
+    margin.begin(config.scale, num_classes)
+    # The configuration refuses this for our own margins; only the class itself tells of a person's.
     if margin.binary is not None and config.sample_rate < 1:
         raise UserError(
             f"head.sample_rate {config.sample_rate:g} does not go with {type(margin).__name__}, "
             "whose losses of own and other classes are balanced over all of them; set "
             "head.sample_rate=1"
         )
-    margin.begin(config.scale, num_classes)
     margin.state = {name: number.to(device) for name, number in margin.state.items()}
     return margin
 

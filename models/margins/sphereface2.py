@@ -20,7 +20,6 @@ class SphereFace2(LogisticMargin):
 
     def __init__(self, m: float, balance: float, t: float, weight: float) -> None:
         self.m, self.balance, self.t, self.weight = m, balance, t, weight
-        self.binary = weight * balance, weight * (1 - balance)
 
     def begin(self, scale: float, num_classes: int) -> None:
         z = self.balance / ((1 - self.balance) * max(num_classes - 1, 1))
