@@ -24,6 +24,13 @@ class Decides:
     momentum decides them by being zero or not."""
 
 
+@dataclass(frozen=True)
+class IsPath:
+    """Marks a field, in the metadata of its annotation, as a path or several: `configs/paths.py`
+    makes relative ones absolute before they travel to workers."""
+
+
+PATH = IsPath()
 TENSORS, RESULTS, NOTHING = Decides("tensors"), Decides("results"), Decides("nothing")
 
 

@@ -10,12 +10,9 @@ from rich.console import Console
 
 from manyfaces.cluster import jobs, launch
 from manyfaces.cluster.memory import under_torchrun
-from manyfaces.configs import plan
+from manyfaces.configs import paths, plan
 from manyfaces.configs.errors import UserError
 from manyfaces.configs.identity import flatten
-from manyfaces.configs.kinds import Custom
-from manyfaces.configs.load import load_stored
-from manyfaces.configs.node import Node
 from manyfaces.configs.schema import Config
 from manyfaces.data.dataset.dataset import Dataset, open_data
 from manyfaces.data.dataset.forgotten import read_forgotten
@@ -117,42 +114,15 @@ def _refuse(config: Config, dataset: Dataset) -> None:
 
 
 def absolute(config: Config) -> Config:
-    """The same with absolute paths: workers may stand in another folder than the person did."""
-    tree = config.model_dump(mode="json")
-    run, data, model = tree["run"], tree["data"], tree["model"]
-    for section, key in (
-        (run, "dir"),
-        (run, "resume_from"),
-        (data, "path"),
-        (data, "cache_dir"),
-        (model, "init"),
-        *((part, "path") for part in data["mixture"]),
-    ):
-        section[key] = _absolute(section[key])
-    if run["resume_from"] is not None and (Path(run["resume_from"]) / "checkpoints").is_dir():
-        run["resume_from"] = str(chosen(Path(run["resume_from"])))
-    tree["evaluation"] = config.evaluation.absolute().model_dump(mode="json")
-    _absolute_files(config, tree)
-    return load_stored(tree, "the resolved configuration")
-
-
-def _absolute(value: str | None) -> str | None:
-    """URLs stay; and so does what begins with ~, as each node has a home of its own."""
-    if not value or "://" in value or value.startswith("~"):
-        return value
-    return str(Path(value).absolute())
-
-
-def _absolute_files(value: object, tree: Any) -> None:
-    """Files of custom classes, wherever they are in the tree."""
-    if isinstance(value, Custom):
-        tree["file"] = _absolute(value.file)
-    if isinstance(value, Node):
-        for name in type(value).model_fields:
-            _absolute_files(getattr(value, name), tree[name])
-    elif isinstance(value, tuple):
-        for each, part in zip(value, tree, strict=True):
-            _absolute_files(each, part)
+    """The same with absolute paths, and with the checkpoint in place of the run that
+    `run.resume_from` may name."""
+    config = paths.absolute(config)
+    resume_from = config.run.resume_from
+    if resume_from is not None and (Path(resume_from) / "checkpoints").is_dir():
+        update = {"resume_from": str(chosen(Path(resume_from)))}
+        run = config.run.model_copy(update=update)
+        config = config.model_copy(update={"run": run})
+    return config
 
 
 def _close(mirror: Mirror, folder: RunFolder, finished: bool, console: Console) -> None:

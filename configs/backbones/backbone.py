@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 from pydantic import PositiveFloat, PositiveInt
 
 from manyfaces.configs.kinds import Kind
-from manyfaces.configs.node import RESULTS, TENSORS, Decides
+from manyfaces.configs.node import PATH, RESULTS, TENSORS, Decides
 
 Channels = tuple[float, float, float]
 
@@ -45,7 +45,7 @@ class Backbone(Kind):
         127.5,
     )
     """What that difference is divided by."""
-    init: Annotated[str | None, RESULTS] = None
+    init: Annotated[str | None, RESULTS, PATH] = None
     """Weights to start from: a run, a checkpoint, or a file of weights (`.safetensors`, `.pth`)."""
 
     def cost(self, image_hw: tuple[int, int]) -> Cost:

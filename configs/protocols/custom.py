@@ -10,7 +10,6 @@ class CustomProtocol(Custom, Protocol):
     """A protocol of your own: a class in a file."""
 
     base: ClassVar[str] = "manyfaces.train.protocols.protocol.Protocol"
-    paths: ClassVar[tuple[str, ...]] = ("file",)
 
     def called(self) -> str:
         return self.result_name or self.name

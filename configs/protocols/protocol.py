@@ -1,7 +1,6 @@
 """The family of protocols: what a network is evaluated by."""
 
-from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
@@ -18,8 +17,6 @@ class Protocol(Kind):
     folder: ClassVar[str] = "manyfaces.configs.protocols"
     config_key: ClassVar[str] = "evaluation.protocols"
     decides: ClassVar[Decides] = NOTHING
-    paths: ClassVar[tuple[str, ...]] = ()
-    """Fields that hold the path of a file, which every worker must see."""
 
     result_name: Annotated[str, Field(pattern="^[^/]+$")] | None = None
     """What its result is called in metrics, tables and plots; null is named after its file."""
@@ -27,13 +24,6 @@ class Protocol(Kind):
     def called(self) -> str:
         """What its result is called."""
         return self.result_name or str(self.word())
-
-    def absolute(self) -> Self:
-        """The same with absolute paths, as workers may stand in another folder than the person
-        did."""
-        return self.model_copy(
-            update={name: str(Path(getattr(self, name)).absolute()) for name in self.paths}
-        )
 
     def arguments(self) -> dict[str, Any]:
         """What `target` is called with: the fields but for `result_name`."""

@@ -1,8 +1,9 @@
 """Protocol verification: do two images show one identity."""
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
+from manyfaces.configs.node import PATH
 from manyfaces.configs.protocols.protocol import Protocol
 
 
@@ -12,9 +13,8 @@ class Verification(Protocol):
 
     kind: Literal["verification"] = "verification"
     target: ClassVar[str] = "manyfaces.train.protocols.verification.Verification"
-    paths: ClassVar[tuple[str, ...]] = ("path",)
 
-    path: str
+    path: Annotated[str, PATH]
     """A verification set in InsightFace's layout (`.bin`)."""
     flip: Literal["sum", "none"] = "sum"
     """Whether an embedding is the sum of those of the image and its mirror image, as InsightFace's

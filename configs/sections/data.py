@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from manyfaces.configs.node import NOTHING, RESULTS, TENSORS, Decides, Node, Probability
+from manyfaces.configs.node import NOTHING, PATH, RESULTS, TENSORS, Decides, Node, Probability
 from manyfaces.configs.orders.order import Order
 from manyfaces.configs.orders.shuffle import Shuffle
 from manyfaces.configs.transforms.flip import Flip
@@ -19,7 +19,7 @@ SMALLEST_SHARE = Fraction(1, 1000)
 class Part(Node):
     """One dataset of a mixture."""
 
-    path: Annotated[str, NOTHING]
+    path: Annotated[str, NOTHING, PATH]
     """The dataset's folder or URL."""
     weight: PositiveFloat = 1.0
     """Share of a batch's images, relative to the weights of the other parts."""
@@ -28,10 +28,10 @@ class Part(Node):
 class Data(Node):
     decides: ClassVar[Decides] = NOTHING
 
-    path: str = ""
+    path: Annotated[str, PATH] = ""
     """Folder or URL (`s3://`, `gs://`, `https://`) of the dataset: shards, `index.arrow` and
     `manyfaces.json`, as `manyfaces data convert|synth|index` write them."""
-    cache_dir: str = "~/.cache/manyfaces"
+    cache_dir: Annotated[str, PATH] = "~/.cache/manyfaces"
     """Where each node keeps the shards of a dataset at an URL; best on its NVMe disk. All datasets
     and runs of the node share it."""
     cache_gb: PositiveFloat = 100.0

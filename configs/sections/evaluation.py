@@ -1,11 +1,10 @@
 """Section `evaluation`: what a run is scored by, and when."""
 
-from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import NonNegativeInt, PositiveInt
 
-from manyfaces.configs.node import NOTHING, Decides, Node
+from manyfaces.configs.node import NOTHING, PATH, Decides, Node
 from manyfaces.configs.protocols.protocol import Protocol
 from manyfaces.configs.protocols.verification import Verification
 
@@ -15,7 +14,7 @@ class Evaluation(Node):
 
     decides: ClassVar[Decides] = NOTHING
 
-    pairs: tuple[str, ...] = ()
+    pairs: Annotated[tuple[str, ...], PATH] = ()
     """Verification sets (InsightFace `.bin`): each is short for a protocol of kind verification."""
     protocols: tuple[Protocol, ...] = ()
     """Protocols of any kind, besides `pairs`."""
@@ -27,13 +26,3 @@ class Evaluation(Node):
     def all_protocols(self) -> tuple[Protocol, ...]:
         """One protocol for each of `pairs`, and `protocols`."""
         return (*(Verification(path=path) for path in self.pairs), *self.protocols)
-
-    def absolute(self) -> "Evaluation":
-        """The same with absolute paths, as workers may stand in another folder than the person
-        did."""
-        return self.model_copy(
-            update={
-                "pairs": tuple(str(Path(path).absolute()) for path in self.pairs),
-                "protocols": tuple(protocol.absolute() for protocol in self.protocols),
-            }
-        )

@@ -4,7 +4,7 @@ shared by ranks."""
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import pytest
@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from manyfaces.configs.errors import UserError
 from manyfaces.configs.identity import identity
-from manyfaces.configs.kinds import Kind
 from manyfaces.configs.load import dump, load
+from manyfaces.configs.node import PATH
+from manyfaces.configs.paths import absolute
 from manyfaces.configs.protocols.protocol import Protocol as ProtocolConfig
 from manyfaces.configs.schema import Config
 from manyfaces.data.dataset.dataset import Dataset
@@ -246,9 +247,8 @@ class InFolderConfig(ProtocolConfig):
 
     kind: Literal["in_folder"] = "in_folder"
     target: ClassVar[str] = f"{__name__}.InFolder"
-    paths: ClassVar[tuple[str, ...]] = ("images",)
 
-    images: str
+    images: Annotated[str, PATH]
     every: PositiveInt = 1
 
 
@@ -261,7 +261,7 @@ def test_a_new_kind_is_a_class_and_its_declaration(
     monkeypatch.chdir(tmp_path)
     tree = config(protocols=[own])
     (protocol,) = open_protocols(tree)
-    assert tree.evaluation.absolute().protocols[0].images == str(tmp_path)  # type: ignore[attr-defined]
+    assert absolute(tree).evaluation.protocols[0].images == str(tmp_path)  # type: ignore[attr-defined]
     assert "evaluation.protocols[0].images" not in identity(tree)
     result = evaluate(protocol, embedder(Pixels()))
     assert result.name == "in_folder"
@@ -270,19 +270,13 @@ def test_a_new_kind_is_a_class_and_its_declaration(
         config(protocols=[own | {"every": 0}])
 
 
-def test_paths_are_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_results_are_called_after_their_files() -> None:
     own = [
         {"kind": "custom", "file": "mine.py", "name": "X"},
         {"kind": "verification", "path": "b.bin"},
     ]
     evaluation = config(pairs=["a.bin"], protocols=own).evaluation
     assert [protocol.called() for protocol in evaluation.all_protocols()] == ["a", "X", "b"]
-    there = evaluation.absolute().model_dump(mode="json")
-    assert there["pairs"] == [str(tmp_path / "a.bin")]
-    assert there["protocols"][0]["file"] == str(tmp_path / "mine.py")
-    assert there["protocols"][1]["path"] == str(tmp_path / "b.bin")
-    assert all(isinstance(protocol, Kind) for protocol in evaluation.absolute().protocols)
 
 
 def on_a_rank(folder: str) -> tuple[str, str, list[float]]:

@@ -1,0 +1,60 @@
+"""Relative paths become absolute by one rule, wherever they stand."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from manyfaces.configs.identity import flatten
+from manyfaces.configs.paths import absolute
+from manyfaces.configs.schema import Config
+
+CUSTOM = {"kind": "custom", "file": "mine.py", "name": "X"}
+TREE: dict[str, Any] = {
+    "run": {"dir": "runs", "resume_from": "old"},
+    "data": {
+        "cache_dir": "cache",
+        "mixture": [{"path": "a"}, {"path": "s3://bucket/b"}, {"path": "~/c"}],
+        "augment": ["flip", CUSTOM],
+        "order": "pk",
+    },
+    "model": {"kind": "iresnet", "init": "weights.pth"},
+    "objective": {"kind": "sum", "of": ["margin_softmax", {"kind": "sum", "of": [CUSTOM, CUSTOM]}]},
+    "head": {"margin": CUSTOM},
+    "evaluation": {
+        "pairs": ["a.bin", "/faces/b.bin"],
+        "protocols": [{"kind": "verification", "path": "c.bin"}, CUSTOM],
+    },
+}
+
+
+def test_every_path_becomes_absolute_and_nothing_else_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = Config.model_validate(TREE)
+    here = absolute(config)
+    data, evaluation = here.data, here.evaluation
+    assert (here.run.dir, here.run.resume_from) == (f"{tmp_path}/runs", f"{tmp_path}/old")
+    assert data.cache_dir == f"{tmp_path}/cache"
+    assert data.paths == (f"{tmp_path}/a", "s3://bucket/b", "~/c")
+    assert here.model.init == f"{tmp_path}/weights.pth"
+    assert evaluation.pairs == (f"{tmp_path}/a.bin", "/faces/b.bin")
+    text = str(here.model_dump(mode="json"))
+    assert text.count(f"{tmp_path}/mine.py") == text.count("mine.py") == 5
+    assert f"{tmp_path}/c.bin" in text
+    assert absolute(here) == here == Config.model_validate(here.model_dump(mode="json"))
+    # The rest stays as it was.
+    before, after = flatten(config.model_dump()), flatten(here.model_dump())
+    assert {key for key in before if before[key] != after[key]} == {
+        "run.dir", "run.resume_from", "data.cache_dir", "data.mixture", "data.augment",
+        "model.init", "objective.of", "head.margin.file", "evaluation.pairs", "evaluation.protocols",
+    }  # fmt: skip
+
+
+def test_what_is_not_set_stays_so() -> None:
+    config = Config.model_validate({"model": "iresnet", "run": {"dir": "/runs"}})
+    here = absolute(config)
+    assert here == config
+    assert (here.data.path, here.model.init, here.run.resume_from) == ("", None, None)
+    assert here.data.cache_dir.startswith("~")
