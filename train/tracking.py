@@ -49,6 +49,9 @@ class Mirror:
         self._last_step: dict[
             str, int
         ] = {}  # by metric: steps that are measured again after a resume are not sent twice
+        # What MLflow's modules warn of is about themselves. Filters belong to the whole process, so
+        # the thread must not change them while others work.
+        warnings.filterwarnings("ignore", module=r"(mlflow|alembic|sqlalchemy)\b")
         self._ended = threading.Event()
         self._outcome: tuple[Literal["FINISHED", "FAILED"], list[Path]] = ("FAILED", [])
         self._thread = threading.Thread(target=self._follow, name="mlflow", daemon=True)
@@ -76,11 +79,9 @@ class Mirror:
         while True:
             ended = self._ended.wait(self.period_s)
             try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
-                    self._send()
-                    if ended:
-                        self._finish()
+                self._send()
+                if ended:
+                    self._finish()
                 self.problem = ""
             except (
                 Exception

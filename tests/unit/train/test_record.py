@@ -4,6 +4,7 @@ watchdog."""
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,6 @@ import pytest
 from manyfaces.configs.schema import Config
 from manyfaces.train.record import METRICS, Record, last_event, read_rows
 from manyfaces.train.tracking import RUN_FILE, Mirror
-
-pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's store warns of its own database layer
 
 
 @pytest.fixture
@@ -69,6 +68,13 @@ def test_a_server_that_is_away_costs_nothing_and_is_caught_up(
     record.metrics(2, **{"train/loss": 2.0})
     assert mirror_once(folder, config) == ""
     assert history(folder) == [(1, 1.0), (2, 2.0)]
+
+
+def test_only_the_warnings_of_mlflow_are_silenced(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Mirror, "_send", lambda mirror: warnings.warn("of another", stacklevel=1))
+    assert "UserWarning: of another" in mirror_once(tmp_path, config)
 
 
 def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
