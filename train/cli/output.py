@@ -35,10 +35,16 @@ def stopped() -> None:
 
 def load_config(recipe: str, words: Sequence[str]) -> "Config":
     """The configuration; a note on stderr about each old spelling. Raises `UserError`."""
+    config, spellings = read_config(recipe, words)
+    for line in spellings:
+        note(line)
+    return config
+
+
+def read_config(recipe: str, words: Sequence[str]) -> "tuple[Config, list[str]]":
+    """The configuration, and a line about each old spelling, each once. Raises `UserError`."""
     from manyfaces.configs.load import load
 
     told: dict[str, None] = {}
     config = load(recipe, words, tell=lambda line: told.setdefault(line))
-    for line in told:
-        note(line)
-    return config
+    return config, list(told)

@@ -7,7 +7,7 @@ import typer
 from manyfaces.cluster.memory import restart_keeping_memory, works_here
 from manyfaces.configs.plan import has_gpus
 from manyfaces.train.cli.options import Recipe, Words
-from manyfaces.train.cli.output import console, load_config
+from manyfaces.train.cli.output import console, load_config, note, read_config
 from manyfaces.train.cli.verbs import decimal
 
 Address = Annotated[
@@ -50,9 +50,12 @@ def train(
     words = list(words or ())
     if address:
         words.append(f"cluster.address={address}")
-    tree = load_config(config, words)
+    tree, spellings = read_config(config, words)
     if isinstance(context.obj, ProcessOwner) and works_here(tree.cluster) and not has_gpus(tree):
         restart_keeping_memory()
+    # Only here: a process that is started anew reads the configuration again.
+    for line in spellings:
+        note(line)
     from manyfaces.train.run import run
 
     run(tree, console)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import typer
 
+from manyfaces.cluster.memory import KEEP_MEMORY
 from manyfaces.configs.schema import Config, UserError
 from manyfaces.train.cli import main as command_line
 from manyfaces.train.cli.main import main
@@ -151,6 +152,23 @@ def test_old_spellings_are_noted_once(
         ["note", "override 'head.triplet.weight=5'"],
     ]
     assert trained[0].data.order.model_dump() == {"kind": "pk", "images_per_identity": 2}
+
+
+def test_a_process_that_starts_anew_notes_old_spellings_once(tmp_path: Path) -> None:
+    words = ["data.images_per_identity=2", "data.order=pk", "data.path=nowhere"]
+    place = ["cluster.launcher=process", "cluster.gpus_per_worker=0"]
+    done = subprocess.run(
+        [sys.executable, "-m", "manyfaces.train", "train", "demo", *words, *place],
+        cwd=tmp_path,
+        env={name: value for name, value in os.environ.items() if name not in KEEP_MEMORY},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    told = [line.split(": ")[0] for line in done.stderr.splitlines()]
+    assert told == ["note", "error"], done.stderr
 
 
 def test_check_prints_the_tree_and_the_plan(
