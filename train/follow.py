@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -17,6 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from manyfaces.train.evaluation.result import QuantitiesByName
 from manyfaces.train.evaluation.tables import headlines, summary_rows
@@ -50,7 +50,7 @@ class Follower:
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[figures]}"),
+            TextColumn("{task.fields[figures]}", markup=False),
         )
         self._bar = Progress(
             *columns, console=console, disable=not console.is_terminal, transient=True
@@ -73,10 +73,8 @@ class Follower:
         while True:
             ended = self._ended.wait(PERIOD_S)
             for row in self._new_rows(EVENTS):
-                self.console.print(
-                    f"[dim]{time.strftime('%H:%M:%S', time.localtime(row['time']))}[/dim] "
-                    f"{escape(row['message'])}"
-                )
+                clock = time.strftime("%H:%M:%S", time.localtime(row["time"]))
+                self.console.print(Text.assemble((clock, "dim"), f" {row['message']}"))
                 if "table" in row:
                     self.console.print(_table(**row["table"]))
             for row in self._new_rows(METRICS):
@@ -95,7 +93,7 @@ class Follower:
             time.monotonic() - self._shown_at > PLAIN_PERIOD_S or row["step"] == self.num_steps
         ):
             self._shown_at = time.monotonic()
-            self.console.print(f"step {row['step']}/{self.num_steps}  {figures}")
+            self.console.print(Text(f"step {row['step']}/{self.num_steps}  {figures}"))
 
     def _new_rows(self, name: str) -> list[dict[str, Any]]:
         path = self.folder / name
@@ -114,7 +112,7 @@ def _table(columns: list[str], rows: list[list[object]]) -> Table:
     """A table as an event holds it."""
     table = Table(*columns)
     for row in rows:
-        table.add_row(*(escape(str(cell)) for cell in row))
+        table.add_row(*(Text(str(cell)) for cell in row))
     return table
 
 

@@ -24,14 +24,17 @@ def test_a_folder_of_weights(tmp_path: Path, dataset: Dataset) -> None:
 
     # Steps too small to change a float32: the checkpoint holds what the run started from.
     still = ["train.optimizer.lr=1e-30"]
-    done = forked("train", path, f"model.init={tmp_path / 'theirs'}", *still)
+    run = tmp_path / "runs[x]" / "run"
+    done = forked(
+        "train", path, f"run.dir={run.parent}", f"model.init={tmp_path / 'theirs'}", *still
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     for cell in ("missing in the file", left_out, "not used of the file", "mine"):
         assert cell in done.stdout
-    run = tmp_path / "runs" / "run"
     (event,) = [row for row in rows(run / "events.jsonl") if row["kind"] == "init"]
     assert event["table"]["rows"][1] == ["missing in the file", 1, left_out]
     (newest, *_) = sorted((run / "checkpoints").glob("step-*"), reverse=True)
+    assert f"checkpoint  {newest}\n" in done.stdout
     trained = load_file(newest / "backbone.safetensors")
     for name, tensor in backbone.named_parameters():
         if name != left_out:

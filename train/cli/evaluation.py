@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from manyfaces.train.cli.output import console
+from manyfaces.train.cli.output import console, say
 from manyfaces.train.cli.verbs import positive
 
 Run = Annotated[
@@ -34,6 +34,4 @@ def evaluate(run: Run, pairs: PairSets, batch_size: BatchSize = 200) -> None:
         )
     for table in results_tables(results):
         console.print(table)
-    console.print(
-        f"checkpoint  {checkpoint}\nreport      {checkpoint.parent.parent / 'evaluation'}"
-    )
+    say(f"checkpoint  {checkpoint}\nreport      {checkpoint.parent.parent / 'evaluation'}")

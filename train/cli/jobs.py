@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from manyfaces.train.cli.options import Recipe, Words
-from manyfaces.train.cli.output import console, load_config
+from manyfaces.train.cli.output import load_config, say
 from manyfaces.train.cli.verbs import Verbs
 
 app = typer.Typer(cls=Verbs)
@@ -30,11 +30,11 @@ def submit(config: Recipe, address: Address, words: Words = None) -> None:
     from manyfaces.train.run import absolute
 
     tree = absolute(tree)
-    console.print(
+    say(
         f"every node must see run.dir {tree.run.dir} and the data in "
         f"{' and '.join(tree.data.paths)}"
     )
-    console.print(Jobs(address).submit(tree.run.name, dump(tree)))
+    say(Jobs(address).submit(tree.run.name, dump(tree)))
 
 
 @app.command("status")
@@ -42,7 +42,7 @@ def status(job: Job, address: Dashboard = DASHBOARD) -> None:
     """Show how a job stands."""
     from manyfaces.cluster.jobs import Jobs
 
-    console.print(Jobs(address).status(job))
+    say(Jobs(address).status(job))
 
 
 @app.command("logs")
@@ -59,7 +59,7 @@ def stop(job: Job, address: Dashboard = DASHBOARD) -> None:
     from manyfaces.cluster.jobs import Jobs
 
     stopped = Jobs(address).stop(job)
-    console.print(f"{job}: {'stopping' if stopped else 'was not running'}")
+    say(f"{job}: {'stopping' if stopped else 'was not running'}")
 
 
 @app.command("list")
@@ -68,4 +68,4 @@ def list_jobs(address: Dashboard = DASHBOARD) -> None:
     from manyfaces.cluster.jobs import Jobs
 
     for job, state, name in Jobs(address).list():
-        console.print(f"{job}  {state:10} {name}")
+        say(f"{job}  {state:10} {name}")

@@ -4,28 +4,30 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 if TYPE_CHECKING:
     from manyfaces.configs.schema import Config
 
-console = Console(soft_wrap=True, highlight=False)
-_stderr = Console(soft_wrap=True, highlight=False, stderr=True)
+# Names, paths and messages of others are shown as they are: rich would read `[x]` as a style and
+# `:x:` as a picture.
+console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
+_stderr = Console(soft_wrap=True, highlight=False, markup=False, emoji=False, stderr=True)
 
 
 def say(text: str) -> None:
     """A line on stdout, as it is."""
-    console.print(escape(text))
+    console.print(text)
 
 
 def note(text: str) -> None:
     """A line on stderr about something that works and is worth knowing."""
-    _stderr.print(f"[bold]note:[/bold] {escape(text)}")
+    _stderr.print(Text.assemble(("note:", "bold"), f" {text}"))
 
 
 def fail(text: str) -> None:
     """A line on stderr about what a person has to mend."""
-    _stderr.print(f"[bold red]error:[/bold red] {escape(text)}")
+    _stderr.print(Text.assemble(("error:", "bold red"), f" {text}"))
 
 
 def stopped() -> None:

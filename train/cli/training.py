@@ -7,7 +7,7 @@ import typer
 from manyfaces.cluster.memory import restart_keeping_memory, works_here
 from manyfaces.configs.plan import has_gpus
 from manyfaces.train.cli.options import Recipe, Words
-from manyfaces.train.cli.output import console, load_config, note, read_config
+from manyfaces.train.cli.output import console, load_config, note, read_config, say
 from manyfaces.train.cli.verbs import decimal
 
 Address = Annotated[
@@ -84,4 +84,4 @@ def check(
     found = plan.plan(tree, images, identities, plan.world_size(tree))
     settings = plan_lines.head_lines(tree, found, plan.machine(tree, memory_gb))
     for label, text in plan_lines.lines(found) + settings + sources:
-        console.print(f"{label:32} {text}")
+        say(f"{label:32} {text}")

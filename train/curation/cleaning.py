@@ -58,14 +58,11 @@ def report(
         for name in files:
             (temporary / name).replace(out / name)
     console.print(_summary(measured, judged, angle_deg))
-    console.print(f"checkpoint  {trained.checkpoint}", markup=False)
-    console.print(f"report      {', '.join(str(out / name) for name in files)}", markup=False)
+    console.print(f"checkpoint  {trained.checkpoint}")
+    console.print(f"report      {', '.join(str(out / name) for name in files)}")
     for part, name in zip(dataset.parts, drop_lists(dataset), strict=True):
         if (out / name).stat().st_size:
-            console.print(
-                f"to drop     manyfaces data forget {part.where} --keys {out / name}",
-                markup=False,
-            )
+            console.print(f"to drop     manyfaces data forget {part.where} --keys {out / name}")
 
 
 def _open_dataset(trained: Trained, path: str | None, console: Console) -> Dataset:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.markup import escape
 from rich.progress import track
 
 from manyfaces.configs.errors import UserError
@@ -106,6 +107,8 @@ def _refuse_damaged(path: Path) -> None:
     if fault := check_commit(path):
         raise UserError(f"{path}: {fault}; {remedy}")
     count = len(json.loads((path / COMMIT).read_text())["files"])
-    for part in track(range(count), f"comparing the bytes of {path.name}", disable=count < BARRED):
+    for part in track(
+        range(count), f"comparing the bytes of {escape(path.name)}", disable=count < BARRED
+    ):
         if fault := corrupt_file(path, part, count):
             raise UserError(f"{path}: {fault}; {remedy}")

@@ -15,6 +15,8 @@ from manyfaces.cluster.memory import KEEP_MEMORY
 from manyfaces.configs.schema import Config, UserError
 from manyfaces.train.cli import main as command_line
 from manyfaces.train.cli.main import main
+from manyfaces.train.evaluation import evaluate_run
+from manyfaces.train.evaluation.result import Quantity, Result
 
 HEAVY = ("torch", "ray", "deepspeed", "mlflow", "nvidia", "webdataset", "pyarrow", "cv2")
 
@@ -169,6 +171,30 @@ def test_a_process_that_starts_anew_notes_old_spellings_once(tmp_path: Path) -> 
     assert done.returncode == 2
     told = [line.split(": ")[0] for line in done.stderr.splitlines()]
     assert told == ["note", "error"], done.stderr
+
+
+def test_foreign_text_is_shown_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Jobs:
+        def __init__(self, address: str) -> None:
+            pass
+
+        def status(self, job: str) -> str:
+            return "FAILED: [x] :cat: [/nothing]"
+
+        def list(self) -> list[tuple[str, str, str]]:
+            return [("id", "RUNNING", "a[x]")]
+
+    results = [Result("set[x]", (Quantity("a", "a", "[a]"),), {"a": 0.5})]
+    checkpoint = Path("runs[x]/r/checkpoints/step-00000001")
+    monkeypatch.setattr("manyfaces.cluster.jobs.Jobs", Jobs)
+    monkeypatch.setattr(evaluate_run, "evaluate_run", lambda *_: (checkpoint, results))
+    assert main(["jobs", "status", "id"]) == main(["jobs", "list"]) == 0
+    assert main(["evaluate", "runs[x]/r", "--pairs", "b.bin"]) == 0
+    told = capsys.readouterr().out
+    for text in ("[x] :cat: [/nothing]", "a[x]\n", "set[x]", "[a]", f"checkpoint  {checkpoint}\n"):
+        assert text in told
 
 
 def test_check_prints_the_tree_and_the_plan(

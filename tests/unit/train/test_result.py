@@ -122,6 +122,19 @@ def test_the_progress_line_has_the_headlines(tmp_path: Path) -> None:
     assert console.export_text().splitlines() == [line]
 
 
+def test_what_the_progress_shows_of_others_is_as_it_is(tmp_path: Path) -> None:
+    record, result = Record(tmp_path), identification("set[x]")
+    console = Console(width=150, record=True, file=(tmp_path / "shown").open("w"))
+    with Follower(tmp_path, 20, console, {"set[x]": RANKS}):
+        record.metrics(10, **result.metrics())
+        record.metrics(20, **{"train/loss": 7.5, "images_per_s": 336.0})
+        record.event("init", "a[x] [/b]", table={"columns": ["c"], "rows": [["d[x]"]]})
+    console.file.close()
+    text = console.export_text()
+    for each in ("a[x] [/b]", "d[x]", "set[x] 50.0%"):
+        assert each in text
+
+
 def test_results_of_one_kind_stand_in_one_table() -> None:
     one, other = results_tables(
         [verification("lfw"), identification(), verification("cfp", auc=None)]
