@@ -7,10 +7,11 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from manyfaces.cluster.world import on_all_ranks
+from manyfaces.configs.errors import UserError
 from manyfaces.configs.split import batch_share
 from manyfaces.train.evaluation.embedder import Embedder
 from manyfaces.train.evaluation.result import Result
-from manyfaces.train.protocols.protocol import Protocol
+from manyfaces.train.protocols.protocol import Protocol, own_code
 
 
 def evaluate(
@@ -22,15 +23,16 @@ def evaluate(
     there is one; all ranks get the result.
 
     `progress` is told how many more images this rank has done. Collective; raises `UserError` on
-    every rank alike for an image that is not a whole, decodable JPEG.
+    every rank alike for an image that is not a whole, decodable JPEG, and for what a protocol of
+    one's own raises.
     """
-    distinct = protocol.distinct
     rank, world_size = 0, 1
     if dist.is_initialized():
         rank, world_size = dist.get_rank(), dist.get_world_size()
-    first, end = batch_share(len(distinct.images), rank, world_size)
 
     def embed_share() -> NDArray[np.float32]:
+        distinct = own_code(protocol, lambda: protocol.distinct)
+        first, end = batch_share(len(distinct.images), rank, world_size)
         return embedder.embed(
             distinct.images[first:end],
             mirrored=protocol.mirrored,
@@ -39,10 +41,20 @@ def evaluate(
         ).numpy()
 
     if world_size == 1:
-        embeddings_nD = embed_share()
-    else:
-        share = on_all_ranks(embed_share)
-        shares: list[NDArray[np.float32]] = [share] * world_size
-        dist.all_gather_object(shares, share)
-        embeddings_nD = np.concatenate(shares)
-    return protocol.result(embeddings_nD[distinct.index_N])
+        return _result(protocol, embed_share())
+    share = on_all_ranks(embed_share)
+    shares: list[NDArray[np.float32]] = [share] * world_size
+    dist.all_gather_object(shares, share)
+    return on_all_ranks(lambda: _result(protocol, np.concatenate(shares)))
+
+
+def _result(protocol: Protocol, embeddings_nD: NDArray[np.float32]) -> Result:
+    """The result for the embeddings of the protocol's n distinct images."""
+    index_N = protocol.distinct.index_N
+    result: object = own_code(protocol, lambda: protocol.result(embeddings_nD[index_N]))
+    if not isinstance(result, Result):
+        raise UserError(
+            f"{protocol.name}: result() gives {type(result).__name__}; give a "
+            f"{Result.__module__}.Result"
+        )
+    return result

@@ -1,8 +1,7 @@
 """Protocols opened by their configuration, and their images checked before anything is trained."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -13,9 +12,9 @@ from manyfaces.configs.errors import UserError
 from manyfaces.configs.protocols.protocol import Protocol as ProtocolConfig
 from manyfaces.configs.split import batch_share
 from manyfaces.train.evaluation.decoding import ImageDecoder, decode_threads, not_decodable
-from manyfaces.train.protocols.protocol import Protocol
+from manyfaces.train.evaluation.result import Quantity
+from manyfaces.train.protocols.protocol import Protocol, own_code
 
-T = TypeVar("T")
 _BATCH_SIZE = 256
 
 
@@ -42,15 +41,27 @@ def open_all(configs: Sequence[ProtocolConfig], image_hw: tuple[int, int]) -> li
     for config in configs:
         protocol: Protocol = config.build()
         protocol.name = config.called()
+        _check_quantities(protocol)
         _check_images(protocol, image_hw)
         protocols.append(protocol)
     return protocols
 
 
+def _check_quantities(protocol: Protocol) -> None:
+    """Raise `UserError` where the protocol does not describe what it gives."""
+    quantities: object = own_code(protocol, lambda: getattr(protocol, "quantities", None))
+    described = isinstance(quantities, Sequence) and len(quantities) > 0
+    if not described or not all(isinstance(each, Quantity) for each in protocol.quantities):
+        raise UserError(
+            f"{protocol.name}: {type(protocol).__name__}.quantities has to be a sequence of "
+            f"{Quantity.__module__}.Quantity, at least one, the headline first"
+        )
+
+
 def _check_images(protocol: Protocol, image_hw: tuple[int, int]) -> None:
     """Decode this rank's share of the images. Raises `UserError` for the first that is not
     whole."""
-    distinct = _by_person(protocol.name, lambda: protocol.distinct)
+    distinct = own_code(protocol, lambda: protocol.distinct)
     first, end = 0, len(distinct.images)
     if dist.is_initialized():
         first, end = batch_share(end, dist.get_rank(), dist.get_world_size())
@@ -61,14 +72,3 @@ def _check_images(protocol: Protocol, image_hw: tuple[int, int]) -> None:
         if len(rows_N) < len(batch):
             bad = start + int(np.setdiff1d(np.arange(len(batch)), rows_N)[0])
             raise not_decodable(protocol.image_name(int(distinct.first_n[bad])))
-
-
-def _by_person(name: str, work: Callable[[], T]) -> T:
-    """What `work` gives, where it may be a person's own code; whatever that raises is a
-    `UserError`."""
-    try:
-        return work()
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"{name}: {type(error).__name__}: {error}") from error

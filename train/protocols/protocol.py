@@ -5,16 +5,21 @@ test; a protocol of one's own is a subclass in any file (`kind: custom`).
 """
 
 import hashlib
+import inspect
+import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from manyfaces.configs.errors import UserError
 from manyfaces.train.evaluation.decoding import Encoded, as_array
 from manyfaces.train.evaluation.result import Quantity, Result
+
+T = TypeVar("T")
 
 
 class Distinct(NamedTuple):
@@ -65,3 +70,22 @@ class Protocol(ABC):
                 first.append(place)
             index.append(number_of[digest])
         return Distinct(images, np.array(first, np.int64), np.array(index, np.int64))
+
+
+def own_code(protocol: Protocol, work: Callable[[], T]) -> T:
+    """What `work` gives, which runs the protocol's code and so perhaps a person's own; whatever
+    that raises is a `UserError` of one line, with its place in the file of the protocol."""
+    try:
+        return work()
+    except UserError:
+        raise
+    except Exception as error:
+        told = " ".join(f"{type(error).__name__}: {error}".split())
+        file = inspect.getfile(type(protocol))
+        lines = [
+            frame.lineno
+            for frame in traceback.extract_tb(error.__traceback__)
+            if frame.filename == file
+        ]
+        where = f" ({file}, line {lines[-1]})" if lines else ""
+        raise UserError(f"{protocol.name}: {told}{where}") from error

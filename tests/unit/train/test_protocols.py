@@ -231,8 +231,38 @@ def test_a_protocol_of_ones_own(blobs: list[bytes], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^Spread: image 0 is not a whole, decodable JPEG"):
         open_protocols(tree)
     (tmp_path / "face.jpg").unlink()
-    with pytest.raises(UserError, match=r"^Spread: FileNotFoundError: .*face.jpg'$"):
+    with pytest.raises(
+        UserError, match=r"^Spread: FileNotFoundError: .*face.jpg' \(.*mine.py, line 1[0-9]\)$"
+    ):
         open_protocols(tree)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "message"),
+    [
+        ('"spread": float', '"spred": float', r"^Spread: the result has the scalars spred, "),
+        ("quantities = (", "numbers = (", r"^Spread: Spread.quantities has to be a sequence of "),
+        ('quantities = (Quantity("spread", "mean distance", "spread", ".3f"),)', "quantities = 3",
+         r"^Spread: Spread.quantities has to be a sequence of "),
+        ('(Quantity("spread", "mean distance", "spread", ".3f"),)', "['spread']",
+         r"^Spread: Spread.quantities has to be a sequence of "),
+        ("np.ptp(", r"self.nothing(", r"^Spread: AttributeError: 'Spread' object has no attribute "
+         r"'nothing' \(.*mine.py, line 18\)$"),
+        ("return Result(", r"raise ValueError('two\nlines'); (",
+         r"^Spread: ValueError: two lines \(.*mine.py, line 18\)$"),
+        ("return Result(", "Result(", r"^Spread: result\(\) gives NoneType; give a .*\.Result$"),
+    ],
+)  # fmt: skip
+def test_a_fault_of_ones_own_protocol_is_one_line(
+    right: str, wrong: str, message: str, blobs: list[bytes], tmp_path: Path
+) -> None:
+    assert MINE.replace(right, wrong) != MINE
+    (tmp_path / "mine.py").write_text(MINE.replace(right, wrong))
+    (tmp_path / "face.jpg").write_bytes(blobs[0])
+    own = {"kind": "custom", "file": str(tmp_path / "mine.py"), "name": "Spread"}
+    tree = config(protocols=[{**own, "parameters": {"path": str(tmp_path / "face.jpg")}}])
+    with pytest.raises(UserError, match=message):
+        evaluate(open_protocols(tree)[0], embedder(Pixels()))
 
 
 class InFolder(Listed):
