@@ -3,8 +3,18 @@
 from pathlib import Path
 
 from manyfaces.configs.errors import UserError
-from manyfaces.models.backbones.init import weights_file
-from manyfaces.train.checkpoint.layout import BACKBONE, chosen
+from manyfaces.configs.schema import Config
+from manyfaces.models.backbones.init import read_weights, weights_file
+from manyfaces.train.checkpoint.layout import BACKBONE, chosen, newest
+from manyfaces.train.folder import RunFolder
+
+
+def check_initial(config: Config, folder: RunFolder) -> None:
+    """Read the weights of `model.init`, where the run is going to start from them. Raises
+    `UserError` for what is not there or cannot be read."""
+    resumes = config.run.resume_from is not None or newest(folder.checkpoints) is not None
+    if config.model.init is not None and not resumes:
+        read_weights(initial_file(config.model.init))
 
 
 def initial_file(init: str) -> Path:

@@ -23,6 +23,7 @@ from manyfaces.train.claim import claim
 from manyfaces.train.evaluation.plots import plot_metrics
 from manyfaces.train.folder import RunFolder
 from manyfaces.train.follow import Follower, summary_table
+from manyfaces.train.initial_weights import check_initial
 from manyfaces.train.protocols.open import open_protocols
 from manyfaces.train.record import METRICS, last_event, read_rows
 from manyfaces.train.tracking import Mirror, tracking_uri
@@ -42,7 +43,7 @@ def run(config: Config, console: Console) -> None:
         _launch(config, folder)
         return
     dataset = open_data(config.data)
-    _refuse(config, dataset)
+    _refuse(config, dataset, folder)
     _look(config, dataset, console)
     quantities = {protocol.name: protocol.quantities for protocol in open_protocols(config)}
     num_steps = plan.num_steps(config, dataset.manifest.num_images)
@@ -90,7 +91,7 @@ def _look(config: Config, dataset: Dataset, console: Console) -> None:
         )
 
 
-def _refuse(config: Config, dataset: Dataset) -> None:
+def _refuse(config: Config, dataset: Dataset, folder: RunFolder) -> None:
     """What can be known to fail before any worker starts."""
     if config.engine.zero_stage == 3:
         raise UserError("engine.zero_stage 3 cannot be checkpointed yet; use 0, 1 or 2")
@@ -111,6 +112,7 @@ def _refuse(config: Config, dataset: Dataset) -> None:
             f"train.batch_size {config.train.batch_size} is more than the dataset's "
             f"{manifest.num_images} images; lower it"
         )
+    check_initial(config, folder)
 
 
 def absolute(config: Config) -> Config:

@@ -1,5 +1,6 @@
 """A fresh run starts from another's weights and shows which of them it took."""
 
+import shutil
 from pathlib import Path
 
 import torch
@@ -25,9 +26,8 @@ def test_a_folder_of_weights(tmp_path: Path, dataset: Dataset) -> None:
     # Steps too small to change a float32: the checkpoint holds what the run started from.
     still = ["train.optimizer.lr=1e-30"]
     run = tmp_path / "runs[x]" / "run"
-    done = forked(
-        "train", path, f"run.dir={run.parent}", f"model.init={tmp_path / 'theirs'}", *still
-    )
+    words = [f"run.dir={run.parent}", f"model.init={tmp_path / 'theirs'}", *still]
+    done = forked("train", path, *words)
     assert done.returncode == 0, done.stdout + done.stderr
     for cell in ("missing in the file", left_out, "not used of the file", "mine"):
         assert cell in done.stdout
@@ -43,3 +43,8 @@ def test_a_folder_of_weights(tmp_path: Path, dataset: Dataset) -> None:
 
     for place in (run, newest):
         assert initial_file(str(place)) == newest / "backbone.safetensors"
+
+    shutil.rmtree(tmp_path / "theirs")  # a run that has begun needs it no more
+    again = forked("train", path, *words)
+    assert again.returncode == 0, again.stderr
+    assert "already complete" in again.stdout

@@ -28,12 +28,20 @@ def config(dataset_path: Path, tmp_path: Path) -> Path:
         (["train.batch_size=500"], "500 is more than the dataset's 120 images"),
         (["data.expect_images=5"], "data.expect_images is 5"),
         (["run.resume_from=nowhere"], "no checkpoint there"),
+        (["model.init=nowhere"], "nowhere: no such file or folder; give a run, a checkpoint,"),
+        (["model.init=recipe.yaml"], "recipe.yaml: expected a file that ends in .safetensors,"),
         (["run.name=../up"], "run.name"),
     ],
 )
 def test_one_line(
-    config: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    config: Path,
+    words: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     assert main(["train", str(config), *words]) == 2
     told = capsys.readouterr().err
     assert message in told
