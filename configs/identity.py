@@ -51,11 +51,15 @@ def differences(mine: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings to one level of dotted keys."""
+    """Nested mappings to one level of dotted keys; those of a list as `key.NUMBER.field`, since
+    MLflow takes no brackets in a name."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict):
             flat |= flatten(value, f"{prefix}{key}.")
+        elif value and isinstance(value, list | tuple) and all(isinstance(v, dict) for v in value):
+            for number, each in enumerate(value):
+                flat |= flatten(each, f"{prefix}{key}.{number}.")
         else:
             flat[prefix + key] = value
     return flat

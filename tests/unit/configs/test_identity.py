@@ -107,6 +107,12 @@ def test_protocols_of_ones_own_may_come_and_go_but_not_change(tmp_path: Path) ->
     assert "head.margin.file_sha256" not in differences(identity(make()), identity(custom))
 
 
+def test_flatten_opens_lists_of_mappings() -> None:
+    tree = {"a": [{"b": 1}, {"b": 2, "c": {"d": ()}}], "e": ({"f": [3, 4]},), "g": []}
+    flat = {"a.0.b": 1, "a.1.b": 2, "a.1.c.d": (), "e.0.f": [3, 4], "g": []}
+    assert flatten(tree) == flat
+
+
 def test_flatten() -> None:
     assert flatten({"a": {"b": 1, "c": {"d": [2]}}, "e": None}) == {
         "a.b": 1,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from manyfaces.configs.identity import flatten
 from manyfaces.configs.schema import Config
 from manyfaces.train.record import METRICS, Record, last_event, read_rows
 from manyfaces.train.tracking import RUN_FILE, Mirror
@@ -17,7 +18,11 @@ from manyfaces.train.tracking import RUN_FILE, Mirror
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
     return Config.model_validate(
-        {"run": {"dir": str(tmp_path), "name": "r"}, "model": {"kind": "vit"}}
+        {
+            "run": {"dir": str(tmp_path), "name": "r"},
+            "model": {"kind": "vit"},
+            "data": {"augment": ["flip"]},
+        }
     )
 
 
@@ -31,8 +36,16 @@ def history(folder: Path, key: str = "train/loss") -> list[tuple[int, float]]:
     ]
 
 
+def params(folder: Path) -> dict[str, str]:
+    from mlflow import MlflowClient
+
+    known = json.loads((folder / RUN_FILE).read_text())
+    return dict(MlflowClient(known["uri"]).get_run(known["run_id"]).data.params)
+
+
 def mirror_once(folder: Path, config: Config) -> str:
-    return Mirror(folder, config, {"a": 1}, period_s=0.1).close("FINISHED", [folder / METRICS])
+    flat = flatten(config.model_dump())
+    return Mirror(folder, config, flat, period_s=0.1).close("FINISHED", [folder / METRICS])
 
 
 def test_rewound_metrics_are_measured_again_but_sent_once(config: Config, tmp_path: Path) -> None:
@@ -52,6 +65,7 @@ def test_rewound_metrics_are_measured_again_but_sent_once(config: Config, tmp_pa
     assert (folder / RUN_FILE).read_text() == first
     assert history(folder) == [(s, float(s)) for s in range(1, 8)]
     assert history(folder, "pairs/accuracy") == [(7, 0.9)]
+    assert params(folder)["data.augment.0.kind"] == "flip"
 
 
 def test_a_server_that_is_away_costs_nothing_and_is_caught_up(
