@@ -6,19 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from manyfaces.configs.files import file_sha256
-from manyfaces.configs.kinds import Custom
-from manyfaces.configs.node import RESULTS, Decides, Node
+from manyfaces.configs.node import FILE, RESULTS, Decides, Node
 from manyfaces.configs.schema import Config
 
 OBJECTIVE = "objective"
 """Key under which `tensors` tells the names of the objective's state."""
-FILE_SHA256 = ".file_sha256"
+SHA256 = "_sha256"
 """End of the keys under which `identity` tells the bytes of a custom class's file."""
 
 
 def identity(config: Config) -> dict[str, Any]:
     """What decides the results of a run, by dotted key: a run name that exists with another value
-    is refused. Custom classes are told by the SHA-256 of their file."""
+    is refused. Files are told by their SHA-256."""
     return {
         key: _plain(value)
         for key, _, value, decides in _fields(config)
@@ -46,7 +45,7 @@ def differences(mine: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
         key
         for key in keys
         if mine.get(key) != theirs.get(key)
-        and not (key.endswith(FILE_SHA256) and (key in mine) != (key in theirs))
+        and not (key.endswith(SHA256) and (key in mine) != (key in theirs))
     ]
 
 
@@ -79,14 +78,15 @@ def _below(key: str, node: Node) -> Iterator[_Field]:
     for name, info in type(node).model_fields.items():
         said = [each for each in info.metadata if isinstance(each, Decides)]
         decides = said[0] if said else type(node).decides
-        yield from _value(f"{key}.{name}", node, getattr(node, name), decides)
-    if isinstance(node, Custom):
-        file = Path(node.file)
-        digest = file_sha256(file) if file.is_file() else "no such file"
-        if type(node).decides.what == "nothing":
-            # Its place in a list decides nothing either, and may be another when a run goes on.
-            key = f"{key.rpartition('[')[0]}[{file.name}:{node.name}]"
-        yield key + FILE_SHA256, node, digest, RESULTS
+        value = getattr(node, name)
+        yield from _value(f"{key}.{name}", node, value, decides)
+        if FILE in info.metadata:
+            file, where = Path(value), key
+            digest = file_sha256(file) if file.is_file() else "no such file"
+            if type(node).decides.what == "nothing":
+                # Its place in a list decides nothing either, and may be another when a run goes on.
+                where = f"{key.rpartition('[')[0]}[{file.name}]"
+            yield f"{where}.{name}{SHA256}", node, digest, RESULTS
 
 
 def _value(key: str, owner: Node, value: Any, decides: Decides) -> Iterator[_Field]:

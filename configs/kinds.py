@@ -21,7 +21,7 @@ from pydantic import Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, SchemaValidator, core_schema
 
 from manyfaces.configs.errors import UserError
-from manyfaces.configs.node import NOTHING, PATH, Node
+from manyfaces.configs.node import FILE, NOTHING, PATH, Node
 
 Scalar = bool | int | float | str
 
@@ -87,7 +87,7 @@ class Custom(Node):
     """Mixed into the kind `custom` of a family: a class of one's own in a file."""
 
     kind: Literal["custom"] = "custom"
-    file: Annotated[str, NOTHING, PATH]
+    file: Annotated[str, NOTHING, PATH, FILE]
     """Python file that every worker sees. Its SHA-256 is a part of the run's identity."""
     name: str
     """The class in it."""

@@ -25,12 +25,18 @@ class Decides:
 
 
 @dataclass(frozen=True)
-class IsPath:
-    """Marks a field, in the metadata of its annotation, as a path or several: `configs/paths.py`
-    makes relative ones absolute before they travel to workers."""
+class Holds:
+    """What a field holds, as the metadata of its annotation."""
+
+    what: Literal["path", "weights", "file"]
 
 
-PATH = IsPath()
+PATH = Holds("path")
+"""A path or several: relative ones are made absolute before they travel to workers."""
+WEIGHTS = Holds("weights")
+"""A run, a checkpoint or a file of weights: the launching process puts the file in its place."""
+FILE = Holds("file")
+"""A file whose SHA-256 is a part of the run's identity."""
 TENSORS, RESULTS, NOTHING = Decides("tensors"), Decides("results"), Decides("nothing")
 
 

@@ -1,10 +1,11 @@
-"""Relative paths of the configuration made absolute: workers may stand in another folder than the
-person did."""
+"""Fields that hold paths, wherever they are in the tree: relative ones are made absolute, as
+workers may stand in another folder than the person did."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from manyfaces.configs.node import PATH, Node
+from manyfaces.configs.node import PATH, Holds, Node
 
 AnyNode = TypeVar("AnyNode", bound=Node)
 
@@ -14,27 +15,35 @@ def absolute(node: AnyNode) -> AnyNode:
 
     URLs stay; and so does what begins with `~`, as each node of a cluster has a home of its own.
     """
+    return mapped(node, PATH, _absolute)
+
+
+def _absolute(path: str) -> str:
+    is_elsewhere = not path or "://" in path or path.startswith("~")
+    return path if is_elsewhere else str(Path(path).absolute())
+
+
+def mapped(node: AnyNode, mark: Holds, change: Callable[[str], str]) -> AnyNode:
+    """The same mapping with every text changed that a field with this mark holds, at any depth."""
     changed = {}
     for name, info in type(node).model_fields.items():
         value = getattr(node, name)
-        new = _paths(value) if PATH in info.metadata else _below(value)
+        new = _texts(value, change) if mark in info.metadata else _below(value, mark, change)
         if new is not value:
             changed[name] = new
     return node.model_copy(update=changed) if changed else node
 
 
-def _below(value: Any) -> Any:
+def _below(value: Any, mark: Holds, change: Callable[[str], str]) -> Any:
     if isinstance(value, Node):
-        return absolute(value)
+        return mapped(value, mark, change)
     if isinstance(value, tuple) and any(isinstance(each, Node) for each in value):
-        return tuple(map(_below, value))
+        return tuple(_below(each, mark, change) for each in value)
     return value
 
 
-def _paths(value: Any) -> Any:
-    """One path, several, or none."""
+def _texts(value: Any, change: Callable[[str], str]) -> Any:
+    """One text, several, or none."""
     if isinstance(value, tuple):
-        return tuple(map(_paths, value))
-    if not value or "://" in value or value.startswith("~"):
-        return value
-    return str(Path(value).absolute())
+        return tuple(_texts(each, change) for each in value)
+    return value if value is None else change(value)

@@ -1,4 +1,4 @@
-"""The file of weights that `model.init` names."""
+"""The file of weights that a path of the configuration names."""
 
 from pathlib import Path
 
@@ -17,14 +17,25 @@ def check_initial(config: Config, folder: RunFolder) -> None:
         read_weights(initial_file(config.model.init))
 
 
-def initial_file(init: str) -> Path:
-    """A file of weights as it is; of a run or a checkpoint the network's, of another folder the
-    model's that Hugging Face's programs wrote. Raises `UserError`."""
-    path = Path(init)
+def trained_file(trained: str) -> Path:
+    """A file of weights as it is; of a run or a checkpoint the backbone's. Raises `UserError`."""
+    path = Path(trained)
     if path.is_file():
         return path
     if (path / "checkpoints").is_dir() or path.parent.name == "checkpoints":
         return chosen(path) / BACKBONE
+    raise UserError(
+        f"{path}: no trained network there; give a run, a checkpoint, or a file that `manyfaces "
+        "export` wrote"
+    )
+
+
+def initial_file(init: str) -> Path:
+    """As `trained_file`, and of another folder the file of weights that Hugging Face's programs
+    wrote. Raises `UserError`."""
+    path = Path(init)
+    if path.is_file() or (path / "checkpoints").is_dir() or path.parent.name == "checkpoints":
+        return trained_file(init)
     if path.is_dir():
         return weights_file(path)
     raise UserError(

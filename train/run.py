@@ -13,6 +13,7 @@ from manyfaces.cluster.memory import under_torchrun
 from manyfaces.configs import paths, plan
 from manyfaces.configs.errors import UserError
 from manyfaces.configs.identity import flatten
+from manyfaces.configs.node import WEIGHTS
 from manyfaces.configs.schema import Config
 from manyfaces.data.dataset.dataset import Dataset, open_data
 from manyfaces.data.dataset.forgotten import read_forgotten
@@ -23,7 +24,7 @@ from manyfaces.train.claim import claim
 from manyfaces.train.evaluation.plots import plot_metrics
 from manyfaces.train.folder import RunFolder
 from manyfaces.train.follow import Follower, summary_table
-from manyfaces.train.initial_weights import check_initial
+from manyfaces.train.initial_weights import check_initial, trained_file
 from manyfaces.train.protocols.open import open_protocols
 from manyfaces.train.record import METRICS, last_event, read_rows
 from manyfaces.train.tracking import Mirror, tracking_uri
@@ -37,7 +38,7 @@ def run(config: Config, console: Console) -> None:
     """Check, launch, show, summarise. Raises `UserError` where the run cannot start or had to
     stop."""
     began = time.monotonic()
-    config = absolute(config)
+    config = paths.mapped(absolute(config), WEIGHTS, lambda path: str(trained_file(path)))
     folder = RunFolder.of(config)
     if under_torchrun() and os.environ["RANK"] != "0":
         _launch(config, folder)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from manyfaces.train.checkpoint.network import Network
 from manyfaces.train.checkpoint.state import RunState
 from manyfaces.train.checkpoint.writer import Checkpointer
 from manyfaces.train.engine import Engine
+from manyfaces.train.evaluation.encoders import open_encoder
 from manyfaces.train.evaluation.report import save_report
 from manyfaces.train.folder import RunFolder
 from manyfaces.train.initial_weights import initial_file
@@ -227,6 +229,7 @@ def _objective_and_network(
             tuple(part.first_class for part in dataset.parts),
             world.device,
             dist.group.WORLD,
+            lambda file: open_encoder(Path(file), world.device),
         )
     )
     torch.manual_seed(rng.key(config.run.seed, rng.Stream.NETWORK_WEIGHTS) >> 1)

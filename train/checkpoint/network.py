@@ -7,7 +7,13 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from manyfaces.configs.errors import UserError
-from manyfaces.train.checkpoint.layout import read_backbone, read_beside_backbone
+from manyfaces.configs.schema import Config
+from manyfaces.train.checkpoint.layout import (
+    BACKBONE,
+    BESIDE_BACKBONE,
+    read_backbone,
+    read_beside_backbone,
+)
 
 
 class Network:
@@ -40,5 +46,27 @@ class Network:
 
     def load(self, checkpoint: Path) -> None:
         """Take the weights of a committed checkpoint."""
-        backbone = {f"{self.prefix}{name}": w for name, w in read_backbone(checkpoint).items()}
-        self.module.load_state_dict(backbone | read_beside_backbone(checkpoint))
+        _load(self.backbone, read_backbone(checkpoint), checkpoint / BACKBONE)
+        ours = self.split(self.module.state_dict())[1]
+        theirs = read_beside_backbone(checkpoint)
+        if differing := sorted(ours.keys() ^ theirs.keys()):
+            raise UserError(
+                f"{checkpoint}: besides the backbone it was trained with other weights than this "
+                f"run's objective has ({differing[0]}); set `objective` as it was"
+            )
+        _load(self.module, {**self.module.state_dict(), **theirs}, checkpoint / BESIDE_BACKBONE)
+
+
+def load_backbone(config: Config, checkpoint: Path) -> nn.Module:
+    """The backbone of a committed checkpoint, on the CPU. Raises `UserError`."""
+    backbone: nn.Module = config.model.build(image_hw=config.data.image_hw)
+    _load(backbone, read_backbone(checkpoint), checkpoint / BACKBONE)
+    return backbone
+
+
+def _load(module: nn.Module, weights: Mapping[str, Tensor], file: Path) -> None:
+    try:
+        module.load_state_dict(weights)
+    except RuntimeError as error:
+        told = " ".join(str(error).split())
+        raise UserError(f"{file}: does not fit the configuration: {told}") from error

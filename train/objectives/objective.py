@@ -18,6 +18,7 @@ from manyfaces.configs.errors import UserError
 from manyfaces.configs.schema import Config
 from manyfaces.data.feed.loader import Batch
 from manyfaces.data.feed.view import View
+from manyfaces.models.backbones.encoder import Encoder
 from manyfaces.models.backbones.output import Output
 from manyfaces.train.parameter_groups import ParamGroup, groups_of
 
@@ -33,6 +34,8 @@ class Setting:
     device: torch.device
     group: ProcessGroup | None
     """The ranks that train together; None is this process alone."""
+    open_encoder: Callable[[str], Encoder]
+    """A trained network by the path of its weights, on the device. Raises `UserError`."""
 
 
 @dataclass(frozen=True)

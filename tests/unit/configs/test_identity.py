@@ -101,7 +101,7 @@ def test_protocols_of_ones_own_may_come_and_go_but_not_change(tmp_path: Path) ->
     assert differences(both, of()) == differences(of(), both) == []
     assert differences(both, of("b")) == differences(of("b", "a"), both) == []
     (tmp_path / "b.py").write_text("class Mine: b = 2\n")
-    assert differences(both, of("b")) == ["evaluation.protocols[b.py:Mine].file_sha256"]
+    assert differences(both, of("b")) == ["evaluation.protocols[b.py].file_sha256"]
     custom = make(head={"margin": {"kind": "custom", "file": str(tmp_path / "a.py"), "name": "A"}})
     assert "head.margin.kind" in differences(identity(make()), identity(custom))
     assert "head.margin.file_sha256" not in differences(identity(make()), identity(custom))

@@ -18,6 +18,7 @@ from manyfaces.configs.objectives.triplet import Triplet
 from manyfaces.configs.orders.pk import PK
 from manyfaces.configs.schema import Config, Data, Head, Objective
 from manyfaces.data.feed.loader import Batch
+from manyfaces.models.backbones.encoder import Encoder
 from manyfaces.models.backbones.output import Output
 from manyfaces.models.head.partial_fc import PartialFC
 from manyfaces.train.checkpoint.network import Network
@@ -47,9 +48,13 @@ def config_of(objective: Objective) -> Config:
     )
 
 
+def no_encoder(path: str) -> Encoder:
+    raise AssertionError(path)
+
+
 def built(objective: Objective) -> base.Objective:
     config = config_of(objective)
-    setting = Setting(config, CLASSES, (0,), torch.device("cpu"), None)
+    setting = Setting(config, CLASSES, (0,), torch.device("cpu"), None, no_encoder)
     made = config.objective.build(setting=setting)
     assert isinstance(made, base.Objective)
     return made

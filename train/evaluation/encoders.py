@@ -1,0 +1,30 @@
+"""Trained networks by their path: of a run, a checkpoint, or a file of weights."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from manyfaces.configs.schema import Config
+from manyfaces.models.backbones.encoder import Encoder
+from manyfaces.train.checkpoint.layout import STATE
+from manyfaces.train.checkpoint.network import load_backbone
+from manyfaces.train.checkpoint.state import RunState
+from manyfaces.train.evaluation.exported import read_exported
+from manyfaces.train.initial_weights import trained_file
+
+
+def open_encoder(path: Path, device: torch.device) -> Encoder:
+    """The encoder of a run's newest committed checkpoint, of a checkpoint folder, of the file of
+    weights in one, or of an exported file. Raises `UserError`."""
+    file = trained_file(str(path))
+    if (file.parent / STATE).is_file():
+        return encoder_of(RunState.read(file.parent).config, file.parent, device)
+    return read_exported(file, device)
+
+
+def encoder_of(config: Config, checkpoint: Path, device: torch.device) -> Encoder:
+    """The encoder of a committed checkpoint of a run with this configuration."""
+    backbone: nn.Module = load_backbone(config, checkpoint)
+    autocast = config.train.precision == "bfloat16"
+    return Encoder(backbone.to(device), config.model, config.data.image_hw, device, autocast)

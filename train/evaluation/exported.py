@@ -1,0 +1,83 @@
+"""An exported backbone: one safetensors file, in whose metadata stands all that it takes to embed
+images by it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from manyfaces.configs.backbones.backbone import Backbone
+from manyfaces.configs.errors import UserError
+from manyfaces.configs.node import Node
+from manyfaces.models.backbones.encoder import Encoder
+
+FORMAT = 1
+_KEY = "manyfaces"
+
+
+class Exported(Node):
+    """What the metadata say."""
+
+    format: int = FORMAT
+    version: str
+    """Of manyfaces, which wrote the file."""
+    source: str
+    """The checkpoint's step and the name of its run, for people."""
+    model: Backbone
+    image_hw: tuple[int, int]
+    autocast: bool
+
+
+def write_exported(encoder: Encoder, file: Path, *, version: str, source: str) -> None:
+    """Write an encoder to a new file."""
+    facts = Exported(
+        version=version,
+        source=source,
+        # Where its weights came from is nobody's business any more.
+        model=encoder.model.model_copy(update={"init": None}),
+        image_hw=encoder.image_hw,
+        autocast=encoder.autocast,
+    )
+    weights = {k: v.cpu().contiguous() for k, v in encoder.backbone.state_dict().items()}
+    save_file(weights, file, {"format": "pt", _KEY: facts.model_dump_json()})
+
+
+def read_exported(file: Path, device: torch.device) -> Encoder:
+    """The encoder in an exported file. Raises `UserError` for a file that is none."""
+    facts = _facts(file)
+    backbone: nn.Module = facts.model.build(image_hw=facts.image_hw)
+    backbone.load_state_dict(load_file(file))
+    return Encoder(backbone.to(device), facts.model, facts.image_hw, device, facts.autocast)
+
+
+def _facts(file: Path) -> Exported:
+    try:
+        with safe_open(file, "pt") as opened:
+            metadata: dict[str, Any] = opened.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file}: is no whole safetensors file ({error})") from error
+    if _KEY not in metadata:
+        raise UserError(
+            f"{file}: does not say which network its weights are of; give a run, a checkpoint, or "
+            "a file that `manyfaces export` wrote"
+        )
+    tree = json.loads(metadata[_KEY])
+    if tree.get("format") != FORMAT:
+        raise UserError(
+            f"{file}: format {tree.get('format')}, and this version of manyfaces reads {FORMAT}; "
+            "read it with the version that wrote it"
+        )
+    try:
+        return Exported.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise UserError(
+            f"{file}: {key}: {first['msg']}; this version of manyfaces does not know it: read it "
+            f"with {tree.get('version')}, which wrote it"
+        ) from error
