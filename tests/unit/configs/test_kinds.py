@@ -26,6 +26,8 @@ from manyfaces.configs.objectives.triplet import Triplet
 from manyfaces.configs.orders.order import Order
 from manyfaces.configs.orders.pk import PK
 
+*_FIRST, _LAST = (str(each.word()) for each in Objective.kinds())
+OBJECTIVES = f"{', '.join(_FIRST)} or {_LAST}"
 PK_MODEL = "model: mobilefacenet\ndata: {order: pk}\n"
 
 
@@ -133,10 +135,10 @@ def test_kinds_in_lists(recipe: Any, tmp_path: Path) -> None:
     ("item", "message"),
     [
         ("{kind: triplet,\n     margin: 9}", "r.yaml:7: objective.of[1].margin: must be a number from 0 to 4, or soft, not 9"),
-        ("{kind: triplt}", "r.yaml:6: objective.of[1].kind: must be custom, margin_softmax, sum or triplet, not 'triplt'; did you mean triplet?"),
-        ("triplt", "r.yaml:6: objective.of[1].kind: must be custom, margin_softmax, sum or triplet, not 'triplt'; did you mean triplet?"),
+        ("{kind: triplt}", f"r.yaml:6: objective.of[1].kind: must be {OBJECTIVES}, not 'triplt'; did you mean triplet?"),
+        ("triplt", f"r.yaml:6: objective.of[1].kind: must be {OBJECTIVES}, not 'triplt'; did you mean triplet?"),
         ("{margin: 1}", "r.yaml:6: objective.of[1]: kind is missing; must be a mapping with kind: custom,"),
-        ("3", "r.yaml:6: objective.of[1]: must be a mapping with kind: custom, margin_softmax, sum or triplet, not 3"),
+        ("3", f"r.yaml:6: objective.of[1]: must be a mapping with kind: {OBJECTIVES}, not 3"),
         ("{kind: triplet,\n     minig: batch_hard}", "r.yaml:7: objective.of[1].minig: unknown key; did you mean mining?; kind triplet has kind,"),
         ("{kind: sum, of: [triplet,\n     {kind: triplet, weight: -1}]}", "r.yaml:7: objective.of[1].of[1].weight: must be a number above 0, not -1"),
         ("margin_softmax", "objective sum has two objectives with a head; leave one out"),
@@ -273,10 +275,7 @@ def test_a_sum_of_objectives_is_described_once() -> None:
     lines = describe("objective")
     kinds = [line for line in lines if line.startswith("kind: ")]
     assert [re.sub(r" -.*", "", line) for line in kinds] == [
-        "kind: custom",
-        "kind: margin_softmax",
-        "kind: sum",
-        "kind: triplet",
+        f"kind: {each.word()}" for each in Objective.kinds()
     ]
     [of] = [line for line in lines if line.startswith("  of: ")]
     assert of.startswith("  of: a list of at least 2, each a mapping with kind: custom, ")

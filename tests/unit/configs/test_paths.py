@@ -47,8 +47,10 @@ def test_every_path_becomes_absolute_and_nothing_else_changes(
     # The rest stays as it was.
     before, after = flatten(config.model_dump()), flatten(here.model_dump())
     assert {key for key in before if before[key] != after[key]} == {
-        "run.dir", "run.resume_from", "data.cache_dir", "data.mixture", "data.augment",
-        "model.init", "objective.of", "head.margin.file", "evaluation.pairs", "evaluation.protocols",
+        "run.dir", "run.resume_from", "data.cache_dir", "data.mixture.0.path",
+        "data.augment.1.file", "model.init", "objective.of.1.of.0.file", "objective.of.1.of.1.file",
+        "head.margin.file", "evaluation.pairs", "evaluation.protocols.0.path",
+        "evaluation.protocols.1.file",
     }  # fmt: skip
 
 
