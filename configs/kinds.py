@@ -37,6 +37,8 @@ class Kind(Node):
     target: ClassVar[str]
     """Dotted name of what the kind builds; a name, so that the configuration imports nothing
     heavy."""
+    not_for_target: ClassVar[tuple[str, ...]] = ("kind",)
+    """Fields that `target` is not called with, as something else reads them."""
     usual_order: ClassVar[tuple[str, ...]] = ()
     """Words of the family in the order in which a list has them. A kind that is added to a list by
     its word alone goes to its place in this order, one that is not named here to the end."""
@@ -74,8 +76,9 @@ class Kind(Node):
         """Raise `ValueError` for what this kind does not go with in the whole tree."""
 
     def arguments(self) -> dict[str, Any]:
-        """What `target` is called with: the fields by name."""
-        return {name: getattr(self, name) for name in type(self).model_fields if name != "kind"}
+        """What `target` is called with: the fields by name, but for those of `not_for_target`."""
+        names = (name for name in type(self).model_fields if name not in self.not_for_target)
+        return {name: getattr(self, name) for name in names}
 
     def build(self, **more: Any) -> Any:
         """`target`, called with the fields and with `more`. Raises `UserError` where a file of the

@@ -1,6 +1,6 @@
 """The family of backbones: networks from images to embeddings."""
 
-from typing import Annotated, Any, ClassVar, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 from pydantic import PositiveFloat, PositiveInt
 
@@ -25,12 +25,14 @@ class Cost(NamedTuple):
 class Backbone(Kind):
     """A network from images to embeddings.
 
-    `target` is a `torch.nn.Module`, made with the fields and `image_hw`, (height, width) in pixels.
+    `target` is a `torch.nn.Module`, made with `image_hw`, (height, width) in pixels, and with the
+    fields but for `not_for_target`.
     """
 
     folder: ClassVar[str] = "manyfaces.configs.backbones"
     config_key: ClassVar[str] = "model"
     decides: ClassVar[Decides] = TENSORS
+    not_for_target: ClassVar[tuple[str, ...]] = ("kind", "pixel_mean", "pixel_std", "init")
     checkpointed_share: ClassVar[float] = 1.0
     """Share of the activations that activation checkpointing leaves."""
 
@@ -51,11 +53,6 @@ class Backbone(Kind):
     def cost(self, image_hw: tuple[int, int]) -> Cost:
         """What the backbone costs on images of this height and width."""
         raise NotImplementedError
-
-    def arguments(self) -> dict[str, Any]:
-        """What `target` is called with, besides the image's size."""
-        elsewhere = ("pixel_mean", "pixel_std", "init")
-        return {k: v for k, v in super().arguments().items() if k not in elsewhere}
 
 
 def half(px: int) -> int:

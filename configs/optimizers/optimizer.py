@@ -1,6 +1,6 @@
 """The family of optimisers: how the network's weights follow its gradient."""
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 
@@ -24,12 +24,19 @@ class Group(Node):
 class Optimizer(Kind):
     """How the network's weights follow its gradient.
 
-    `target` is a `torch.optim.Optimizer`, made with the fields and `params`.
+    `target` is a `torch.optim.Optimizer`, made with `params`, and with the fields but for
+    `not_for_target`.
     """
 
     folder: ClassVar[str] = "manyfaces.configs.optimizers"
     config_key: ClassVar[str] = "train.optimizer"
     decides: ClassVar[Decides] = TENSORS
+    not_for_target: ClassVar[tuple[str, ...]] = (
+        "kind",
+        "layer_decay",
+        "decay_norms_and_biases",
+        "groups",
+    )
 
     lr: Annotated[PositiveFloat, RESULTS]
     """Largest learning rate."""
@@ -53,8 +60,3 @@ class Optimizer(Kind):
     def num_states(self) -> int:
         """Numbers that are kept for each weight."""
         return len(self.moments)
-
-    def arguments(self) -> dict[str, Any]:
-        """What `target` is called with, besides `params`."""
-        of_groups = ("layer_decay", "decay_norms_and_biases", "groups")
-        return {k: v for k, v in super().arguments().items() if k not in of_groups}
