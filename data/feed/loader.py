@@ -18,10 +18,11 @@ from manyfaces.data.dataset.dataset import Dataset
 from manyfaces.data.dataset.forgotten import read_forgotten
 from manyfaces.data.feed.decode import Decoding
 from manyfaces.data.feed.quarantine import Quarantine
-from manyfaces.data.feed.view import MAIN, View, main_view
+from manyfaces.data.feed.view import View, main_view
 from manyfaces.data.feed.view_decoder import ViewDecoder
 from manyfaces.data.orders.build import build_order
 from manyfaces.data.store.mapped import Stores
+from manyfaces.data.transforms.augmentation import MAIN
 
 IGNORED = -1
 """The label of a sample that the loss leaves out."""

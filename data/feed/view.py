@@ -4,9 +4,6 @@ from dataclasses import dataclass
 
 from manyfaces.configs import schema
 
-MAIN = "main"
-"""The name of the view that every run has unless its objective has views of its own."""
-
 
 @dataclass(frozen=True)
 class View:

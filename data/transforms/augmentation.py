@@ -13,6 +13,8 @@ from manyfaces.configs import rng, schema
 from manyfaces.configs.errors import UserError
 from manyfaces.data.transforms.transform import Drawn, Transform
 
+MAIN = "main"
+"""The name of the view that every run has unless its objective has views of its own."""
 _COLUMNS = 16
 """Numbers a position of the streams AUGMENT and AUGMENT_MORE."""
 
@@ -50,7 +52,7 @@ class _Numbers:
         """
         unsigned_N = positions_N.astype(np.uint64)
         columns = []
-        if self.transform.columns and self.number == 0 and view == "main":
+        if self.transform.columns and self.number == 0 and view == MAIN:
             for stream, column in self.transform.columns:
                 counters_N = unsigned_N * np.uint64(_COLUMNS) + np.uint64(column)
                 columns.append(rng.uniform(rng.key(seed, stream), counters_N))
@@ -90,7 +92,7 @@ class Augmentation:
             else:
                 self.steps.append(transform)
 
-    def draw(self, seed: int, positions_N: NDArray[np.int64], view: str = "main") -> Choices:
+    def draw(self, seed: int, positions_N: NDArray[np.int64], view: str = MAIN) -> Choices:
         """The choices at each position of the stream; a position is one appearance of a sample, and
         each view of it has choices of its own."""
         numbers = iter(self._numbers)

@@ -17,8 +17,9 @@ from manyfaces.data.dataset.dataset import open_dataset
 from manyfaces.data.feed.decode import Decoder
 from manyfaces.data.feed.loader import Loader
 from manyfaces.data.feed.quarantine import Quarantine
-from manyfaces.data.feed.view import MAIN, View, main_view
+from manyfaces.data.feed.view import View, main_view
 from manyfaces.data.store.mapped import Store
+from manyfaces.data.transforms.augmentation import MAIN
 
 CONFIG = Data(augment=(Misalign(shift_px=2), Flip()), order=Shuffle(window_shards=2))
 PK_CONFIG = CONFIG.model_copy(update={"order": PK(images_per_identity=4)})
