@@ -70,7 +70,7 @@ class Kind(Node):
             return value
         if isinstance(value, str):  # the word alone
             value = {"kind": value}
-        return _union(cls, cls.kinds()).validate_python(value)
+        return _union(cls.kinds()).validate_python(value)
 
     def check(self, config: Any) -> None:
         """Raise `ValueError` for what this kind does not go with in the whole tree."""
@@ -192,7 +192,7 @@ def _leaves(family: type[Kind]) -> Iterator[type[Any]]:
 
 
 @cache
-def _union(family: type[Kind], leaves: tuple[type[Kind], ...]) -> SchemaValidator:
+def _union(leaves: tuple[type[Kind], ...]) -> SchemaValidator:
     by_word: dict[str, type[Kind]] = {}
     for leaf in leaves:
         word = str(leaf.word())

@@ -21,7 +21,7 @@ from manyfaces.configs.optimizers.optimizer import Group, Optimizer
 from manyfaces.configs.optimizers.sgd import SGD
 from manyfaces.configs.sections.checkpoint import Checkpoint
 from manyfaces.configs.sections.cluster import Cluster, Elastic
-from manyfaces.configs.sections.data import Data, Part
+from manyfaces.configs.sections.data import Data
 from manyfaces.configs.sections.engine import Engine
 from manyfaces.configs.sections.evaluation import Evaluation
 from manyfaces.configs.sections.head import Head, Rows
@@ -34,23 +34,18 @@ __all__ = [
     "SGD",
     "AdamW",
     "Backbone",
-    "Checkpoint",
     "Cluster",
     "Config",
     "Data",
     "Elastic",
     "Engine",
-    "Evaluation",
     "Group",
     "Head",
     "Node",
     "Objective",
     "Optimizer",
-    "Part",
     "Rows",
-    "Run",
     "Schedule",
-    "Tracking",
     "Train",
     "Transform",
     "UserError",

@@ -23,18 +23,13 @@ class Backbone(nn.Module):
         """Number of depths: what comes before the blocks, each block, and what comes after."""
         return len(self.list_blocks()) + 2
 
-    def depth_of(self, parameter_name: str) -> int:
-        """The depth of a parameter: 0 before the first block, then 1 for the first block, and
-        `num_depths` - 1 behind the last one, as BEiT counts (arXiv 2106.08254).
+    def depths(self) -> dict[str, int]:
+        """The depth of every parameter by name: 0 before the first block, then 1 for the first
+        block, and `num_depths` - 1 behind the last one, as BEiT counts (arXiv 2106.08254).
 
         Parameters outside of the blocks stand before, between or behind them in the order of
-        `named_parameters`; between two blocks they have the depth of the one before. Raises
-        `KeyError` for a name that the network does not have.
+        `named_parameters`; between two blocks they have the depth of the one before.
         """
-        return self.depths()[parameter_name]
-
-    def depths(self) -> dict[str, int]:
-        """The depth of every parameter by name."""
         block_of = {
             id(parameter): number
             for number, block in enumerate(self.list_blocks(), start=1)

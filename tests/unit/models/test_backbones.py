@@ -41,7 +41,7 @@ def test_depths_grow_from_the_image_to_the_embedding(
     for number, block in enumerate(network.list_blocks(), start=1):
         own = {id(parameter) for parameter in block.parameters()}
         inside = [name for name, p in network.named_parameters() if id(p) in own]
-        assert {network.depth_of(name) for name in inside} == {number}
+        assert {depths[name] for name in inside} == {number}
 
 
 @pytest.mark.parametrize(
@@ -57,8 +57,8 @@ def test_what_stands_before_and_behind_the_blocks(
     config: BackboneConfig, first: list[str], last: list[str]
 ) -> None:
     network = config.build(image_hw=(36, 27))
-    assert {network.depth_of(name) for name in first} == {0}
-    assert {network.depth_of(name) for name in last} == {network.num_depths - 1}
+    assert {network.depths()[name] for name in first} == {0}
+    assert {network.depths()[name] for name in last} == {network.num_depths - 1}
 
 
 @pytest.mark.parametrize("config", [config for config, _ in SMALL], ids=lambda c: str(c.word()))

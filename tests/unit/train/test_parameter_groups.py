@@ -82,7 +82,7 @@ def test_every_trained_weight_is_in_one_group_with_its_rate_and_decay(
         place = next((i for i, match in enumerate(matches) if fnmatchcase(name, match)), None)
         scale = 1.0 if place is None else 2.0 + place
         if layer_decay is not None:
-            scale *= layer_decay ** (network.num_depths - 1 - network.depth_of(name))
+            scale *= layer_decay ** (network.num_depths - 1 - network.depths()[name])
         assert found[name].lr_scale == pytest.approx(scale)
         decay = config.weight_decay if decay_all or parameter.ndim > 1 else 0.0
         if place is not None and own_decay is not None:
