@@ -78,8 +78,8 @@ def permutation(stream_key: int, length: int) -> NDArray[np.int64]:
 def shuffled(
     stream_keys: Words, places: NDArray[np.int64], lengths: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Of each element: what stands at its place in a random order of range(length), without making
-    the order. Arrays of one shape.
+    """For each element, find what stands at its place in a random order of range(length), without
+    making the order. The arrays have one shape.
 
     A Feistel network of six rounds over the next power of four, walked until it lands inside (Black
     and Rogaway: Ciphers with arbitrary finite domains, CT-RSA 2002).

@@ -23,9 +23,8 @@ class IResNet(Backbone):
 
     kind: Literal["iresnet"] = "iresnet"
     target: ClassVar[str] = "manyfaces.models.backbones.iresnet.IResNet"
-    checkpointed_share: ClassVar[float] = (
-        0.5  # each block's input, and one block's inside at a time
-    )
+    # What is left is each block's input, and the inside of one block at a time.
+    checkpointed_share: ClassVar[float] = 0.5
 
     depth: Literal[18, 34, 50, 100, 200] = 50
     dropout: Annotated[float, Field(ge=0, lt=1), RESULTS] = 0.0

@@ -48,9 +48,8 @@ class ViT(Backbone):
         tokens = (image_hw[0] // shape.patch_px) * (image_hw[1] // shape.patch_px)
         patch = 3 * shape.patch_px**2
         block = (4 + 2 * shape.mlp_ratio) * width * width
-        parameters = (
-            patch * width + width + tokens * width + width
-        )  # patches, positions, mask token
+        # Patches with their bias, positions, and the mask token.
+        parameters = patch * width + width + tokens * width + width
         parameters += shape.depth * (block + (2 * 2 + 1 + shape.mlp_ratio + 1) * width) + 2 * width
         parameters += tokens * width * width + 2 * width + width * dim + 2 * dim
         multiply_adds = tokens * patch * width

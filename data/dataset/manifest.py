@@ -16,12 +16,9 @@ FORGOTTEN = "forgotten.json"
 IDENTITIES = "identities.txt"
 
 
-@dataclass(
-    frozen=True,
-    slots=True,
-    # 260 million samples have 30,000 of these: as pydantic models they would take 20 MB of each
-    # process
-)
+# 260 million samples have 30,000 of these, which would take 20 MB of each process as pydantic
+# models.
+@dataclass(frozen=True, slots=True)
 class Shard:
     """What one shard file must be."""
 

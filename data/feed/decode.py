@@ -29,7 +29,7 @@ class Decoding:
     good: NDArray[np.bool_]
     """[N]: which blobs begin and end as a JPEG does."""
     pipeline: Pipeline | None
-    """That has the good ones; none where there are none, or it would not take them."""
+    """The pipeline that has the good blobs; none where no blob is good, or it did not take them."""
 
 
 class Decoder:
@@ -172,9 +172,8 @@ class Decoder:
             self._resizes = True
             raise RuntimeError(f"images of other sizes than {self.image_hw}")
         decoded = from_dlpack(output.as_tensor())
-        if (
-            self.device.type == "cuda"
-        ):  # where DALI would take its memory back while torch's stream still reads it
+        if self.device.type == "cuda":
+            # DALI would take its memory back while torch's stream still reads it.
             decoded = decoded.clone()
             torch.cuda.current_stream(self.device).synchronize()
         pipeline.release_outputs()

@@ -40,9 +40,8 @@ def remedy(error: BaseException, local: Path | None = None) -> str | None:
         error.errno in _LOCAL or (local is not None and error.filename == str(local))
     ):
         return f"make room or set another data.cache_dir (it was written to {local})"
-    if any(
-        _TRANSPORT & {c.__name__ for c in type(e).__mro__} for e in _chain(error)
-    ):  # first: aiohttp calls a torn body status 400
+    # This is asked before the status, as aiohttp gives a torn body the status 400.
+    if any(_TRANSPORT & {c.__name__ for c in type(e).__mro__} for e in _chain(error)):
         return None
     told = status(error)
     if told in (404, 410):

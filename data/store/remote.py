@@ -154,9 +154,8 @@ class Remote:
 
         def told(state: tenacity.RetryCallState) -> None:
             tries = state.attempt_number
-            if (
-                tries > 1 and tries & (tries - 1) == 0
-            ):  # the first comes and goes; later ones ever more rarely
+            # A first failure comes and goes; later ones are told ever more rarely.
+            if tries > 1 and tries & (tries - 1) == 0:
                 self.tell(
                     f"{where}: {_text(state.outcome)}; tried {tries} times in "
                     f"{time.monotonic() - began:.0f} s, trying on"

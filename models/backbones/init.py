@@ -121,9 +121,8 @@ def read_weights(file: Path) -> dict[str, Tensor]:
             return dict(load_file(file))
         if file.suffix in TORCH_ENDINGS:
             with warnings.catch_warnings():
-                warnings.simplefilter(
-                    "ignore"
-                )  # about pickle protocols, which tell nobody anything
+                # It warns of pickle protocols, which tells nobody anything.
+                warnings.simplefilter("ignore")
                 value = torch.load(file, map_location="cpu", weights_only=True)
             return _tensors(value, file)
     except pickle.UnpicklingError as error:

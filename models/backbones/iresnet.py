@@ -34,8 +34,8 @@ class Block(nn.Module):
 
 
 class IResNet(Backbone):
-    """Images [N, 3, height, width], normalised floats, to embeddings [N, embedding_dim]; `image_hw`
-    is (height, width) in pixels.
+    """The residual network that maps images [N, 3, height, width], normalised floats, to embeddings
+    [N, embedding_dim]; `image_hw` is (height, width) in pixels.
 
     Raises `KeyError` for a depth that `IRESNET_BLOCKS` does not have.
     """

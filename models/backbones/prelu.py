@@ -22,9 +22,8 @@ class _PReLU(torch.autograd.Function):
     def backward(ctx: Any, gradient_NCHW: Tensor) -> tuple[Tensor, Tensor]:
         x_NCHW, weight_C = ctx.saved_tensors
         d_x = torch.ops.aten.threshold_backward(gradient_NCHW, x_NCHW, 0)
-        negative = (
-            gradient_NCHW - d_x
-        )  # the gradient where x <= 0, zero elsewhere: exact, one side is always zero
+        # The gradient where x <= 0, and zero elsewhere. It is exact, as one side is always zero.
+        negative = gradient_NCHW - d_x
         d_x.addcmul_(negative, weight_C.to(d_x.dtype).view(1, -1, 1, 1))
         return d_x, negative.mul_(x_NCHW).sum((0, 2, 3), dtype=weight_C.dtype)
 

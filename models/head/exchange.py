@@ -144,8 +144,8 @@ class Exchange:
             )
 
     def _tell(self, columns: list[Tensor], last: bool) -> tuple[list[Tensor], Tensor]:
-        """In one message: all ranks' columns, int64 [B] each, filled up with -1, and whether
-        someone's `last` is true, bool []."""
+        """Exchange all ranks' columns, int64 [B] each, filled up with -1, and whether someone's
+        `last` is true, bool [], in one message."""
         message_Nk = torch.stack(columns, 1)
         # Filled on the device: nothing waits for a copy.
         last_1k = message_Nk.new_full((1, len(columns)), int(last))

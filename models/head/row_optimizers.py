@@ -104,9 +104,8 @@ class LazySGDRows(SGDRows):
         self._forget_history()
 
     def catch_up_(self, ids: slice | Tensor) -> None:
-        if (
-            isinstance(ids, Tensor) or self.local_ids_C is not None
-        ):  # else this step takes all rows, like all steps before
+        # Otherwise this step takes all rows, like all steps before: nothing is to be caught up.
+        if isinstance(ids, Tensor) or self.local_ids_C is not None:
             self._apply_history(ids, self.maps_2H2)
         # This step's update is either made or the identity.
         if isinstance(ids, Tensor):
@@ -279,11 +278,9 @@ class AdamWRows(Rows):
         )
         put(self.exp_avg_CD, ids, exp_avg_nD)
         put(self.exp_avg_sq_CD, ids, exp_avg_sq_nD)
-        put(
-            self.steps_C,
-            ids,
-            torch.where(mask.applied & (inverse_norms_n > 0), steps_n, steps_n - 1),
-        )  # what is no class takes no steps
+        # What is no class has the inverse norm 0, and takes no steps.
+        took_step_n = mask.applied & (inverse_norms_n > 0)
+        put(self.steps_C, ids, torch.where(took_step_n, steps_n, steps_n - 1))
         self._put(ids, rows_nD, mask.position)
 
     def _state(self) -> dict[str, Tensor]:

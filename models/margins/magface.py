@@ -9,8 +9,8 @@ from manyfaces.models.margins.margin import Margin, Target, angle
 
 
 class MagFace(Margin):
-    """ArcFace whose m grows with the embedding's norm a, and a regulariser that pulls easy samples
-    to long norms (arXiv 2103.06627).
+    """ArcFace's margin with an angle m that grows with the embedding's norm a. A regulariser pulls
+    easy samples to long norms (arXiv 2103.06627).
 
     m(a) goes linearly from `low_m` at `low` to `high_m` at `high`; g(a) = 1 / a + a / high^2 (the
     official code's), times `regulariser`. Norms are cut to [low, high]; both terms send gradients
