@@ -56,18 +56,27 @@ class Config(Node):
     """The whole tree."""
 
     run: Run = Run()
+    """The run's name, its place and its seed."""
     data: Data = Data()
+    """What is trained on, in which order, and how each image is shown."""
     model: Backbone
+    """The network from images to embeddings."""
     objective: Objective = MarginSoftmax()
     """What is optimised."""
     head: Head = Head()
     """The margin softmax of the objective `margin_softmax`, and its class rows."""
     train: Train = Train()
+    """Batches, passes over the data, optimiser, schedule and precision."""
     engine: Engine = Engine()
+    """How the network runs; it may change when a run is resumed."""
     checkpoint: Checkpoint = Checkpoint()
+    """How often checkpoints are written, and how many are kept."""
     tracking: Tracking = Tracking()
+    """What MLflow is told."""
     evaluation: Evaluation = Evaluation()
+    """What a run is scored by, and when."""
     cluster: Cluster = Cluster()
+    """Where the workers run."""
 
     @property
     def has_head(self) -> bool:

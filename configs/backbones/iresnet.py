@@ -27,6 +27,7 @@ class IResNet(Backbone):
     checkpointed_share: ClassVar[float] = 0.5
 
     depth: Literal[18, 34, 50, 100, 200] = 50
+    """Number of layers, as the published models are named: IResNet-50, IResNet-100."""
     dropout: Annotated[float, Field(ge=0, lt=1), RESULTS] = 0.0
     """Before the last linear layer."""
 

@@ -37,6 +37,7 @@ class ViT(Backbone):
     checkpointed_share: ClassVar[float] = 0.125
 
     size: ViTSize = "base"
+    """Width x depth: 256 x 12, 512 x 12, 512 x 24, 768 x 24 or 1024 x 48; patches of 9 pixels."""
     drop_path: Annotated[float, Field(ge=0, lt=1), RESULTS] = 0.1
     """Largest rate of stochastic depth, growing linearly with depth."""
     mask_ratio: Annotated[float, Field(ge=0, lt=1), RESULTS] = 0.1

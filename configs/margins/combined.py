@@ -16,4 +16,6 @@ class Combined(Margin):
     m1: Annotated[float, Field(ge=1, le=4)] = 1.0
     """Factor of the angle: cos(m1 theta + m2) - m3 (arXiv 1801.07698, equation 4)."""
     m2: Annotated[float, Field(ge=0, le=1.5)] = 0.3
+    """Summand of the angle in radians, as ArcFace has it."""
     m3: Annotated[float, Field(ge=0, le=1)] = 0.2
+    """Subtracted from the target cosine, as CosFace has it."""

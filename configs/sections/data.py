@@ -26,6 +26,8 @@ class Part(Node):
 
 
 class Data(Node):
+    """What is trained on, in which order, and how each image is shown."""
+
     decides: ClassVar[Decides] = NOTHING
 
     path: Annotated[str, PATH] = ""

@@ -85,6 +85,7 @@ class Head(Node):
     memory, and those that a step chose travel to the device and back beside the backbone; it needs
     `sample_rate` below 1. May change when a run is resumed."""
     rows: Rows = Rows()
+    """How the class rows are stored and updated."""
 
     def check_unused(self, objective: str) -> None:
         """Raise `ValueError` for settings that a person would miss where the objective has no head.

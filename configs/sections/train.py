@@ -14,18 +14,24 @@ class Schedule(Node):
     world size does not matter."""
 
     kind: Literal["polynomial", "cosine"] = "polynomial"
+    """Shape of the decay after the warm-up."""
     power: PositiveFloat = 2.0
     """Power of the polynomial; InsightFace uses 2."""
     warmup_epochs: NonNegativeFloat = 0.0
+    """Passes over the dataset in which the learning rate rises; 0 starts at the largest."""
 
 
 class Train(Node):
+    """Batches, passes over the data, optimiser, schedule and precision."""
+
     batch_size: PositiveInt = 128
     """Images of a step over all workers."""
     epochs: PositiveFloat = 20.0
     """Passes over the dataset; rounded up to whole steps."""
     optimizer: Optimizer = SGD()
+    """How the network's weights follow its gradient."""
     schedule: Schedule = Schedule()
+    """How the learning rate rises and falls over the run."""
     clip_norm: PositiveFloat = 5.0
     """Largest norm of the network's gradient, as InsightFace clips."""
     precision: Literal["float32", "bfloat16"] = "float32"

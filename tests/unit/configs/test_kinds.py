@@ -1,5 +1,7 @@
 """Kinds: what a word chooses, what stands for what, and that nothing lists them."""
 
+import importlib
+import pkgutil
 import re
 import subprocess
 import sys
@@ -10,10 +12,11 @@ from typing import Any, ClassVar, Literal
 import pytest
 from pydantic import ValidationError
 
+from manyfaces import configs
 from manyfaces.configs.backbones.mobilefacenet import MobileFaceNet
 from manyfaces.configs.errors import UserError
 from manyfaces.configs.explain import default_kinds, describe, kind_keys
-from manyfaces.configs.kinds import Kind, imported
+from manyfaces.configs.kinds import Custom, Kind, imported
 from manyfaces.configs.load import dump, load
 from manyfaces.configs.margins.arcface import ArcFace
 from manyfaces.configs.margins.cosface import CosFace
@@ -69,6 +72,23 @@ def test_every_family_says_where_the_configuration_has_it() -> None:
     for family in declared:
         assert describe(family.config_key)[0].startswith("kind: ")
         assert str(family.kinds()[0].word()) in describe(family.config_key)[0]
+
+
+def test_every_class_and_every_field_has_a_sentence() -> None:
+    for module in pkgutil.walk_packages(configs.__path__, "manyfaces.configs."):
+        importlib.import_module(module.name)
+    todo, without = Node.__subclasses__(), []
+    while todo:
+        node = todo.pop()
+        todo += node.__subclasses__()
+        if not node.__module__.startswith("manyfaces.configs."):
+            continue
+        told = {node.__name__: vars(node)["__doc__"]}
+        for name, info in node.model_fields.items():
+            if name != "kind" or not issubclass(node, Kind | Custom):  # a kind's own sentence does
+                told[f"{node.__name__}.{name}"] = info.description
+        without += [name for name, text in told.items() if not (text or "").strip().endswith(".")]
+    assert sorted(without) == []
 
 
 def test_a_bare_word_stands_for_the_kind(recipe: Any) -> None:
