@@ -22,10 +22,11 @@ from manyfaces.data.orders.build import check_sizes
 from manyfaces.train.checkpoint.layout import chosen, newest
 from manyfaces.train.claim import claim
 from manyfaces.train.evaluation.plots import plot_metrics
+from manyfaces.train.evaluation.result import QuantitiesByName
 from manyfaces.train.folder import RunFolder
 from manyfaces.train.follow import Follower, summary_table
 from manyfaces.train.initial_weights import check_initial, trained_file
-from manyfaces.train.protocols.open import open_protocols
+from manyfaces.train.protocols.open import check_images, open_protocols
 from manyfaces.train.record import METRICS, last_event, read_rows
 from manyfaces.train.tracking import Mirror, tracking_uri
 
@@ -46,13 +47,13 @@ def run(config: Config, console: Console) -> None:
     dataset = open_data(config.data)
     _refuse(config, dataset, folder)
     _look(config, dataset, console)
-    quantities = {protocol.name: protocol.quantities for protocol in open_protocols(config)}
     num_steps = plan.num_steps(config, dataset.manifest.num_images)
-    claim(config, dataset, folder)
     # Only what "finished" has said is complete: a kill between the last checkpoint and the last
     # evaluation leaves the latter to do.
     finished_at = (last_event(folder.path, "finished") or {}).get("step", -1)
     complete = finished_at >= num_steps and not under_torchrun()
+    quantities = _check_protocols(config, images=not complete)
+    claim(config, dataset, folder)
     mirror = Mirror(folder.path, config, flatten(config.model_dump()))
     outcome: dict[str, Any] = {"kind": "stopped", "message": "the workers ended without a word"}
     try:
@@ -114,6 +115,15 @@ def _refuse(config: Config, dataset: Dataset, folder: RunFolder) -> None:
             f"{manifest.num_images} images; lower it"
         )
     check_initial(config, folder)
+
+
+def _check_protocols(config: Config, *, images: bool) -> QuantitiesByName:
+    """What the protocols of the run give; their images are held no longer than it takes to check
+    them, where that is wanted."""
+    protocols = open_protocols(config)
+    if images:
+        check_images(protocols, config.data.image_hw)
+    return {protocol.name: protocol.quantities for protocol in protocols}
 
 
 def absolute(config: Config) -> Config:

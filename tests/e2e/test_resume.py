@@ -11,6 +11,7 @@ import torch
 from commands import TIMEOUT_S, forked, kill_tree, manyfaces, recipe, rows, started, wait_until
 from safetensors.torch import load_file
 
+from manyfaces.data.sources.verification_bin import read_bin, write_bin
 from manyfaces.train.checkpoint.state import read_state
 
 STEPS = 30
@@ -112,6 +113,20 @@ def test_a_finished_run_says_so(twin: Path) -> None:
     again = forked("train", twin / "recipe.yaml", "run.name=never-stopped")
     assert again.returncode == 0
     assert "already complete at step 30" in again.stdout
+
+
+def test_the_images_of_an_evaluation_are_looked_at_where_they_will_be_needed(twin: Path) -> None:
+    pairs = read_bin(twin / "pairs.bin")
+    blobs = [bytes(blob) for blob in pairs.blobs]
+    write_bin(twin / "torn.bin", [blobs[0][:100], *blobs[1:]], pairs.same.tolist())
+    words = ["train", twin / "recipe.yaml", f"evaluation.pairs=[{twin / 'torn.bin'}]"]
+    again = forked(*words, "run.name=never-stopped")
+    assert again.returncode == 0, again.stderr
+    assert "already complete at step 30" in again.stdout
+    refused = forked(*words, "run.name=never-started")
+    assert refused.returncode == 2
+    assert "torn.bin: image 0 is not a whole, decodable JPEG" in refused.stderr
+    assert not (twin / "runs" / "never-started").exists()
 
 
 def test_another_experiment_under_the_same_name_is_refused(twin: Path) -> None:

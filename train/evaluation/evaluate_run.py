@@ -9,7 +9,7 @@ from manyfaces.train.evaluation.evaluate import evaluate
 from manyfaces.train.evaluation.report import save_report
 from manyfaces.train.evaluation.result import Result
 from manyfaces.train.evaluation.trained import open_trained, use_all_cores
-from manyfaces.train.protocols.open import open_all
+from manyfaces.train.protocols.open import check_images, open_all
 
 
 def evaluate_run(
@@ -28,7 +28,8 @@ def evaluate_run(
     use_all_cores()
     trained = open_trained(run)
     configs = [*(Verification(path=str(path)) for path in sets), *protocols]
-    opened = open_all(configs, trained.image_hw)
+    opened = open_all(configs)
+    check_images(opened, trained.image_hw)
     embedder = trained.embedder(batch_size)
     done, total = 0, sum(len(protocol.distinct.images) for protocol in opened)
 

@@ -5,12 +5,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from manyfaces.configs import schema
 from manyfaces.configs.errors import UserError
 from manyfaces.configs.protocols.protocol import Protocol as ProtocolConfig
-from manyfaces.configs.split import batch_share
 from manyfaces.train.evaluation.decoding import ImageDecoder, decode_threads, not_decodable
 from manyfaces.train.evaluation.result import Quantity
 from manyfaces.train.protocols.protocol import Protocol, own_code
@@ -19,18 +17,13 @@ _BATCH_SIZE = 256
 
 
 def open_protocols(config: schema.Config) -> list[Protocol]:
-    """The protocols of a run, all of whose images can be decoded.
-
-    In a process group each rank tries the images of its own share. Raises `UserError` for what
-    cannot be opened, for an image that is not whole, and for two results of one name; it is not
-    collective, so call it in `on_all_ranks`.
-    """
-    image_hw = config.data.image_hw
-    return open_all(config.evaluation.all_protocols(), image_hw)
+    """The protocols of a run. Raises `UserError` for what cannot be opened, and for two results of
+    one name."""
+    return open_all(config.evaluation.all_protocols())
 
 
-def open_all(configs: Sequence[ProtocolConfig], image_hw: tuple[int, int]) -> list[Protocol]:
-    """The same for some protocols and a height and width of the images."""
+def open_all(configs: Sequence[ProtocolConfig]) -> list[Protocol]:
+    """Protocols opened by their configurations. Raises `UserError` as `open_protocols` does."""
     for name, times in Counter(config.called() for config in configs).items():
         if times > 1:
             raise UserError(
@@ -42,7 +35,6 @@ def open_all(configs: Sequence[ProtocolConfig], image_hw: tuple[int, int]) -> li
         protocol: Protocol = config.build()
         protocol.name = config.called()
         _check_quantities(protocol)
-        _check_images(protocol, image_hw)
         protocols.append(protocol)
     return protocols
 
@@ -58,16 +50,18 @@ def _check_quantities(protocol: Protocol) -> None:
         )
 
 
+def check_images(protocols: Sequence[Protocol], image_hw: tuple[int, int]) -> None:
+    """Decode all images that the protocols need, to this height and width in pixels. Raises
+    `UserError` for the first that is not whole."""
+    for protocol in protocols:
+        _check_images(protocol, image_hw)
+
+
 def _check_images(protocol: Protocol, image_hw: tuple[int, int]) -> None:
-    """Decode this rank's share of the images. Raises `UserError` for the first that is not
-    whole."""
     distinct = own_code(protocol, lambda: protocol.distinct)
-    first, end = 0, len(distinct.images)
-    if dist.is_initialized():
-        first, end = batch_share(end, dist.get_rank(), dist.get_world_size())
     decoder = ImageDecoder(image_hw, _BATCH_SIZE, torch.device("cpu"), decode_threads())
-    for start in range(first, end, _BATCH_SIZE):
-        batch = distinct.images[start : min(start + _BATCH_SIZE, end)]
+    for start in range(0, len(distinct.images), _BATCH_SIZE):
+        batch = distinct.images[start : start + _BATCH_SIZE]
         rows_N = decoder.finish(decoder.start(batch)).rows_N
         if len(rows_N) < len(batch):
             bad = start + int(np.setdiff1d(np.arange(len(batch)), rows_N)[0])
