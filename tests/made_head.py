@@ -80,6 +80,7 @@ def write_checkpoint(
         "format": FORMAT,
         "step": 7,
         "position": 70,
+        "dataset": "fingerprint",
         "seed": 3,
         "num_classes": count,
         "numbers": {"head": {"mean": 0.5}},

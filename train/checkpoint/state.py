@@ -13,6 +13,8 @@ from manyfaces.configs.schema import Config
 from manyfaces.train.checkpoint.layout import STATE
 
 FORMAT = 2
+_REQUIRED = ("config", "dataset", "num_classes", "seed", "step", "position")
+"""What every checkpoint says of itself. A field that came later has its default."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,8 @@ class RunState:
                 f"{where}: unknown key {unknown[0]}; the checkpoint is of another version of "
                 "manyfaces: read it with that one"
             )
-        if "config" not in tree:
-            raise UserError(f"{where}: config is missing; use another checkpoint")
+        if missing := [name for name in _REQUIRED if name not in tree]:
+            raise UserError(f"{where}: {missing[0]} is missing; use another checkpoint")
         return cls(**{**tree, "config": load_stored(tree["config"], where)})
 
 

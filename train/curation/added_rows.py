@@ -38,7 +38,7 @@ class AddedRows:
         # The commit tells this edit from all others: with the run's own seed, an added class could
         # start as the twin of one that has moved.
         commit = int(file_sha256(source.path / COMMIT)[:16], 16)
-        seed = rng.key(rng.Stream.HEAD_ADDED_ROWS, source.state["seed"], commit)
+        seed = rng.key(rng.Stream.HEAD_ADDED_ROWS, source.state.seed, commit)
         like, length = source.head.like, 1.0
         unit = "lengths" in like
         if means_kD is not None and not unit:

@@ -46,7 +46,7 @@ def report(
     trained = open_trained(run)
     refuse_without_head(trained.config, trained.checkpoint)
     dataset = _open_dataset(trained, dataset_path, console)
-    centres = SubCentres(HeadFiles(trained.checkpoint, trained.state["num_classes"]))
+    centres = SubCentres(HeadFiles(trained.checkpoint, trained.state.num_classes))
     names = _names(dataset)
     files = (TABLE, PICTURE, *drop_lists(dataset))
     out.mkdir(parents=True, exist_ok=True)
@@ -70,13 +70,13 @@ def _open_dataset(trained: Trained, path: str | None, console: Console) -> Datas
     Raises `UserError` for another number of identities."""
     data, checkpoint = trained.config.data, trained.checkpoint
     dataset: Dataset = open_dataset(path, data) if path else open_data(data)
-    classes, has = trained.state["num_classes"], dataset.manifest.num_identities
+    classes, has = trained.state.num_classes, dataset.manifest.num_identities
     if has != classes:
         raise UserError(
             f"{dataset.where} has {has:,} identities, {checkpoint} {classes:,} classes; give "
             "--dataset the one of these"
         )
-    if dataset.manifest.fingerprint != trained.state["dataset"]:
+    if dataset.manifest.fingerprint != trained.state.dataset:
         console.print(
             f"{dataset.where} is not what {checkpoint} was trained on: its class ids have to mean "
             "the same people"

@@ -4,21 +4,19 @@ import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.markup import escape
 from rich.progress import track
 
 from manyfaces.configs.errors import UserError
-from manyfaces.configs.load import load_stored
 from manyfaces.configs.schema import Config
 from manyfaces.data.dataset.dataset import Dataset
 from manyfaces.data.dataset.manifest import IDENTITIES
 from manyfaces.data.dataset.names import Names, name_lines
 from manyfaces.train.checkpoint.head_files import BARRED, HeadFiles, Ints
 from manyfaces.train.checkpoint.layout import COMMIT, check_commit, chosen, corrupt_file
-from manyfaces.train.checkpoint.state import read_state
+from manyfaces.train.checkpoint.state import RunState
 
 
 @dataclass(frozen=True)
@@ -26,7 +24,7 @@ class Source:
     """A checkpoint all of whose bytes are as committed."""
 
     path: Path
-    state: dict[str, Any]
+    state: RunState
     head: HeadFiles
     names: Names
     named: bool
@@ -41,9 +39,9 @@ def open_source(where: Path) -> Source:
     """
     path = where if (where / COMMIT).is_file() else chosen(where)
     _refuse_damaged(path)
-    state, file = read_state(path), path / IDENTITIES
-    refuse_without_head(load_stored(state["config"], str(path)), path)
-    head = HeadFiles(path, state["num_classes"])
+    state, file = RunState.read(path), path / IDENTITIES
+    refuse_without_head(state.config, path)
+    head = HeadFiles(path, state.num_classes)
     names = Names.parse(file.read_bytes()) if file.is_file() else Names.numbers(head.num_classes)
     if len(names) != head.num_classes:
         raise UserError(

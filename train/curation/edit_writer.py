@@ -20,6 +20,7 @@ from manyfaces.data.dataset.manifest import IDENTITIES
 from manyfaces.data.dataset.names import Names
 from manyfaces.train.checkpoint.head_files import Ints, write_head
 from manyfaces.train.checkpoint.layout import COMMIT, FREE_SPACE_FACTOR, HEAD, STATE, commit, digest
+from manyfaces.train.checkpoint.state import RunState
 from manyfaces.train.curation.edit_source import Source
 
 FORGOTTEN_ROW = np.iinfo(np.int64).min
@@ -59,11 +60,11 @@ def write_edited(
         write_head(temporary / HEAD, source.head.like, len(row_C), _rows(source, row_C, added))
         (temporary / IDENTITIES).write_bytes(names.body())
         state = _state(source, len(row_C), verb, counts)
-        write_atomic(temporary / STATE, json.dumps(state, indent=1))
+        write_atomic(temporary / STATE, state.to_json())
         written = sorted(
             path.relative_to(temporary) for path in temporary.rglob("*") if path.is_file()
         )
-        commit(temporary, out, source.state["step"], 1, digest(temporary, written))
+        commit(temporary, out, source.state.step, 1, digest(temporary, written))
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -84,11 +85,11 @@ def _rows(source: Source, row_C: Ints, added: Added) -> Callable[[str, Ints], Te
     return rows
 
 
-def _state(source: Source, num_classes: int, verb: str, counts: dict[str, int]) -> dict[str, Any]:
-    edited = {"verb": verb, "source": str(source.path.absolute()), "counts": counts}
-    if "edited" in source.state:
-        edited["before"] = source.state["edited"]
-    return {**source.state, "num_classes": num_classes, "edited": edited}
+def _state(source: Source, num_classes: int, verb: str, counts: dict[str, int]) -> RunState:
+    edited: dict[str, Any] = {"verb": verb, "source": str(source.path.absolute()), "counts": counts}
+    if source.state.edited is not None:
+        edited["before"] = source.state.edited
+    return source.state.at(num_classes=num_classes, edited=edited)
 
 
 def _refuse_full_disk(source: Source, out: Path, num_classes: int, copied_bytes: int) -> None:

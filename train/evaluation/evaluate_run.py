@@ -40,5 +40,5 @@ def evaluate_run(
 
     results = [evaluate(protocol, embedder, count) for protocol in opened]
     checkpoint = trained.checkpoint
-    save_report(results, checkpoint.parent.parent / "evaluation", trained.state["step"])
+    save_report(results, checkpoint.parent.parent / "evaluation", trained.state.step)
     return checkpoint, results

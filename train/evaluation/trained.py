@@ -3,15 +3,13 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
-from manyfaces.configs.load import load_stored
 from manyfaces.configs.schema import Config
 from manyfaces.train.checkpoint.layout import chosen, read_backbone
-from manyfaces.train.checkpoint.state import read_state
+from manyfaces.train.checkpoint.state import RunState
 from manyfaces.train.evaluation.decoding import decode_threads
 from manyfaces.train.evaluation.embedder import Embedder
 
@@ -21,11 +19,14 @@ class Trained:
     """A checkpoint's network on this machine's device."""
 
     checkpoint: Path
-    state: dict[str, Any]
-    """The checkpoint's `state.json`."""
-    config: Config
+    state: RunState
     backbone: nn.Module
     device: torch.device
+
+    @property
+    def config(self) -> Config:
+        """The configuration of the run that wrote the checkpoint."""
+        return self.state.config
 
     @property
     def image_hw(self) -> tuple[int, int]:
@@ -55,13 +56,13 @@ def open_trained(run: Path) -> Trained:
 
 def load_trained(checkpoint: Path) -> Trained:
     """The network of a committed checkpoint, on the GPU where there is one. Raises `UserError` for
-    a configuration that this version does not know."""
-    state = read_state(checkpoint)
-    config = load_stored(state["config"], str(checkpoint))
+    a state or a configuration that this version does not know."""
+    state = RunState.read(checkpoint)
+    config = state.config
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     backbone: nn.Module = config.model.build(image_hw=config.data.image_hw)
     backbone.load_state_dict(read_backbone(checkpoint))
-    return Trained(checkpoint, state, config, backbone.to(device), device)
+    return Trained(checkpoint, state, backbone.to(device), device)
 
 
 def use_all_cores() -> None:

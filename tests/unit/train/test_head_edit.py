@@ -24,6 +24,7 @@ from manyfaces.models.head.partial_fc import PartialFC
 from manyfaces.train.checkpoint import head_files
 from manyfaces.train.checkpoint.head_files import initial_state
 from manyfaces.train.checkpoint.layout import check_commit, corrupt_file
+from manyfaces.train.checkpoint.state import RunState
 from manyfaces.train.curation import edit_writer
 from manyfaces.train.curation.head_edit import add, merge, remap, remove
 
@@ -164,14 +165,15 @@ def test_out_is_a_whole_checkpoint_and_all_else_stays(
     assert sum(name.startswith("head/") for name in committed["files"]) > len(made_head(1, 0))
     for name in ("backbone.safetensors", "optimizer.safetensors"):
         assert (out / name).read_bytes() == (here / name).read_bytes()
-    before, state = (json.loads((path / "state.json").read_text()) for path in (here, out))
     edited = {"verb": "remove", "source": str(here), "counts": {"kept": 2, "removed": 1}}
-    assert state == before | {"num_classes": 2, "edited": edited}
+    assert RunState.read(out) == RunState.read(here).at(num_classes=2, edited=edited)
     assert [p.name for p in out.parent.iterdir()] == [out.name]
     like = made_head(1, 0)
     assert same(by_name(out, like)["carl"], by_name(here, like)["carl"])
     add(out, tmp_path / "twice", names("dora"), None)
-    assert json.loads((tmp_path / "twice" / "state.json").read_text())["edited"]["before"] == edited
+    twice = RunState.read(tmp_path / "twice").edited
+    assert twice is not None
+    assert twice["before"] == edited
 
 
 def test_a_row_added_again_is_no_twin_of_one_that_moved(here: Path, tmp_path: Path) -> None:

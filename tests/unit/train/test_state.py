@@ -61,6 +61,14 @@ def test_a_field_that_came_later_has_its_default(tmp_path: Path) -> None:
     assert RunState.read(written(tmp_path, tree)) == STATE.at(versions={})
 
 
+@pytest.mark.parametrize("field", ["config", "dataset", "num_classes", "seed", "step", "position"])
+def test_a_field_that_is_missing_is_one_line(field: str, tmp_path: Path) -> None:
+    tree = json.loads(STATE.to_json())
+    del tree[field]
+    with pytest.raises(UserError, match=rf"state\.json: {field} is missing; use another check"):
+        RunState.read(written(tmp_path, tree))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
