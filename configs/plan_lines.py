@@ -18,16 +18,22 @@ def _run_lines(found: Plan) -> Lines:
     passes = f"{found.epochs:g} epochs, {found.num_samples:,} samples"
     warmup = f", warm-up {found.warmup_samples:,}" if found.warmup_samples else ""
     each = f"{found.images_per_worker:,} images each" if found.world_size > 1 else "all images"
-    parameters = f"{_count(found.network.parameters)} parameters"
-    multiply_adds = f"{_count(found.network.multiply_adds)} multiply-adds an image"
     told = [
         ("dataset", f"{found.num_images:,} images of {found.num_identities:,} identities"),
-        ("backbone", f"{parameters}, {multiply_adds}"),
+        ("backbone", _backbone(found)),
     ]
     if found.has_head:
         told.append(("head", f"{_count(found.whole_objective.parameters)} parameters"))
     told.append(("steps", f"{found.num_steps:,} of {found.batch_size:,} images ({passes}{warmup})"))
     return [*told, ("workers", f"{found.world_size}, {each}")]
+
+
+def _backbone(found: Plan) -> str:
+    parameters, multiply_adds = found.network.parameters, found.network.multiply_adds
+    unknown = "unknown and not in the figures below"
+    parameters_told = _count(parameters) if parameters else f"{unknown} (model.num_parameters)"
+    told = _count(multiply_adds) if multiply_adds else f"{unknown} (model.multiply_adds)"
+    return f"{parameters_told} parameters, {told} multiply-adds an image"
 
 
 def _memory_lines(found: Plan) -> Lines:

@@ -51,6 +51,11 @@ class Backbone(nn.Module):
         What it does not know keeps its name."""
         return dict(weights)
 
+    def resized(self, name: str, weight: Tensor) -> Tensor | None:
+        """A file's weight of another shape, interpolated to the shape that `name` has here; None
+        where that makes no sense."""
+        return None
+
     def forward(self, images_NCHW: Tensor) -> Output:
         raise NotImplementedError
 

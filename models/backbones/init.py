@@ -40,6 +40,8 @@ class Matched:
     """Weights of the file that the network does not have."""
     other_shape: tuple[str, ...]
     """Weights that both have, in different shapes, with both shapes: they too keep their start."""
+    resized: tuple[str, ...] = ()
+    """Weights among `matched` that were interpolated from another shape, with both shapes."""
 
     @property
     def num_weights(self) -> int:
@@ -48,12 +50,15 @@ class Matched:
 
     def rows(self) -> list[tuple[str, int, str]]:
         """Rows of a table: what is counted, how many there are, and the first of their names."""
-        return [
+        told = [
             ("matched", len(self.matched), _first(self.matched)),
             ("missing in the file", len(self.missing), _first(self.missing)),
             ("not used of the file", len(self.unused), _first(self.unused)),
             ("of another shape", len(self.other_shape), _first(self.other_shape)),
         ]
+        if self.resized:
+            told.append(("matched, interpolated", len(self.resized), _first(self.resized)))
+        return told
 
     def __str__(self) -> str:
         counts = ", ".join(f"{number} {what}" for what, number, _ in self.rows()[1:])
@@ -79,29 +84,37 @@ def load_initial(
 
     `path` is a file that ends in `.safetensors` or in one of `TORCH_ENDINGS`, or a folder, of which
     `resolve` gives the file. Prefixes such as `module.` are stripped, and where the network knows
-    how others name its weights (`Backbone.our_names`) their names are translated. Nothing is
-    written to the network if an error is raised: `UserError`, for a file that cannot be read or has
-    fewer than half of the network's weights.
+    how others name its weights (`Backbone.our_names`) their names are translated; where it can
+    interpolate one of another shape (`Backbone.resized`) it does. Nothing is written to the network
+    if an error is raised: `UserError`, for a file that cannot be read or has fewer than half of the
+    network's weights.
     """
     file = resolve(path) if path.is_dir() else path
     ours: dict[str, Tensor] = network.state_dict()
     weights = _named_as_ours(network, _stripped(read_weights(file), ours.keys(), file), ours)
     taken: dict[str, Tensor] = {}
-    missing, other_shape = [], []
+    missing, other_shape, resized = [], [], []
     for name, here in ours.items():
         there = weights.get(name)
         if there is None:
             missing += [] if name.endswith(_COUNTER) else [name]
-        elif there.shape != here.shape:
-            other_shape.append(f"{name} {list(there.shape)} there, {list(here.shape)} here")
-        else:
+        elif there.shape == here.shape:
             taken[name] = there
+        else:
+            shapes = f"{name} {list(there.shape)} there, {list(here.shape)} here"
+            fitted = network.resized(name, there) if isinstance(network, Backbone) else None
+            if fitted is None:
+                other_shape.append(shapes)
+            else:
+                taken[name] = fitted
+                resized.append(shapes)
     found = Matched(
         file,
         tuple(name for name in taken if not name.endswith(_COUNTER)),
         tuple(missing),
         tuple(name for name in weights if name not in ours),
         tuple(other_shape),
+        tuple(resized),
     )
     if 2 * len(found.matched) < found.num_weights or not found.matched:
         raise UserError(_refusal(found, list(weights)))

@@ -10,26 +10,16 @@ from torch.nn import functional as F
 
 from manyfaces.configs.backbones.vit import VIT, ViTShape
 from manyfaces.models.backbones.backbone import Backbone
+from manyfaces.models.backbones.hugging_face import timm_names
 from manyfaces.models.backbones.output import Output
 
 _NAMES = (
-    (r"^vit\.", ""),
-    (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed."),
-    (r"^embeddings\.position_embeddings$", "pos_embed"),
-    (r"^embeddings\.mask_token$", "mask_token"),
-    (r"^encoder\.layer\.(\d+)\.", r"blocks.\1."),
-    (r"\.layernorm_before\.", ".norm1."),
-    (r"\.layernorm_after\.", ".norm2."),
-    (r"\.attention\.output\.dense\.", ".proj."),
-    (r"^(blocks\.\d+)\.intermediate\.dense\.", r"\1.mlp.0."),
-    (r"^(blocks\.\d+)\.output\.dense\.", r"\1.mlp.2."),
-    (r"^layernorm\.", "norm."),
     (r"^patch_embed\.proj\.", "patch_embed."),
     (r"\.attn\.", "."),
     (r"\.mlp\.fc1\.", ".mlp.0."),
     (r"\.mlp\.fc2\.", ".mlp.2."),
 )
-"""Patterns of Hugging Face's names, then of timm's and InsightFace's, and ours, applied in turn."""
+"""Patterns of timm's and InsightFace's names, and ours, applied in turn."""
 
 
 class DropPath(nn.Module):
@@ -121,7 +111,7 @@ class ViT(Backbone):
         """InsightFace's and timm's vision transformers, which have the same names, and Hugging
         Face's, which keep queries, keys and values apart."""
         ours: dict[str, Tensor] = {}
-        for name, weight in _joined_qkv(weights).items():
+        for name, weight in timm_names(weights).items():
             for theirs, replacement in _NAMES:
                 name = re.sub(theirs, replacement, name)
             ours[name] = weight
@@ -148,22 +138,3 @@ class ViT(Backbone):
                 .scatter(1, kept, x_NTD)
             )
         return Output({"main": self.feature(x_NTD.flatten(1))}, x_NTD)
-
-
-def _joined_qkv(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Hugging Face's queries, keys and values of a block as the one matrix that they are here."""
-    joined: dict[str, Tensor] = {}
-    for name, weight in weights.items():
-        part = re.search(r"\.attention\.attention\.(query|key|value)\.", name)
-        if part is None:
-            joined[name] = weight
-            continue
-        before, after = name[: part.start()], name[part.end() :]
-        three = [
-            f"{before}.attention.attention.{word}.{after}" for word in ("query", "key", "value")
-        ]
-        if all(each in weights for each in three):
-            joined[f"{before}.qkv.{after}"] = torch.cat([weights[each] for each in three])
-        else:
-            joined[name] = weight
-    return joined

@@ -18,6 +18,8 @@ ENTRIES = {
     "triton": "models/head/kernels.py",
     "fsspec": "data/store/remote.py",
     "tenacity": "data/store/remote.py",
+    "timm": "models/backbones/timm.py",
+    "torchvision": "models/backbones/timm.py",
 }
 
 

@@ -148,7 +148,7 @@ def test_all_errors_at_once_with_file_line_path_and_what_is_allowed(recipe: Any)
         "override 'head.scale=0' head.scale",
     }
     for start, words in {
-        "r.yaml:4 model.kind": "must be custom, iresnet, mobilefacenet or vit, not 'iresnt'; did you mean iresnet?",
+        "r.yaml:4 model.kind": "must be custom, iresnet, mobilefacenet, timm or vit, not 'iresnt'; did you mean iresnet?",
         "r.yaml:6 train.batch-size": "did you mean batch_size?",
         "r.yaml:7 train.precision": "must be float32 or bfloat16, not 'bf16'; did you mean bfloat16? (bfloat16 is autocast",
         "r.yaml:8 train.epochs": "must be a number above 0, not .inf (Passes over the dataset",
@@ -172,7 +172,7 @@ def test_all_errors_at_once_with_file_line_path_and_what_is_allowed(recipe: Any)
         (
             "run: {name: a}\n",
             "r.yaml:1: model: is missing; must be a mapping with kind: custom, iresnet, "
-            "mobilefacenet or vit",
+            "mobilefacenet, timm or vit",
         ),
         ("model:\n\tkind: vit\n", "r.yaml:2: a tab where YAML wants spaces"),
         ("model: {kind: vit\nrun: 3\n", "r.yaml:2: not YAML: "),
