@@ -44,6 +44,9 @@ def test_a_folder_of_weights(tmp_path: Path, dataset: Dataset) -> None:
     for place in (run, newest):
         assert initial_file(str(place)) == newest / "backbone.safetensors"
 
+    without = forked("evaluate", run)
+    assert "run: its configuration has no evaluation; give --pairs BIN" in without.stderr
+
     shutil.rmtree(tmp_path / "theirs")  # a run that has begun needs it no more
     again = forked("train", path, *words)
     assert again.returncode == 0, again.stderr

@@ -145,8 +145,12 @@ def test_another_experiment_under_the_same_name_is_refused(twin: Path) -> None:
     assert "Traceback" not in refused.stderr
 
 
-def test_evaluate_a_finished_run(twin: Path) -> None:
-    report = forked("evaluate", twin / "runs" / "never-stopped", "--pairs", twin / "pairs.bin")
+@pytest.mark.parametrize("options", [["--pairs", "pairs.bin"], []])
+def test_evaluate_a_finished_run(
+    twin: Path, options: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(twin)
+    report = forked("evaluate", twin / "runs" / "never-stopped", *options)
     assert report.returncode == 0, report.stderr
     run = twin / "runs" / "never-stopped"
     ours = json.loads((run / "evaluation" / "evaluation.json").read_text())["sets"]["pairs"]

@@ -12,23 +12,27 @@ Run = Annotated[
     Path, typer.Argument(metavar="RUN", help="runs/NAME, or one of its checkpoint folders.")
 ]
 PairSets = Annotated[
-    list[Path], typer.Option(metavar="BIN", help="An InsightFace .bin; may be repeated.")
+    list[Path] | None,
+    typer.Option(
+        metavar="BIN",
+        help="An InsightFace .bin; may be repeated. Default: what the run itself is evaluated by.",
+    ),
 ]
 BatchSize = Annotated[int, typer.Option(parser=positive, metavar="N")]
 
 
-def evaluate(run: Run, pairs: PairSets, batch_size: BatchSize = 200) -> None:
+def evaluate(run: Run, pairs: PairSets = None, batch_size: BatchSize = 200) -> None:
     """Score a run's newest checkpoint."""
     from rich.progress import Progress
 
     from manyfaces.train.evaluation.evaluate_run import evaluate_run
     from manyfaces.train.evaluation.tables import results_tables
 
-    with Progress(console=console, transient=True) as bar:
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("embedding", total=None)
         checkpoint, results = evaluate_run(
             run,
-            pairs,
+            pairs or (),
             batch_size,
             lambda done, total: bar.update(task, completed=done, total=total),
         )

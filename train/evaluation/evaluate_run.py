@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from manyfaces.configs.errors import UserError
 from manyfaces.configs.protocols.protocol import Protocol as ProtocolConfig
 from manyfaces.configs.protocols.verification import Verification
 from manyfaces.train.evaluation.evaluate import evaluate
@@ -20,7 +21,8 @@ def evaluate_run(
     protocols: Sequence[ProtocolConfig] = (),
 ) -> tuple[Path, list[Result]]:
     """Evaluate a run's newest committed checkpoint, or the checkpoint folder given, on verification
-    sets (`.bin`) and by other protocols; the report goes into the run's `evaluation/`.
+    sets (`.bin`) and by other protocols, or by the run's own where none are given; the report goes
+    into the run's `evaluation/`.
 
     `progress(done, total)` counts images. Returns the checkpoint and the results. Raises
     `UserError` for a checkpoint or a protocol that cannot be opened.
@@ -28,6 +30,10 @@ def evaluate_run(
     use_all_cores()
     trained = open_trained(run)
     configs = [*(Verification(path=str(path)) for path in sets), *protocols]
+    if not configs:
+        configs = [*trained.config.evaluation.all_protocols()]
+    if not configs:
+        raise UserError(f"{run}: its configuration has no evaluation; give --pairs BIN")
     opened = open_all(configs)
     check_images(opened, trained.image_hw)
     embedder = trained.embedder(batch_size)
