@@ -27,14 +27,20 @@ class Encoder:
     def __post_init__(self) -> None:
         self.backbone.eval().requires_grad_(False)
 
+    def to_input(self, images_NHWC: Tensor) -> Tensor:
+        """uint8 RGB images [N, height, width, 3] as the backbone takes them: float32 [N, 3, height,
+        width]. Those of another size are resized, bilinearly and with antialiasing."""
+        images_NCHW = to_input(images_NHWC, self.model)
+        if images_NCHW.shape[2:] == self.image_hw:
+            return images_NCHW
+        return F.interpolate(
+            images_NCHW, self.image_hw, mode="bilinear", antialias=True, align_corners=False
+        )
+
     @torch.no_grad()
     def embed(self, images_NHWC: Tensor) -> Tensor:
-        """The embeddings `main` of uint8 RGB images [N, height, width, 3] on the device: float32
-        [N, D]. Images of another size are resized, bilinearly and with antialiasing."""
-        images_NCHW = to_input(images_NHWC, self.model)
-        if images_NCHW.shape[2:] != self.image_hw:
-            images_NCHW = F.interpolate(
-                images_NCHW, self.image_hw, mode="bilinear", antialias=True, align_corners=False
-            )
+        """The embeddings `main` of uint8 RGB images [N, height, width, 3] on the device, of any
+        size: float32 [N, D]."""
+        images_NCHW = self.to_input(images_NHWC)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             return as_output(self.backbone(images_NCHW)).embeddings["main"].float()

@@ -1,4 +1,4 @@
-"""`manyfaces evaluate`."""
+"""`manyfaces evaluate` and `manyfaces export`: what a run has learnt."""
 
 from pathlib import Path
 from typing import Annotated
@@ -39,3 +39,19 @@ def evaluate(run: Run, pairs: PairSets = None, batch_size: BatchSize = 200) -> N
     for table in results_tables(results):
         console.print(table)
     say(f"checkpoint  {checkpoint}\nreport      {checkpoint.parent.parent / 'evaluation'}")
+
+
+Exported = Annotated[Path, typer.Argument(metavar="OUT", help="A new file, NAME.safetensors.")]
+
+
+def export(run: Run, out: Exported) -> None:
+    """Write a run's backbone to one file, for `load_model`, `model.init` and other programs.
+
+    The file holds the weights and, in its metadata, all that it takes to embed images by them.
+    """
+    from manyfaces.train.evaluation.exported import write_exported
+    from manyfaces.train.evaluation.trained import open_trained
+
+    trained = open_trained(run)
+    write_exported(trained.encoder, out, f"{trained.config.run.name}, step {trained.state.step}")
+    say(f"exported    {out}\ncheckpoint  {trained.checkpoint}")

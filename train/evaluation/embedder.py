@@ -14,9 +14,15 @@ from torch import Tensor, nn
 
 from manyfaces.configs import schema
 from manyfaces.data.feed.decode import Decoding
+from manyfaces.models.backbones.encoder import Encoder
 from manyfaces.models.backbones.output import as_output
 from manyfaces.models.backbones.pixels import to_input
-from manyfaces.train.evaluation.decoding import Encoded, ImageDecoder, not_decodable
+from manyfaces.train.evaluation.decoding import (
+    Encoded,
+    ImageDecoder,
+    decode_threads,
+    not_decodable,
+)
 
 T = TypeVar("T")
 
@@ -59,6 +65,19 @@ class Embedder:
         self.module, self.model, self.image_hw, self.device = module, model, image_hw, device
         self.autocast, self.batch_size = autocast, batch_size
         self._decoder = ImageDecoder(image_hw, batch_size, device, decode_threads)
+
+    @classmethod
+    def of(cls, encoder: Encoder, batch_size: int) -> "Embedder":
+        """Embeds by a trained network, with the cores of this machine."""
+        return cls(
+            encoder.backbone,
+            encoder.model,
+            encoder.image_hw,
+            encoder.device,
+            autocast=encoder.autocast,
+            batch_size=batch_size,
+            decode_threads=decode_threads(),
+        )
 
     def embed(
         self,

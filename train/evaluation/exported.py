@@ -2,6 +2,7 @@
 images by it."""
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +28,21 @@ class Exported(Node):
     version: str
     """Of manyfaces, which wrote the file."""
     source: str
-    """The checkpoint's step and the name of its run, for people."""
+    """The run and the step that the weights are of, for people."""
     model: Backbone
     image_hw: tuple[int, int]
     autocast: bool
 
 
-def write_exported(encoder: Encoder, file: Path, *, version: str, source: str) -> None:
-    """Write an encoder to a new file."""
+def write_exported(encoder: Encoder, file: Path, source: str) -> None:
+    """Write an encoder to a file, whole or not at all. Raises `UserError` for a file that exists
+    or cannot be written."""
+    if file.suffix != ".safetensors":
+        raise UserError(f"{file}: expected a name that ends in .safetensors")
+    if file.exists():
+        raise UserError(f"{file}: exists; give another name or remove it")
     facts = Exported(
-        version=version,
+        version=version("manyfaces"),
         source=source,
         # Where its weights came from is nobody's business any more.
         model=encoder.model.model_copy(update={"init": None}),
@@ -44,7 +50,13 @@ def write_exported(encoder: Encoder, file: Path, *, version: str, source: str) -
         autocast=encoder.autocast,
     )
     weights = {k: v.cpu().contiguous() for k, v in encoder.backbone.state_dict().items()}
-    save_file(weights, file, {"format": "pt", _KEY: facts.model_dump_json()})
+    unfinished = file.with_name(f".{file.name}.tmp")
+    try:
+        save_file(weights, unfinished, {"format": "pt", _KEY: facts.model_dump_json()})
+        unfinished.rename(file)
+    except (SafetensorError, OSError) as error:
+        unfinished.unlink(missing_ok=True)
+        raise UserError(f"{file}: cannot be written ({error})") from error
 
 
 def read_exported(file: Path, device: torch.device) -> Encoder:

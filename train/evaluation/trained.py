@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from manyfaces.configs.schema import Config
-from manyfaces.train.checkpoint.layout import chosen, read_backbone
+from manyfaces.models.backbones.encoder import Encoder
+from manyfaces.train.checkpoint.layout import chosen
 from manyfaces.train.checkpoint.state import RunState
-from manyfaces.train.evaluation.decoding import decode_threads
 from manyfaces.train.evaluation.embedder import Embedder
+from manyfaces.train.evaluation.encoders import encoder_of
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,7 @@ class Trained:
 
     checkpoint: Path
     state: RunState
-    backbone: nn.Module
-    device: torch.device
+    encoder: Encoder
 
     @property
     def config(self) -> Config:
@@ -31,19 +30,11 @@ class Trained:
     @property
     def image_hw(self) -> tuple[int, int]:
         """Height and width of the images that it was trained on."""
-        return self.config.data.image_hw
+        return self.encoder.image_hw
 
     def embedder(self, batch_size: int) -> Embedder:
         """Embeds images as the network sees them in training, in the same precision."""
-        return Embedder(
-            self.backbone,
-            self.config.model,
-            self.image_hw,
-            self.device,
-            autocast=self.config.train.precision == "bfloat16",
-            batch_size=batch_size,
-            decode_threads=decode_threads(),
-        )
+        return Embedder.of(self.encoder, batch_size)
 
 
 def open_trained(run: Path) -> Trained:
@@ -58,11 +49,8 @@ def load_trained(checkpoint: Path) -> Trained:
     """The network of a committed checkpoint, on the GPU where there is one. Raises `UserError` for
     a state or a configuration that this version does not know."""
     state = RunState.read(checkpoint)
-    config = state.config
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    backbone: nn.Module = config.model.build(image_hw=config.data.image_hw)
-    backbone.load_state_dict(read_backbone(checkpoint))
-    return Trained(checkpoint, state, backbone.to(device), device)
+    return Trained(checkpoint, state, encoder_of(state.config, checkpoint, device))
 
 
 def use_all_cores() -> None:

@@ -1,0 +1,135 @@
+"""A trained run in a program of one's own: three lines, whatever its weights lie in."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from commands import forked, recipe
+from safetensors import safe_open
+
+from manyfaces.configs.errors import UserError
+from manyfaces.data.dataset.dataset import open_dataset
+from manyfaces.data.store.mapped import Stores
+from manyfaces.train import __version__, load_model
+from manyfaces.train.evaluation.model import Model
+from manyfaces.train.evaluation.trained import open_trained
+
+
+@pytest.fixture(scope="module")
+def run(dataset_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    config = recipe(
+        folder,
+        dataset_path,
+        train={"epochs": 1, "precision": "bfloat16"},
+        cluster={"workers": 1, "launcher": "process"},
+    )
+    done = forked("train", config)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "runs" / "run"
+
+
+@pytest.fixture(scope="module")
+def jpegs(dataset_path: Path) -> list[bytes]:
+    return [bytes(blob) for blob in Stores(open_dataset(dataset_path)).read(np.arange(8))]
+
+
+@pytest.fixture(scope="module")
+def model(run: Path) -> Model:
+    return load_model(run)
+
+
+def test_embeddings_are_those_of_evaluation(model: Model, run: Path, jpegs: list[bytes]) -> None:
+    found = model.embed(jpegs, batch_size=3)
+    embedder = open_trained(run).embedder(batch_size=8)
+    expected = torch.nn.functional.normalize(embedder.embed(jpegs, mirrored=True))
+    # Sizes of batches change sums in bfloat16.
+    np.testing.assert_allclose(found, expected.numpy(), atol=2e-2)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-6)
+    assert model.verify(jpegs[0], jpegs[1]) == pytest.approx(float(found[0] @ found[1]), abs=2e-2)
+    assert model.verify(jpegs[0], jpegs[0]) == pytest.approx(1, abs=1e-3)
+
+
+def test_paths_arrays_and_other_encodings(model: Model, jpegs: list[bytes], tmp_path: Path) -> None:
+    pixels = [cv2.imdecode(np.frombuffer(each, np.uint8), cv2.IMREAD_COLOR_RGB) for each in jpegs]
+    (tmp_path / "a.jpg").write_bytes(jpegs[0])
+    cv2.imwrite(str(tmp_path / "b.png"), pixels[1][:, :, ::-1])
+    larger = cv2.resize(pixels[3], None, fx=2, fy=2)
+    given = [tmp_path / "a.jpg", str(tmp_path / "b.png"), pixels[2], larger, jpegs[4]]
+    found = model.embed(given)
+    expected = model.embed(jpegs[:5])
+    assert (found * expected).sum(1) == pytest.approx(1, abs=2e-2)
+    assert model.embed([]).shape == (0, model.embedding_dim)
+
+    height, width = model.image_hw
+    prepared = model.preprocess(given)
+    assert prepared.shape == (5, 3, height, width)
+    assert float(prepared.abs().max()) <= 1 + 1e-6
+    with torch.no_grad():
+        plain = model.module(prepared)
+    assert plain.shape == (5, model.embedding_dim)
+    unmirrored = model.embed(given, mirrored=False)
+    cosines = (torch.nn.functional.normalize(plain).numpy() * unmirrored).sum(1)
+    assert cosines == pytest.approx(1, abs=2e-2)
+    assert not any(p.requires_grad for p in model.module.parameters())
+
+
+def test_an_exported_file_is_the_same_model(
+    model: Model, run: Path, jpegs: list[bytes], tmp_path: Path
+) -> None:
+    file = tmp_path / "face.safetensors"
+    done = forked("export", run, file)
+    assert done.returncode == 0, done.stderr
+    with safe_open(file, "pt") as opened:
+        assert "run, step 8" in opened.metadata()["manyfaces"]
+        assert str(run.parent) not in opened.metadata()["manyfaces"]
+    np.testing.assert_array_equal(load_model(file).embed(jpegs), model.embed(jpegs))
+    newest = max((run / "checkpoints").glob("step-*"))
+    np.testing.assert_array_equal(load_model(str(newest)).embed(jpegs), model.embed(jpegs))
+    assert "exists" in forked("export", run, file).stderr
+    assert "ends in .safetensors" in forked("export", run, tmp_path / "face.onnx").stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["face.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("images", "told"),
+    [
+        ("a.jpg", "embed takes a list of images"),
+        ([np.zeros((4, 4), np.uint8)], r"image 0 is uint8 \[4, 4\]; give uint8 RGB"),
+        ([np.zeros((4, 4, 3))], r"image 0 is float64"),
+        ([b"\xff\xd8 no image"], "image 0 is not a whole, decodable JPEG"),
+        ([b"no image"], "image 0 is not a whole, decodable image"),
+        ([b""], "image 0 is not a whole, decodable image"),
+        (["nowhere.jpg"], "nowhere.jpg: cannot be read"),
+        ([3], "image 0 is a int; give an array"),
+    ],
+)
+def test_what_is_no_image_is_told(model: Model, images, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        model.embed(images)
+
+
+def test_what_is_no_model_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no trained network there"):
+        load_model(tmp_path / "nowhere")
+    file = tmp_path / "a.safetensors"
+    file.write_bytes(b"text")
+    with pytest.raises(UserError, match="is no whole safetensors file"):
+        load_model(file)
+
+
+def test_the_import_is_fast_and_starts_nothing() -> None:
+    code = (
+        "import sys, threading\n"
+        "from manyfaces.train import __version__, load_model\n"
+        "heavy = {'torch', 'ray', 'deepspeed', 'mlflow', 'nvidia', 'cv2', 'numpy'}\n"
+        "print(sorted(heavy & sys.modules.keys()), threading.active_count(), __version__)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout == f"[] 1 {__version__}\n"

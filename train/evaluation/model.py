@@ -1,0 +1,163 @@
+"""A trained network for programs: images in, embeddings and similarities out.
+
+Shapes: N images, D the embedding, H and W the height and width of the images.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from manyfaces.configs.errors import UserError
+from manyfaces.models.backbones.encoder import Encoder
+from manyfaces.models.backbones.output import as_output
+from manyfaces.train.evaluation.embedder import Embedder
+from manyfaces.train.evaluation.encoders import open_encoder
+
+Image = NDArray[np.uint8] | str | PathLike[str] | bytes
+"""uint8 RGB [H, W, 3], the path of an image file, or the bytes of one."""
+
+_JPEG = b"\xff\xd8"
+
+
+class Model:
+    """A trained network with the preprocessing that it was trained with.
+
+    Images should be aligned as those were that it was trained on; of another size, they are
+    resized. JPEGs are decoded as in training and evaluation, whose figures are so reproduced.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.encoder = encoder
+        self.module: nn.Module = MainEmbedding(encoder.backbone)
+        """The network in plain torch, in evaluation mode: from floats [N, 3, H, W], as `preprocess`
+        makes them, to embeddings [N, D]."""
+
+    @classmethod
+    def open(cls, source: str | PathLike[str], device: str | None = None) -> "Model":
+        """As `manyfaces.train.load_model`."""
+        chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        return cls(open_encoder(Path(source), torch.device(chosen)))
+
+    @property
+    def image_hw(self) -> tuple[int, int]:
+        """Height and width of the images that the network takes."""
+        return self.encoder.image_hw
+
+    @property
+    def embedding_dim(self) -> int:
+        """The numbers of an embedding."""
+        return self.encoder.model.embedding_dim
+
+    def embed(
+        self, images: Sequence[Image], *, mirrored: bool = True, batch_size: int = 200
+    ) -> NDArray[np.float32]:
+        """The unit embeddings of images, float32 [N, D]: their products are cosines.
+
+        With `mirrored`, an embedding is that of the sum of the image's and its mirror image's, as
+        verification sets are scored by. `batch_size` images are held at a time. Raises `UserError`
+        for an image that cannot be read, under its path or its number.
+        """
+        if isinstance(images, str | PathLike | bytes | np.ndarray):
+            raise UserError("embed takes a list of images; for one image, give [image]")
+        embeddings_ND = torch.empty(len(images), self.embedding_dim)
+        embedder = Embedder.of(self.encoder, min(batch_size, max(len(images), 1)))
+        for first in range(0, len(images), batch_size):
+            part = slice(first, first + batch_size)
+            embeddings_ND[part] = self._embed_batch(images[part], first, embedder, mirrored)
+        return F.normalize(embeddings_ND).numpy()
+
+    def verify(self, a: Image, b: Image) -> float:
+        """The cosine similarity of two images, from -1 to 1. From which value on they are of one
+        person is for a verification set to tell (`manyfaces evaluate`)."""
+        unit_2D = self.embed([a, b])
+        return float(unit_2D[0] @ unit_2D[1])
+
+    def preprocess(self, images: Sequence[Image]) -> Tensor:
+        """Images as `module` takes them: float32 [N, 3, H, W] on the device. Raises `UserError` as
+        `embed` does."""
+        pixels = [_pixels(image, _name(image, number)) for number, image in enumerate(images)]
+        return torch.cat([self.encoder.to_input(self._to_device([one])) for one in pixels])
+
+    def _embed_batch(
+        self, images: Sequence[Image], first: int, embedder: Embedder, mirrored: bool
+    ) -> Tensor:
+        """The embeddings of one batch, whose first image is number `first`: JPEGs together, and
+        others by their sizes."""
+        embeddings_ND = torch.empty(len(images), self.embedding_dim)
+        names = [_name(image, first + number) for number, image in enumerate(images)]
+        jpegs: dict[int, bytes] = {}
+        pixels: dict[tuple[int, ...], dict[int, NDArray[np.uint8]]] = defaultdict(dict)
+        for number, image in enumerate(images):
+            read = image if isinstance(image, np.ndarray) else _bytes(image, names[number])
+            if isinstance(read, bytes) and read.startswith(_JPEG):
+                jpegs[number] = read
+            else:
+                decoded = _pixels(read, names[number])
+                pixels[decoded.shape][number] = decoded
+        if jpegs:
+            rows = list(jpegs)
+            embeddings_ND[rows] = embedder.embed(
+                jpegs.values(), mirrored=mirrored, name=lambda number: names[rows[number]]
+            )
+        for alike in pixels.values():
+            images_NHWC = self._to_device(list(alike.values()))
+            embedded_ND = self.encoder.embed(images_NHWC)
+            if mirrored:
+                embedded_ND = embedded_ND + self.encoder.embed(images_NHWC.flip(2))
+            embeddings_ND[list(alike)] = embedded_ND.cpu()
+        return embeddings_ND
+
+    def _to_device(self, pixels: list[NDArray[np.uint8]]) -> Tensor:
+        return torch.from_numpy(np.stack(pixels)).to(self.encoder.device)
+
+
+class MainEmbedding(nn.Module):
+    """A backbone that returns its embedding `main` alone, as a tensor [N, D]."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        return as_output(self.backbone(images_NCHW)).embeddings["main"]
+
+
+def _name(image: Image, number: int) -> str:
+    return fspath(image) if isinstance(image, str | PathLike) else f"image {number}"
+
+
+def _bytes(image: Any, name: str) -> bytes:
+    if isinstance(image, bytes):
+        return image
+    try:
+        return Path(image).read_bytes()
+    except TypeError as error:
+        raise UserError(
+            f"{name} is a {type(image).__name__}; give an array uint8 [H, W, 3], a path or bytes"
+        ) from error
+    except OSError as error:
+        raise UserError(f"{name}: cannot be read ({error.strerror})") from error
+
+
+def _pixels(image: Image, name: str) -> NDArray[np.uint8]:
+    """uint8 RGB [H, W, 3]."""
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            raise UserError(
+                f"{name} is {image.dtype} {list(image.shape)}; give uint8 RGB [height, width, 3]"
+            )
+        return image
+    read = np.frombuffer(_bytes(image, name), np.uint8)
+    decoded = cv2.imdecode(read, cv2.IMREAD_COLOR_RGB) if len(read) else None
+    if decoded is None:
+        raise UserError(f"{name} is not a whole, decodable image; use an intact copy")
+    return np.asarray(decoded, np.uint8)
