@@ -223,19 +223,19 @@ def _first_failure(error: Exception, max_failures: int) -> str:
 
 
 def _uses_gpu(config: schema.Cluster, num_gpus: int) -> bool:
-    return num_gpus > 0 if config.gpus_per_worker == "auto" else config.gpus_per_worker == 1
+    if config.gpus_per_worker == "auto":
+        return num_gpus > 0
+    return config.gpus_per_worker == 1
 
 
 def _workers(config: schema.Cluster, num_gpus: int) -> int | tuple[int, int]:
     if isinstance(config.workers, Elastic):
         return config.workers.min, config.workers.max
-    if config.workers == "auto":
-        return (
-            max(num_gpus, 1)
-            if _uses_gpu(config, num_gpus)
-            else min(2, max((os.cpu_count() or 1) // config.threads_per_worker, 1))
-        )
-    return config.workers
+    if config.workers != "auto":
+        return config.workers
+    if _uses_gpu(config, num_gpus):
+        return max(num_gpus, 1)
+    return min(2, max((os.cpu_count() or 1) // config.threads_per_worker, 1))
 
 
 def _refuse_too_many(

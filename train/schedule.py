@@ -18,6 +18,6 @@ def learning_rate(
     if position < warmup:
         return peak * position / warmup
     t = min((position - warmup) / max(total - warmup, 1), 1.0)
-    return peak * (
-        (1 - t) ** config.power if config.kind == "polynomial" else (1 + math.cos(math.pi * t)) / 2
-    )
+    if config.kind == "polynomial":
+        return float(peak * (1 - t) ** config.power)
+    return peak * (1 + math.cos(math.pi * t)) / 2

@@ -4,7 +4,7 @@ Hugging Face, read without running code that they might hold."""
 import pickle
 import re
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,19 +77,17 @@ def weights_file(folder: Path) -> Path:
     )
 
 
-def load_initial(
-    network: nn.Module, path: Path, resolve: Callable[[Path], Path] = weights_file
-) -> Matched:
+def load_initial(network: nn.Module, path: Path) -> Matched:
     """Copy the weights of a file into `network`, by name, where the shapes are equal.
 
     `path` is a file that ends in `.safetensors` or in one of `TORCH_ENDINGS`, or a folder, of which
-    `resolve` gives the file. Prefixes such as `module.` are stripped, and where the network knows
-    how others name its weights (`Backbone.our_names`) their names are translated; where it can
-    interpolate one of another shape (`Backbone.resized`) it does. Nothing is written to the network
-    if an error is raised: `UserError`, for a file that cannot be read or has fewer than half of the
-    network's weights.
+    `weights_file` gives the file. Prefixes such as `module.` are stripped, and where the network
+    knows how others name its weights (`Backbone.our_names`) their names are translated; where it
+    can interpolate one of another shape (`Backbone.resized`) it does. Nothing is written to the
+    network if an error is raised: `UserError`, for a file that cannot be read or has fewer than
+    half of the network's weights.
     """
-    file = resolve(path) if path.is_dir() else path
+    file = weights_file(path) if path.is_dir() else path
     ours: dict[str, Tensor] = network.state_dict()
     weights = _named_as_ours(network, _stripped(read_weights(file), ours.keys(), file), ours)
     taken: dict[str, Tensor] = {}

@@ -21,8 +21,8 @@ from manyfaces.train.checkpoint.head_files import HeadFiles, Ints, lengths
 from manyfaces.train.curation.added_rows import AddedRows
 from manyfaces.train.curation.edit_source import Source, find, names_of, open_source, where_named
 from manyfaces.train.curation.edit_writer import FORGOTTEN_ROW, write_edited
+from manyfaces.train.folder import RunFolder
 
-_RUN_FILE = "run.json"  # as in run.py, which would import DeepSpeed
 _UNNAMED = (
     "nothing says who is who; put one beside the dataset's index: the next checkpoint of a run on "
     "it has it too"
@@ -133,7 +133,7 @@ def _begin(where: Path, out: Path) -> Source:
     """Open the checkpoint, after what can be known to fail before much is read."""
     if out.exists():
         raise UserError(f"{out}: is there already; give a folder that does not exist yet")
-    if (out.parent.parent / _RUN_FILE).exists():
+    if RunFolder(out.parent.parent).identity.exists():
         raise UserError(
             f"{out}: that run would resume from it; give a folder of no run, such as "
             f"edited/checkpoints/{out.name}"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from manyfaces.configs.backbones.vit import VIT, ViTShape
 from manyfaces.configs.errors import UserError
-from manyfaces.models.backbones.init import Matched, load_initial, weights_file
+from manyfaces.models.backbones.init import load_initial
 from manyfaces.models.backbones.iresnet import IResNet
 from manyfaces.models.backbones.mobilefacenet import MobileFaceNet
 from manyfaces.models.backbones.vit import ViT
@@ -353,13 +353,3 @@ def test_a_path_that_is_not_there(tmp_path: Path) -> None:
     assert "no such file; every worker must see it" in refusal(tmp_path / "a.pth")
     told = refusal(tmp_path)
     assert "expected backbone.safetensors, model.safetensors or pytorch_model.bin" in told
-
-
-def test_the_caller_says_which_file_of_a_run(tmp_path: Path) -> None:
-    folder = tmp_path / "checkpoints" / "step-00000010"
-    folder.mkdir(parents=True)
-    trained, fresh = mobilefacenet(1), mobilefacenet(2)
-    save_file(trained.state_dict(), folder / "backbone.safetensors")
-    found = load_initial(fresh, tmp_path, lambda run: weights_file(run / "checkpoints" / folder))
-    assert isinstance(found, Matched)
-    assert same(fresh, trained)
