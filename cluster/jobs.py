@@ -88,15 +88,16 @@ class Jobs:
             return str(job)
 
     def status(self, job: str) -> str:
-        """One word, and Ray's message where it has one."""
+        """How the job stands: one word, and Ray's message where it has one. Raises `UserError`."""
         info = self._ask(self._client.get_job_info, job)
         return f"{info.status}: {info.message}" if info.message else str(info.status)
 
     def logs(self, job: str) -> str:
+        """What the job has printed so far. Raises `UserError`."""
         return str(self._ask(self._client.get_job_logs, job))
 
     def stop(self, job: str) -> bool:
-        """Whether there was something to stop."""
+        """Stop the job; returns whether there was something to stop. Raises `UserError`."""
         return bool(self._ask(self._client.stop_job, job))
 
     def list(self) -> Iterator[tuple[str, str, str]]:

@@ -15,6 +15,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class World:
+    """The place of this process among the workers."""
+
     rank: int
     size: int
     local_rank: int

@@ -21,6 +21,7 @@ class RunFolder:
 
     @classmethod
     def of(cls, config: Config) -> "RunFolder":
+        """The folder of the run that the configuration names."""
         return cls(Path(config.run.dir).absolute() / config.run.name)
 
     @property
@@ -30,22 +31,27 @@ class RunFolder:
 
     @property
     def config(self) -> Path:
+        """The resolved configuration."""
         return self.path / "config.yaml"
 
     @property
     def plan(self) -> Path:
+        """What the run was going to cost, as text."""
         return self.path / "plan.txt"
 
     @property
     def checkpoints(self) -> Path:
+        """The folder of the checkpoints."""
         return self.path / "checkpoints"
 
     @property
     def plots(self) -> Path:
+        """The folder of the plots."""
         return self.path / "plots"
 
     @property
     def evaluation(self) -> Path:
+        """The results of the last evaluation."""
         return self.path / "evaluation.json"
 
     @property

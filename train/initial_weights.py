@@ -18,7 +18,8 @@ def check_initial(config: Config, folder: RunFolder) -> None:
 
 
 def trained_file(trained: str) -> Path:
-    """A file of weights as it is; of a run or a checkpoint the backbone's. Raises `UserError`."""
+    """The file of weights of a trained network: the file itself where it is one, and the backbone's
+    of a run or a checkpoint. Raises `UserError`."""
     path = Path(trained)
     if path.is_file():
         return path
@@ -31,8 +32,8 @@ def trained_file(trained: str) -> Path:
 
 
 def initial_file(init: str) -> Path:
-    """As `trained_file`, and of another folder the file of weights that Hugging Face's programs
-    wrote. Raises `UserError`."""
+    """The file of weights to read for `model.init`: as `trained_file` gives it, and in another folder
+    the one that Hugging Face's programs wrote. Raises `UserError` where there is none."""
     path = Path(init)
     if path.is_file() or (path / "checkpoints").is_dir() or path.parent.name == "checkpoints":
         return trained_file(init)

@@ -21,9 +21,11 @@ class Record:
         folder.mkdir(parents=True, exist_ok=True)
 
     def metrics(self, step: int, **values: float) -> None:
+        """Append numbers that were measured at a step."""
         self._append(METRICS, {"step": step, "time": time.time(), **values})
 
     def event(self, kind: str, message: str, **facts: Any) -> None:
+        """Append what happened: its kind, a line for people, and facts for programs."""
         self._append(EVENTS, {"kind": kind, "time": time.time(), "message": message, **facts})
 
     def rewind(self, step: int) -> None:
@@ -55,6 +57,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def parse(text: str) -> list[dict[str, Any]]:
+    """Rows of the text of a jsonl file; lines that are not JSON are left out."""
     rows = []
     for line in text.splitlines():
         with contextlib.suppress(ValueError):
@@ -63,4 +66,5 @@ def parse(text: str) -> list[dict[str, Any]]:
 
 
 def last_event(folder: Path, *kinds: str) -> dict[str, Any] | None:
+    """The last event of one of these kinds in a run's folder, if there is one."""
     return next((row for row in reversed(read_rows(folder / EVENTS)) if row["kind"] in kinds), None)

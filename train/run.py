@@ -94,7 +94,7 @@ def _look(config: Config, dataset: Dataset, console: Console) -> None:
 
 
 def _refuse(config: Config, dataset: Dataset, folder: RunFolder) -> None:
-    """What can be known to fail before any worker starts."""
+    """Raise `UserError` for what can be known to fail before any worker starts."""
     if config.engine.zero_stage == 3:
         raise UserError("engine.zero_stage 3 cannot be checkpointed yet; use 0, 1 or 2")
     launch.refuse(config.cluster)

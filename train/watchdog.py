@@ -16,6 +16,9 @@ EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: worth another try
 
 
 class Watchdog:
+    """Ends the process with `EXIT_CODE` where a phase takes longer than `timeout_s` seconds, after
+    it has told so and printed all stacks."""
+
     def __init__(self, timeout_s: float, tell: Callable[[str], None], rank: int) -> None:
         self.timeout_s, self.tell, self.rank = timeout_s, tell, rank
         self._phase, self._since = "start", time.monotonic()
@@ -27,6 +30,7 @@ class Watchdog:
         self._phase, self._since = name, time.monotonic()
 
     def close(self) -> None:
+        """Stop watching."""
         self._closed.set()
 
     def _watch(self) -> None:

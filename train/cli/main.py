@@ -15,7 +15,7 @@ from manyfaces.train.cli.verbs import Verbs, usage_line
 MISTAKE, INTERRUPTED = 2, 130
 """Exit codes: something that a person has to mend; Ctrl-C."""
 
-MOMENTS = """\
+OVERVIEW = """\
 manyfaces trains identity encoders on web-scale face data.
 
 Pretrain  on this machine, or on a Ray cluster that it belongs to:
@@ -70,10 +70,10 @@ Version = Annotated[
 
 
 @app.callback(invoke_without_command=True)
-def moments(context: typer.Context, version: Version = False) -> None:
+def overview(context: typer.Context, version: Version = False) -> None:
     """Train identity encoders on web-scale face data."""
     if context.invoked_subcommand is None:
-        output.say(MOMENTS)
+        output.say(OVERVIEW)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

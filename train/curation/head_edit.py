@@ -32,8 +32,8 @@ Counts = dict[str, int]
 
 
 def remove(where: Path, out: Path, wanted: Names) -> Counts:
-    """A checkpoint without these identities; the others keep their order. Raises `UserError` for a
-    name that is not there."""
+    """Write a checkpoint without these identities; the others keep their order. Raises
+    `UserError` for a name that is not there."""
     source = _begin(where, out)
     gone = find(source.names, wanted, where_named(source.path, source.named))
     row_C = np.setdiff1d(np.arange(source.head.num_classes), gone)
@@ -48,9 +48,9 @@ def remove(where: Path, out: Path, wanted: Names) -> Counts:
 
 
 def add(where: Path, out: Path, wanted: Names, dataset: Dataset | None) -> Counts:
-    """A checkpoint with these identities behind the others: means of their images in the dataset,
-    without one fresh rows. Raises `UserError` for a name that is there already, and for one that
-    the dataset does not have."""
+    """Write a checkpoint with these identities behind the others. Their rows are the means of their
+    images in the dataset; without a dataset they start as a fresh head's. Raises `UserError` for a
+    name that is there already, and for one that the dataset does not have."""
     source = _begin(where, out)
     there = np.flatnonzero(source.names.find(wanted) >= 0)
     if len(there):
@@ -71,8 +71,9 @@ def add(where: Path, out: Path, wanted: Names, dataset: Dataset | None) -> Count
 
 
 def remap(where: Path, out: Path, dataset: Dataset, fresh: bool, part: str | None = None) -> Counts:
-    """A checkpoint whose head is for the dataset: its classes in its order, by name; those that the
-    head lacks start as added ones do. Raises `UserError` where no identity is in both.
+    """Write a checkpoint whose head is for the dataset. It has the dataset's classes in their
+    order, found by name; those that the head lacks start as added ones do. Raises `UserError` where
+    no identity is in both.
 
     With `part` the head's dataset is the part of this name in the mixture `dataset`, or the other
     way round where `dataset` is no mixture.
@@ -98,9 +99,9 @@ def remap(where: Path, out: Path, dataset: Dataset, fresh: bool, part: str | Non
 
 
 def merge(where: Path, other_where: Path, out: Path) -> Counts:
-    """A checkpoint with the classes of the other one behind its own, their rows as they are; of a
-    name that both have, the first's stays. Raises `UserError` for heads of different tensors, and
-    where there is nothing to append."""
+    """Write a checkpoint with the classes of the other one behind its own, their rows as they are.
+    Of a name that both have, the first's row stays. Raises `UserError` for heads of different
+    tensors, and where there is nothing to append."""
     source, other = _begin(where, out), open_source(other_where)
     _refuse_unlike(source, other)
     place_k = source.names.find(other.names)
