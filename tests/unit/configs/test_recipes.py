@@ -1,10 +1,12 @@
 """Each shipped recipe loads, can be planned, and opens with its command, time and result."""
 
+import re
 import tomllib
 from importlib.resources import files
 from pathlib import Path
 
 import pytest
+from command_words import parsed
 
 from manyfaces.configs.load import dump, load
 from manyfaces.configs.margins.cosface import CosFace
@@ -67,6 +69,22 @@ def test_a_recipe_loads_plans_and_tells_how_to_run_it(path: Path, tmp_path: Path
     assert result.startswith("# Result: ")
     name = "_".join(inside.with_suffix("").parts).removeprefix("pretrain_")
     assert config.run.name.replace("-", "_") == name.replace("quick_quick", "quick")
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_the_commands_of_a_recipe_s_header_are_ones(path: Path) -> None:
+    comments = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    spans = re.findall(r"`(manyfaces [^`]+)`", "\n".join(comments))
+    lines = [re.sub(r"^#( Command:|  )? ", "", line) for line in comments]
+    commands = [line for line in lines if line.startswith("manyfaces ")] + spans
+    assert parsed(commands[0])["config"] == f"configs/{path.relative_to(CONFIGS)}"
+    for command in commands[1:]:
+        parsed(command)
+
+
+def test_no_recipe_wants_what_convert_reads_to_be_unpacked() -> None:
+    for path in RECIPES:
+        assert not re.search(r"unpack_|record file unpacked", path.read_text()), path
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
