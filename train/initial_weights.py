@@ -32,8 +32,8 @@ def trained_file(trained: str) -> Path:
 
 
 def initial_file(init: str) -> Path:
-    """The file of weights to read for `model.init`: as `trained_file` gives it, and in another folder
-    the one that Hugging Face's programs wrote. Raises `UserError` where there is none."""
+    """The file of weights to read for `model.init`: as `trained_file` gives it, and in another
+    folder the one that Hugging Face's programs wrote. Raises `UserError` where there is none."""
     path = Path(init)
     if path.is_file() or (path / "checkpoints").is_dir() or path.parent.name == "checkpoints":
         return trained_file(init)

@@ -48,7 +48,9 @@ class Backbone(Kind):
     )
     """What that difference is divided by."""
     init: Annotated[str | None, RESULTS, PATH] = None
-    """Weights to start from: a run, a checkpoint, or a file of weights (`.safetensors`, `.pth`)."""
+    """Weights to start from: a run or a checkpoint of ours, InsightFace's `backbone.pth`, or
+    another file of weights (`.safetensors`, `.pth`). Nothing in it is run, and what matched is
+    shown."""
 
     def cost(self, image_hw: tuple[int, int]) -> Cost:
         """What the backbone costs on images of this height and width."""

@@ -9,7 +9,7 @@ from manyfaces.configs.margins.margin import Margin
 
 class AdaFace(Margin):
     """Images of mixed quality, surveillance among them: blurred faces that nobody could recognise
-    pull less."""
+    pull less. The norms' statistics are of global batches, and in the checkpoint."""
 
     kind: Literal["adaface"] = "adaface"
     target: ClassVar[str] = "manyfaces.models.margins.adaface.AdaFace"

@@ -8,8 +8,8 @@ from manyfaces.configs.margins.margin import Margin
 
 
 class CurricularFace(Margin):
-    """Long schedules on clean data: hard classes come in as the model learns; steps cost a little
-    more."""
+    """Long schedules on clean data: the logits of hard classes are raised as the model learns;
+    steps cost a little more, one collective among it."""
 
     kind: Literal["curricularface"] = "curricularface"
     target: ClassVar[str] = "manyfaces.models.margins.curricularface.CurricularFace"

@@ -8,8 +8,8 @@ from manyfaces.configs.margins.margin import Margin, check_binary
 
 
 class SphereFace2(Margin):
-    """Noisy labels, and verification by one threshold: each class is a yes-or-no question; scale
-    40, all classes in every step."""
+    """Noisy labels, and verification by one threshold: each class is a yes-or-no question, with a
+    learnt bias; scale 40, all classes in every step."""
 
     kind: Literal["sphereface2"] = "sphereface2"
     target: ClassVar[str] = "manyfaces.models.margins.sphereface2.SphereFace2"

@@ -8,8 +8,8 @@ from manyfaces.configs.margins.margin import Margin, check_binary
 
 
 class UniFace(Margin):
-    """One threshold that separates all pairs, as verification uses it; all classes in every
-    step."""
+    """One threshold that separates all pairs, as verification uses it: a logistic loss of each
+    class and a learnt bias; all classes in every step."""
 
     kind: Literal["uniface"] = "uniface"
     target: ClassVar[str] = "manyfaces.models.margins.uniface.UniFace"

@@ -11,8 +11,9 @@ from manyfaces.configs.orders.order import WHOLE, Order
 
 
 class PK(Order):
-    """P identities x K images a batch, for triplet losses and balanced training; each node has to
-    hold all shards."""
+    """P identities x K images a batch, for triplet losses and balanced training: every identity
+    once a round. It resumes anywhere, at any number of workers; each node has to hold all
+    shards."""
 
     kind: Literal["pk"] = "pk"
     target: ClassVar[str] = "manyfaces.data.orders.pk.PK"

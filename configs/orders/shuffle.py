@@ -8,7 +8,8 @@ from manyfaces.configs.orders.order import Order
 
 
 class Shuffle(Order):
-    """Every sample once an epoch, shuffled over a window of shards: for any size of data."""
+    """Every sample exactly once an epoch, shuffled over a window of shards: for any size of
+    data."""
 
     kind: Literal["shuffle"] = "shuffle"
     target: ClassVar[str] = "manyfaces.data.orders.shuffle.Shuffle"

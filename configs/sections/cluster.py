@@ -28,7 +28,8 @@ class Cluster(Node):
     decides: ClassVar[Decides] = NOTHING
 
     launcher: Literal["ray", "process"] = "ray"
-    """Ray Train, or this one process (for debugging; under torchrun its processes are used)."""
+    """Ray Train, or this one process (for debugging; under `torchrun --nproc-per-node=8 -m
+    manyfaces.train train CONFIG` its processes are used)."""
     address: str | None = None
     """Ray cluster to join: `auto` or HOST:PORT; none starts a local one."""
     workers: PositiveInt | Elastic | Literal["auto"] = "auto"
@@ -41,6 +42,6 @@ class Cluster(Node):
     max_failures: Annotated[int, Field(ge=-1)] = 3
     """How often the run is restarted after lost workers; -1 is without end."""
     step_timeout_s: PositiveFloat = 1800.0
-    """A step that takes longer ends its worker, naming rank and phase."""
+    """A step that takes longer ends its worker with exit code 75, naming rank and phase."""
     schedule_timeout_s: PositiveFloat = 300.0
     """Longest wait for the workers' resources."""

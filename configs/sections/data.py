@@ -31,25 +31,37 @@ class Data(Node):
     decides: ClassVar[Decides] = NOTHING
 
     path: Annotated[str, PATH] = ""
-    """Folder or URL (`s3://`, `gs://`, `https://`) of the dataset: shards, `index.arrow` and
-    `manyfaces.json`, as `manyfaces data convert|synth|index` write them."""
+    """Folder or URL (`s3://`, `gs://`, `https://`; `pip install manyfaces[s3]`, `[gcs]`, `[http]`)
+    of the dataset: WebDataset shards, `index.arrow` (shard, offset, size and identity of each
+    sample) and `manyfaces.json` (bytes, samples and SHA-256 of each shard), as `manyfaces data
+    convert|synth|index` write them. Credentials and endpoints of a store are the drivers' own
+    (`AWS_PROFILE`, `AWS_ENDPOINT_URL` and their like), set on every node; the store has to let you
+    list, so that a missing shard can be told from a forbidden one."""
     cache_dir: Annotated[str, PATH] = "~/.cache/manyfaces"
     """Where each node keeps the shards of a dataset at an URL; best on its NVMe disk. All datasets
-    and runs of the node share it."""
+    and runs of the node share it. Whole shards are fetched once for all processes of the node, and
+    compared with their size and SHA-256 before they are used."""
     cache_gb: PositiveFloat = 100.0
-    """Most bytes of shards in it, in 10^9; two windows let the next one be fetched while one is
-    trained on."""
+    """Most bytes of shards in it, in 10^9; two windows of the order let the next one be fetched
+    while one is trained on, and one is the least."""
     store_patience_s: PositiveFloat = 300.0
     """How long a store at an URL may be away before the run stops; below
-    `cluster.step_timeout_s`."""
+    `cluster.step_timeout_s`. What may pass (5xx, timeouts, resets, torn bodies) is tried again for
+    as long; a shard that is missing or forbidden stops the run at once. A run that stops saves a
+    checkpoint first, and the same command resumes it."""
     image_px: Annotated[Px | tuple[Px, Px], TENSORS] = 112
     """Side of the square image that the model sees, or [height, width]; other sizes are resized."""
     order: Annotated[Order, RESULTS] = Shuffle()
-    """Which samples make a batch."""
+    """Which samples make a batch: a pure function of (seed, position), whatever the number of
+    workers. Batches are always full. A sample that cannot be decoded keeps its place with label -1
+    and is named in `quarantine.jsonl`."""
     mixture: Annotated[tuple[Part, ...], RESULTS] = ()
-    """Several datasets mixed by weight, in place of `path`. They are taken as disjoint people,
-    all classes of one softmax; sets that share people are merged by `manyfaces data convert
-    --identity-map` instead."""
+    """Several datasets mixed by weight, in place of `path`, near or far and under any `order`:
+    "data.path=''" 'data.mixture=[{path: A, weight: 3}, {path: B}]'. Of each 1,000 images every part
+    has exactly its share (0.1 % at least) and goes through epochs of its own; an epoch is as many
+    images as the parts have. They are taken as disjoint people, all classes of one softmax; sets
+    that share people are merged by `manyfaces data convert --identity-map` instead, or have a head
+    each (`head.label_spaces`)."""
     decode_threads: PositiveInt = 1
     """DALI's CPU threads of each worker."""
     prefetch_batches: PositiveInt = 2
@@ -65,8 +77,9 @@ class Data(Node):
     expect_identities: PositiveInt | None = None
     """Identities of the dataset the recipe is for."""
     augment: Annotated[tuple[Transform, ...], RESULTS] = (Flip(),)
-    """Random changes of each image, in this order. One that cannot change an image is left out.
-    `data.augment.blur.p=0.1` changes the settings of one, or adds it."""
+    """Random changes of each image, in this order; DALI carries out choices that are pure functions
+    of (seed, position). One that cannot change an image is left out. `data.augment.blur.p=0.1`
+    changes the settings of one, or adds it."""
 
     @property
     def image_hw(self) -> tuple[int, int]:

@@ -11,7 +11,8 @@ class Engine(Node):
     decides: ClassVar[Decides] = NOTHING
 
     zero_stage: Literal[0, 1, 2, 3] = 1
-    """DeepSpeed's ZeRO stage: 0 replicates, 1 shards optimiser state, 2 gradients too."""
+    """DeepSpeed's ZeRO stage: 0 replicates, 1 shards optimiser state, 2 gradients too; they resume
+    into each other. 3 is refused for now."""
     activation_checkpointing: bool = False
     """Recompute each block in backward: less memory, a third more time."""
     channels_last: bool = True
@@ -20,4 +21,5 @@ class Engine(Node):
     """Compile the network with torch.compile, which needs a C++ compiler."""
     head_kernels: Literal["auto", "torch"] = "auto"
     """The head's passes on a GPU: Triton's kernels, or torch's own operations (slower; exact to
-    1e-6 where those are to 1e-3)."""
+    1e-6 where those are to 1e-3). The kernels have been run in Triton's interpreter and compiled
+    for A100, L40 and H100, and on no card."""

@@ -17,7 +17,7 @@ class Evaluation(Node):
     pairs: Annotated[tuple[str, ...], PATH] = ()
     """Verification sets (InsightFace `.bin`): each is short for a protocol of kind verification."""
     protocols: tuple[Protocol, ...] = ()
-    """Protocols of any kind, besides `pairs`."""
+    """Protocols of any kind, besides `pairs`; they may change whenever a run is resumed."""
     every_steps: NonNegativeInt = 0
     """Steps between evaluations in training; 0 is at the end only."""
     batch_size: PositiveInt = 200

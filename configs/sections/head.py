@@ -22,10 +22,11 @@ class Rows(Node):
     optimizer: Annotated[Literal["sgd", "rowwise", "adamw"], TENSORS] = "sgd"
     """SGD with momentum on touched rows only; the same without the momentum's vector: unit rows and
     two numbers a row; or AdamW on touched rows only: two vectors and a number a row (arXiv
-    1711.05101)."""
+    1711.05101). Bytes a class at 512 dimensions: 4,096 with `sgd` and 6,148 with `adamw` in
+    float32, 3,072 with `sgd` and 1,032 with `rowwise` in float16."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Type of the stored rows; 16 bits are rounded stochastically. With `rowwise`, float16 rows
-    take 1,032 bytes a class at 512 dimensions."""
+    """Type of the stored rows; 16 bits are rounded stochastically, by noise that depends on (seed,
+    position, class)."""
     momentum: Annotated[float, Field(ge=0, lt=1), Decides("tensors", by=_momentum)] = 0.9
     """`rowwise` keeps none and steps by lr / (1 - momentum), as far as momentum carries a gradient
     in the end; `adamw` has `betas`."""
@@ -71,19 +72,22 @@ class Head(Node):
     """Factor s of the cosines."""
     sample_rate: Probability = 1.0
     """Share of the classes that serve as negatives of a step, in blocks of 128 (Partial FC, arXiv
-    2203.15565); 0 is positives only."""
+    2203.15565), the same at any number of workers, besides all positives; 0 is positives only. Only
+    the rows of these classes move."""
     chunk_classes: PositiveInt | Literal["auto"] = "auto"
     """Classes scored at a time: the head's memory beyond its rows is batch x this. `auto` is 2,064
     on CPU, to stay in its caches, and 16,384 on a GPU, to keep it busy."""
     logits: Literal["recompute", "store16"] = "recompute"
     """Second pass over the rows: score them again, or keep 16 bits of each score from the first,
-    for batch x classes x 2 bytes: faster on CPU; on a GPU it switches Triton's kernels off."""
+    for batch x classes x 2 bytes: faster on CPU and as exact; on a GPU it switches Triton's kernels
+    off."""
     wire_dtype: Literal["float32", "bfloat16"] = "float32"
     """Type in which embeddings and their gradients travel between ranks."""
     placement: Annotated[Literal["device", "host"], NOTHING] = "device"
     """Where all class rows and their optimiser's state live: with `host` in the worker's host
-    memory, and those that a step chose travel to the device and back beside the backbone; it needs
-    `sample_rate` below 1. May change when a run is resumed."""
+    memory, and those that a step chose travel to the device and back beside the backbone, with
+    the same numbers as a result; it needs `sample_rate` below 1, and the host waits for labels. May
+    change when a run is resumed."""
     rows: Rows = Rows()
     """How the class rows are stored and updated."""
 

@@ -13,7 +13,8 @@ class Run(Node):
     decides: ClassVar[Decides] = NOTHING
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)] = "first"
-    """The run's folder under `dir`. Typing the same name again resumes the run."""
+    """The run's folder under `dir`. Typing the same name again resumes the run; other data, another
+    model, head, optimiser or seed is then refused with the keys that differ."""
     dir: Annotated[str, PATH] = "runs"
     """Folder of all runs; on a cluster a path that every node sees."""
     seed: Annotated[int, Field(ge=0, lt=2**32), RESULTS] = 0

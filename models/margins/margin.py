@@ -9,8 +9,20 @@ them. The loss is the softmax cross entropy of these logits; a `binary` margin t
 of each class instead.
 
 To add a margin, write a subclass of `Margin` with `target` in a file of this folder and its schema
-in `configs/margins/`. A margin of one's own may stand in any file: `head.margin.kind: custom` takes
-it from there.
+in `configs/margins/`. A margin of one's own may stand in any file, from which
+`head.margin={kind: custom, file: halved.py, name: Halved, parameters: {m: 0.2}}` takes it:
+
+    import torch
+    from manyfaces.models.margins.margin import Margin, Target
+
+    class Halved(Margin):  # the target cosine loses m of what it lacks to 1
+        def __init__(self, m: float = 0.3) -> None:
+            self.m = m
+
+        def target(self, cosine_B, norm_B):
+            return Target(cosine_B - self.m * (1 - cosine_B), torch.full_like(cosine_B, 1 + self.m))
+
+`curricularface.py` shows one that moves other classes too.
 """
 
 from abc import ABC, abstractmethod

@@ -155,7 +155,23 @@ def convert_sources(
 ) -> None:
     """Make a dataset of foreign files.
 
-    Image folders, lists, zips, MXNet records and parquet files are recognised.
+    Image folders, lists, zips, MXNet records and parquet files are recognised by what they hold:
+
+    \b
+      manyfaces data convert FOLDER DATASET       FOLDER/<identity>/**/*.jpg (png, bmp, webp)
+      manyfaces data convert list.txt DATASET     lines `path<TAB>label`, or one space between
+      manyfaces data convert faces.zip DATASET    **/<identity>/*.jpg inside, not unpacked
+      manyfaces data convert faces_emore DATASET  MXNet train.rec, with train.idx or without
+      manyfaces data convert hf_export DATASET    parquet: image bytes and a label
+
+    JPEG bytes are kept as they are unless an option asks for more. All cores are used; the same
+    command goes on after a kill. Several sources are merged: their identities are named
+    source/name and stay apart unless --identity-map joins them. Class ids are in seeded random
+    order, their names in identities.txt. report.json and histogram.png tell what came out,
+    dropped.jsonl every image that was left out and why; exact duplicates are counted and kept.
+
+    Labels of a .rec are float32: those beyond 16,777,216 are recovered from the order of the images
+    or from a .lst beside it where that leaves no doubt, else refused by key.
     """
     from manyfaces.data.conversion.convert import convert
     from manyfaces.data.conversion.edit import Edit
@@ -187,7 +203,10 @@ def synthesise_identities(
     processes: Processes = None,
     shard_images: ShardImages = 8192,
 ) -> None:
-    """Make a dataset of synthetic identities."""
+    """Make a dataset of synthetic identities.
+
+    The same seed gives the same bytes anywhere, another one other people.
+    """
     from manyfaces.data.synthetic.dataset import synthesise
 
     manifest = synthesise(
@@ -198,7 +217,10 @@ def synthesise_identities(
 
 @app.command("index")
 def index_shards(folder: FolderOrUrl, out: IndexFolder = None) -> None:
-    """Index WebDataset shards of others, in place or at an URL."""
+    """Index WebDataset shards of others, in place or at an URL.
+
+    A sample is KEY.jpg beside KEY.cls or KEY.json. Nothing is copied.
+    """
     from manyfaces.data.store.remote import url_of
 
     if (url := url_of(folder)) is None:
@@ -220,7 +242,9 @@ def index_shards(folder: FolderOrUrl, out: IndexFolder = None) -> None:
 def check_dataset(dataset: Dataset, processes: Processes = None) -> None:
     """Hash every byte and decode every image.
 
-    The exit code is 2 if anything is broken.
+    What is broken is named by shard and key, all of it in DATASET/check.json; a JPEG with data
+    missing in the middle counts, which decoders take without an error. The exit code is 2 if
+    anything is broken.
     """
     from manyfaces.data.dataset.check import CHECK, check
     from manyfaces.data.dataset.dataset import open_part
@@ -247,7 +271,10 @@ def check_dataset(dataset: Dataset, processes: Processes = None) -> None:
 
 @app.command("stats")
 def show_stats(dataset: Dataset) -> None:
-    """Show how many images there are of whom."""
+    """Show how many images there are of whom.
+
+    It counts images, identities, images of an identity (with a histogram), bytes and sizes.
+    """
     from rich.table import Table
 
     from manyfaces.data.conversion.report import HISTOGRAM, histogram
@@ -325,7 +352,10 @@ def draw_verification_pairs(
 def forget_samples(dataset: Dataset, identity: Forgotten = None, keys: Keys = None) -> None:
     """Forget identities or single samples.
 
-    From a job's next start they are never read, and their class centres are gone.
+    From a job's next start or resume these samples keep their place with label -1 and their bytes
+    are not read. A forgotten identity is left out of the softmax, and its centre is zero in every
+    later checkpoint. Nothing else moves. Shards and checkpoints of before still hold them until
+    you remove those: `manyfaces data compact` writes shards without them.
     """
     from manyfaces.data.dataset.dataset import open_part
     from manyfaces.data.dataset.forget import forget

@@ -102,7 +102,11 @@ Fresh = Annotated[
 def report_far(run: Run, out: Report, dataset: ReportDataset = None, angle: Angle = 75.0) -> None:
     """List the samples far from their class.
 
-    The list is one to clean the dataset by.
+    Every image of the run's dataset is embedded. cleaning.parquet has its angle to the nearest
+    sub-centre of its class and to the dominant one, which is nearest to most of the class's images
+    (Sub-center ArcFace, ECCV 2020); cleaning.png shows all of them; drop.txt lists those beyond
+    --angle as `manyfaces data forget DATASET --keys FOLDER/drop.txt` takes them. Look at the
+    picture first: of a run that has not learnt yet, most lies beyond.
     """
     from manyfaces.train.curation.cleaning import report
 
@@ -132,7 +136,8 @@ def add_identities(
 ) -> None:
     """Write a checkpoint with new identities.
 
-    They stand behind the others.
+    They stand behind the others. Rows keep their bits and their optimiser's state, backbone and
+    position stay. A new run goes on from OUT: run.name=NEW run.resume_from=OUT.
     """
     from manyfaces.train.curation.head_edit import add
 
@@ -150,7 +155,9 @@ def remap_head(
 ) -> None:
     """Write a checkpoint for another dataset.
 
-    Class rows are found by identity name, and stand in the order of that dataset.
+    Class rows are found by identity name, and stand in the order of that dataset. Who is not in it
+    is dropped. The names of a mixture are PART_FOLDER/name; classes without identities.txt go by
+    number.
     """
     from manyfaces.train.curation.head_edit import remap
 

@@ -26,9 +26,9 @@ def _keys(incomplete: str) -> list[str]:
     return [f"{key}=" for key in keys() if key.startswith(incomplete)]
 
 
-Recipe = Annotated[
-    str, typer.Argument(metavar="CONFIG", help="A recipe (YAML).", autocompletion=_recipes)
-]
+_RECIPE = typer.Argument(metavar="CONFIG", help="A recipe (YAML).", autocompletion=_recipes)
+Recipe = Annotated[str, _RECIPE]
+RecipeOrNot = Annotated[str | None, _RECIPE]
 Words = Annotated[
     list[str] | None,
     typer.Argument(

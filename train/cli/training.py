@@ -5,8 +5,9 @@ from typing import Annotated
 import typer
 
 from manyfaces.cluster.memory import restart_keeping_memory, works_here
+from manyfaces.configs.errors import UserError
 from manyfaces.configs.plan import has_gpus
-from manyfaces.train.cli.options import Recipe, Words
+from manyfaces.train.cli.options import Recipe, RecipeOrNot, Words
 from manyfaces.train.cli.output import console, load_config, note, read_config, say
 from manyfaces.train.cli.verbs import decimal
 
@@ -45,7 +46,15 @@ def train(
 ) -> None:
     """Train, or resume from the last checkpoint.
 
-    The same command resumes what it has begun.
+    The same command resumes what it has begun, from the newest checkpoint that is whole, and says
+    which it took and why. cluster, engine, checkpoint, tracking, evaluation and head.placement may
+    change in between; other data, another model, head, optimiser or seed is refused with the keys
+    that differ. To change those, start a new run from what the old one has learnt:
+
+    \b
+      manyfaces train CONFIG run.name=NEW run.resume_from=runs/OLD/checkpoints/step-00000500
+
+    The exit code is 0, or 2 with one line for what a person has to mend.
     """
     words = list(words or ())
     if address:
@@ -62,18 +71,23 @@ def train(
 
 
 def check(
-    config: Recipe,
+    config: RecipeOrNot = None,
     words: Words = None,
     explain: Explain = None,
     memory_gb: MemoryGB = None,
 ) -> None:
-    """Show the configuration and the plan; nothing runs."""
+    """Show the configuration and the plan; nothing runs.
+
+    With --explain and a key such as `head`, `data.augment` or '' for all, no CONFIG is needed.
+    """
     if explain is not None:
         from manyfaces.configs.explain import describe
 
         for line in describe(explain):
             print(line)  # noqa: T201 - for pipes, as it is
         return
+    if config is None:
+        raise UserError("missing argument 'CONFIG', or --explain KEY; see manyfaces check --help")
     tree = load_config(config, words or ())
     from manyfaces.configs import plan, plan_lines
     from manyfaces.configs.load import dump

@@ -3,6 +3,20 @@
 The loop and the step know this interface only. An objective says how images are shown, what network
 is trained, with which learning rates, and turns a batch into a loss; what it learns beside the
 network (class centres, a teacher) it holds, steps and hands to the checkpoint itself.
+
+An objective of one's own stands in any file, for `objective: {kind: custom, file, name,
+parameters}`:
+
+    import torch
+    from manyfaces.train.objectives.objective import Loss, Objective
+
+    class ShortEmbeddings(Objective):
+        def __init__(self, factor: float) -> None:
+            self.factor = factor
+
+        def loss(self, forward, batch, moment):
+            value = self.factor * forward().embeddings["main"].square().mean()
+            return Loss(value, value.detach(), value.isfinite(), torch.tensor(moment.last))
 """
 
 from abc import ABC, abstractmethod

@@ -7,6 +7,7 @@ import torch
 from dense_head import target_value
 from hypothesis import given
 from hypothesis import strategies as st
+from indented_code import indented_code
 from pytorch_metric_learning import losses
 from torch import Tensor
 
@@ -25,6 +26,7 @@ from manyfaces.configs.margins.sphereface import SphereFace
 from manyfaces.configs.margins.sphereface2 import SphereFace2
 from manyfaces.models import margins
 from manyfaces.models.head.partial_fc import PartialFC
+from manyfaces.models.margins import margin as margin_module
 from manyfaces.models.margins.arcface import ArcFace as ArcFaceMargin
 from manyfaces.models.margins.combined import Combined as CombinedMargin
 from manyfaces.models.margins.cosface import CosFace as CosFaceMargin
@@ -263,12 +265,9 @@ def test_head_agrees_with_pytorch_metric_learning(kind: str, scale: float) -> No
         assert torch.linalg.norm(mine - other) <= 2e-5 * torch.linalg.norm(other)
 
 
-README = Path(__file__).parents[3] / "README.md"
-
-
 def test_a_margin_of_ones_own(tmp_path: Path) -> None:
     file = tmp_path / "halved.py"
-    file.write_text(README.read_text().partition("```python\n")[2].partition("```")[0])
+    file.write_text(indented_code(margin_module))
     margin = CustomMargin(file=str(file), name="Halved", parameters={"m": 0.2})
     head, plain = (
         head_of(margin, 32.0, 20, 8),

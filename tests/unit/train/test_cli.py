@@ -96,6 +96,7 @@ def test_every_verb_has_help(words: list[str], capsys: pytest.CaptureFixture[str
         (["head", "reprot"], "manyfaces head: no verb 'reprot'; did you mean report?"),
         (["--verson"], "no such option: --verson (Possible options: --version); see manyfaces --help"),
         (["train"], "missing argument 'CONFIG'; see manyfaces train --help"),
+        (["check"], "missing argument 'CONFIG', or --explain KEY; see manyfaces check --help"),
         (["train", "demo", "--adress", "x"], "no such option: --adress (Possible options: --address);"),
         (["train", "demo", "--address"], "option '--address' requires an argument;"),
         (["submit", "demo"], "missing option '--address'; see manyfaces submit --help"),
@@ -209,8 +210,9 @@ def test_check_prints_the_tree_and_the_plan(
     triplet = ["objective=triplet", "data.order=pk"]
     assert main(["check", "demo", *triplet]) == 0
     assert "head settings" not in capsys.readouterr().out
-    assert main(["check", "demo", "--explain", "head.margin"]) == 0
-    assert "kind: cosface - " in capsys.readouterr().out
+    for words in (["check", "demo"], ["check"]):  # a recipe is not needed
+        assert main([*words, "--explain", "head.margin"]) == 0
+        assert "kind: cosface - " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

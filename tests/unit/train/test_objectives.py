@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from indented_code import indented_code
 from pydantic import ValidationError
 from torch import Tensor, nn
 
@@ -225,6 +226,15 @@ class Compact(Objective):
         value = self.factor * forward().embeddings["main"].square().mean()
         return Loss(value, value.detach(), value.isfinite(), torch.tensor(moment.last))
 '''
+
+
+def test_the_objective_that_the_documentation_shows(batch: Batch, tmp_path: Path) -> None:
+    file = tmp_path / "short.py"
+    file.write_text(indented_code(base))
+    own = CustomObjective(file=str(file), name="ShortEmbeddings", parameters={"factor": 3.0})
+    loss, _ = gradient(built(own), batch)
+    expected = batch.images["main"].square().mean()
+    assert float(loss.value) == pytest.approx(3 * float(expected))
 
 
 def test_an_objective_of_ones_own(batch: Batch, tmp_path: Path) -> None:

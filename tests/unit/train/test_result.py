@@ -38,7 +38,7 @@ def identification(name: str = "gallery", **scalars: float | None) -> Result:
 
 
 def verification(name: str = "pairs", **scalars: float | None) -> Result:
-    """As 2,000 pairs give it: figures of README.md."""
+    """As 2,000 pairs give it: figures of `make demo`."""
     known = {"accuracy": 0.893, "best_accuracy": 0.902, "auc": 0.962}
     known |= {"tar_at_far_1e-01": 0.9, "tar_at_far_1e-02": 0.51, "tar_at_far_1e-03": 0.345}
     known |= {"tar_at_far_1e-04": None} | scalars
