@@ -21,6 +21,7 @@ from manyfaces.models.backbones.output import Output
 
 FLATTEN = "flatten"
 _TRUNK = "trunk."
+_TABLE = ".relative_position_bias_table"
 _OTHERWISE = ((".ls1.gamma", ".gamma_1"), (".ls2.gamma", ".gamma_2"), ("norm.", "fc_norm."))
 """Names of timm's vision transformers, and what some of them have in their place: EVA's and
 DINOv3's layer scales, and the last norm where it stands behind an average."""
@@ -168,19 +169,20 @@ class TimmBackbone(Backbone):
         timm does."""
         here, layers = self.state_dict()[name], library().layers
         owner = self.get_submodule(name.rpartition(".")[0])
-        if name == "trunk.pos_embed" and _same_ends(weight, here):
-            grid = list(self.trunk.patch_embed.grid_size)
+        grid = getattr(getattr(self.trunk, "patch_embed", None), "grid_size", None)
+        resized: Tensor | None = None
+        if name == "trunk.pos_embed" and grid is not None and _same_ends(weight, here):
             prefix = here.shape[1] - grid[0] * grid[1]
-            if not _is_square(weight.shape[1] - prefix):
-                return None
-            resized = layers.resample_abs_pos_embed(weight, grid, num_prefix_tokens=prefix)
+            if _is_square(weight.shape[1] - prefix):
+                resized = layers.resample_abs_pos_embed(
+                    weight, list(grid), num_prefix_tokens=prefix
+                )
         elif name == "trunk.patch_embed.proj.weight" and weight.shape[:2] == here.shape[:2]:
             resized = layers.resample_patch_embed(weight, list(here.shape[2:]))
-        elif name.endswith("relative_position_bias_table") and hasattr(owner, "window_size"):
-            resized = layers.resize_rel_pos_bias_table(weight, owner.window_size, here.shape)
-        else:
-            return None
-        return resized  # type: ignore[no-any-return]
+        elif name.endswith(_TABLE) and weight.ndim == 2 and weight.shape[1] == here.shape[1]:
+            window = owner.window_size
+            resized = layers.resize_rel_pos_bias_table_simple(weight, window, here.shape)
+        return resized
 
     def forward(self, images_NCHW: Tensor) -> Output:
         if self.own_pixels:
