@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from pydantic import model_validator
 
+from manyfaces.configs.adapters.adapter import Adapter
 from manyfaces.configs.backbones.backbone import Backbone
 from manyfaces.configs.errors import UserError
 from manyfaces.configs.kinds import Kind
@@ -33,6 +34,7 @@ from manyfaces.configs.transforms.transform import Transform
 __all__ = [
     "SGD",
     "AdamW",
+    "Adapter",
     "Backbone",
     "Cluster",
     "Config",

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
 
 from manyfaces.cluster.world import World, on_all_ranks
 from manyfaces.configs import plan, rng
@@ -21,17 +20,16 @@ from manyfaces.data.dataset.verify import verify
 from manyfaces.data.feed.loader import Loader
 from manyfaces.data.feed.quarantine import Quarantine
 from manyfaces.data.feed.view import View, main_view
-from manyfaces.models.backbones.init import Matched, load_initial
+from manyfaces.models.backbones.init import Matched
 from manyfaces.train.checkpoint.finder import Found, find, load_parts
 from manyfaces.train.checkpoint.layout import read_optimizer
-from manyfaces.train.checkpoint.network import Network
+from manyfaces.train.checkpoint.network import Network, base_sha256, build_backbone
 from manyfaces.train.checkpoint.state import RunState
 from manyfaces.train.checkpoint.writer import Checkpointer
 from manyfaces.train.engine import Engine
 from manyfaces.train.evaluation.encoders import open_encoder
 from manyfaces.train.evaluation.report import save_report
 from manyfaces.train.folder import RunFolder
-from manyfaces.train.initial_weights import initial_file
 from manyfaces.train.loop import Parts, Progress, train
 from manyfaces.train.objectives.objective import Forward, Objective, Setting
 from manyfaces.train.protocols.open import open_protocols
@@ -105,7 +103,7 @@ def _run(
         )
     )
     with loader:
-        state = _constant_state(config, dataset)
+        state = _constant_state(config, dataset, network)
         parts = Parts(
             config,
             world,
@@ -233,13 +231,10 @@ def _objective_and_network(
         )
     )
     torch.manual_seed(rng.key(config.run.seed, rng.Stream.NETWORK_WEIGHTS) >> 1)
-    backbone: nn.Module = config.model.build(image_hw=config.data.image_hw)
-    matched = None
-    if found is None and config.model.init is not None:
-        matched = load_initial(backbone, initial_file(config.model.init))
+    backbone, matched = build_backbone(config, fresh=found is None)
     network = Network(objective.network(backbone), backbone)
     if found is not None:
-        network.load(found.path)
+        network.load(found.path, found.state)
     return objective, network, matched
 
 
@@ -252,13 +247,14 @@ def _progress(config: Config, found: Found | None) -> Progress:
     return Progress(position // config.train.batch_size, position, found.state.seconds)
 
 
-def _constant_state(config: Config, dataset: Dataset) -> RunState:
+def _constant_state(config: Config, dataset: Dataset, network: Network) -> RunState:
     return RunState(
         config,
         dataset.manifest.fingerprint,
         dataset.manifest.num_identities,
         config.run.seed,
         versions={name: version(name) for name in VERSIONS},
+        base_sha256=base_sha256(network.backbone),
     )
 
 

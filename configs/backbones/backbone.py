@@ -4,6 +4,7 @@ from typing import Annotated, ClassVar, NamedTuple
 
 from pydantic import PositiveFloat, PositiveInt
 
+from manyfaces.configs.adapters.adapter import Adapter
 from manyfaces.configs.kinds import Kind
 from manyfaces.configs.node import PATH, RESULTS, TENSORS, Decides
 
@@ -32,7 +33,13 @@ class Backbone(Kind):
     folder: ClassVar[str] = "manyfaces.configs.backbones"
     config_key: ClassVar[str] = "model"
     decides: ClassVar[Decides] = TENSORS
-    not_for_target: ClassVar[tuple[str, ...]] = ("kind", "pixel_mean", "pixel_std", "init")
+    not_for_target: ClassVar[tuple[str, ...]] = (
+        "kind",
+        "pixel_mean",
+        "pixel_std",
+        "init",
+        "adapters",
+    )
     checkpointed_share: ClassVar[float] = 1.0
     """Share of the activations that activation checkpointing leaves."""
 
@@ -51,6 +58,10 @@ class Backbone(Kind):
     """Weights to start from: a run or a checkpoint of ours, InsightFace's `backbone.pth`, or
     another file of weights (`.safetensors`, `.pth`). Nothing in it is run, and what matched is
     shown."""
+
+    adapters: tuple[Adapter, ...] = ()
+    """What is trained in place of the backbone's own weights: these then stay as `init` gives them,
+    but for the embedding layer, and checkpoints do not hold them. Empty trains all weights."""
 
     def cost(self, image_hw: tuple[int, int]) -> Cost:
         """What the backbone costs on images of this height and width."""

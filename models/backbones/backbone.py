@@ -18,6 +18,10 @@ class Backbone(nn.Module):
         """The blocks, in the order in which an image passes through them."""
         return ()
 
+    def embedding_layers(self) -> Sequence[nn.Module]:
+        """The layers that make the embedding of the features: they are trained in any case."""
+        return ()
+
     @property
     def num_depths(self) -> int:
         """Number of depths: what comes before the blocks, each block, and what comes after."""

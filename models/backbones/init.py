@@ -24,6 +24,8 @@ _PREFIXES = ("module.", "_orig_mod.", "backbone.", "model.")
 """What training programs and wrappers put before the names of a network's weights."""
 _INNER = ("state_dict_backbone", "state_dict", "model_state_dict", "model", "backbone")
 """Keys under which training programs keep the weights in a file that holds more than them."""
+ADAPTER_NAME = ".lora_"
+"""Part of the names of adapters' weights."""
 _COUNTER = "num_batches_tracked"
 _NAMES_SHOWN = 3
 
@@ -89,7 +91,13 @@ def load_initial(network: nn.Module, path: Path) -> Matched:
     """
     file = weights_file(path) if path.is_dir() else path
     ours: dict[str, Tensor] = network.state_dict()
-    weights = _named_as_ours(network, _stripped(read_weights(file), ours.keys(), file), ours)
+    read = read_weights(file)
+    if any(ADAPTER_NAME in name for name in read):
+        raise UserError(
+            f"model.init {file}: holds adapters without the weights that they belong to; merge "
+            "them by `manyfaces export RUN OUT.safetensors`, and start from OUT"
+        )
+    weights = _named_as_ours(network, _stripped(read, ours.keys(), file), ours)
     taken: dict[str, Tensor] = {}
     missing, other_shape, resized = [], [], []
     for name, here in ours.items():

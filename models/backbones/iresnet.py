@@ -75,6 +75,9 @@ class IResNet(Backbone):
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, 0, 0.1)
 
+    def embedding_layers(self) -> list[nn.Module]:
+        return [self.fc, self.features]
+
     def list_blocks(self) -> list[nn.Module]:
         return [*self.layer1, *self.layer2, *self.layer3, *self.layer4]
 

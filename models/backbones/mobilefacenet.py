@@ -96,6 +96,9 @@ class MobileFaceNet(Backbone):
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
+    def embedding_layers(self) -> list[nn.Module]:
+        return [self.fc, self.features]
+
     def list_blocks(self) -> list[nn.Module]:
         return [layer for layer in self.layers if isinstance(layer, Bottleneck)]
 

@@ -141,6 +141,9 @@ class TimmBackbone(Backbone):
             return None
         return features[:, getattr(self.trunk, "num_prefix_tokens", 0) :]
 
+    def embedding_layers(self) -> list[nn.Module]:
+        return [self.feature]
+
     def list_blocks(self) -> list[nn.Module]:
         """The largest numbered parts that are one layer to timm."""
         if not hasattr(self.trunk, "group_matcher"):

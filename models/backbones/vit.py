@@ -104,6 +104,9 @@ class ViT(Backbone):
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         nn.init.normal_(self.mask_token, std=0.02)
 
+    def embedding_layers(self) -> list[nn.Module]:
+        return [self.feature]
+
     def list_blocks(self) -> list[nn.Module]:
         return list(self.blocks)
 

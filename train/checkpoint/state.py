@@ -37,6 +37,9 @@ class RunState:
     mlflow: Mapping[str, Any] | None = None
     """The MLflow run that is continued."""
     versions: Mapping[str, str] = field(default_factory=dict)
+    base_sha256: str | None = None
+    """SHA-256 of the fixed weights that the checkpoint's adapters belong to; it does not hold
+    them."""
     edited: Mapping[str, Any] | None = None
     """How `manyfaces head` made this checkpoint of another."""
 

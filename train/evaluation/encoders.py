@@ -3,9 +3,7 @@
 from pathlib import Path
 
 import torch
-from torch import nn
 
-from manyfaces.configs.schema import Config
 from manyfaces.models.backbones.encoder import Encoder
 from manyfaces.train.checkpoint.layout import STATE
 from manyfaces.train.checkpoint.network import load_backbone
@@ -19,12 +17,12 @@ def open_encoder(path: Path, device: torch.device) -> Encoder:
     weights in one, or of an exported file. Raises `UserError`."""
     file = trained_file(str(path))
     if (file.parent / STATE).is_file():
-        return encoder_of(RunState.read(file.parent).config, file.parent, device)
+        return encoder_of(RunState.read(file.parent), file.parent, device)
     return read_exported(file, device)
 
 
-def encoder_of(config: Config, checkpoint: Path, device: torch.device) -> Encoder:
-    """The encoder of a committed checkpoint of a run with this configuration."""
-    backbone: nn.Module = load_backbone(config, checkpoint)
+def encoder_of(state: RunState, checkpoint: Path, device: torch.device) -> Encoder:
+    """The encoder of a committed checkpoint with this state."""
+    backbone, config = load_backbone(checkpoint, state), state.config
     autocast = config.train.precision == "bfloat16"
     return Encoder(backbone.to(device), config.model, config.data.image_hw, device, autocast)

@@ -1,6 +1,7 @@
 """An exported backbone: one safetensors file, in whose metadata stands all that it takes to embed
 images by it."""
 
+import copy
 import json
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import nn
 from manyfaces.configs.backbones.backbone import Backbone
 from manyfaces.configs.errors import UserError
 from manyfaces.configs.node import Node
+from manyfaces.models.adapters.adapter import merge
 from manyfaces.models.backbones.encoder import Encoder
 
 FORMAT = 1
@@ -35,8 +37,8 @@ class Exported(Node):
 
 
 def write_exported(encoder: Encoder, file: Path, source: str) -> None:
-    """Write an encoder to a file, whole or not at all. Raises `UserError` for a file that exists
-    or cannot be written."""
+    """Write an encoder to a file, whole or not at all, with its adapters merged. Raises `UserError`
+    for a file that exists or cannot be written."""
     if file.suffix != ".safetensors":
         raise UserError(f"{file}: expected a name that ends in .safetensors")
     if file.exists():
@@ -44,12 +46,14 @@ def write_exported(encoder: Encoder, file: Path, source: str) -> None:
     facts = Exported(
         version=version("manyfaces"),
         source=source,
-        # Where its weights came from is nobody's business any more.
-        model=encoder.model.model_copy(update={"init": None}),
+        # Where its weights came from decides nothing any more.
+        model=encoder.model.model_copy(update={"init": None, "adapters": ()}),
         image_hw=encoder.image_hw,
         autocast=encoder.autocast,
     )
-    weights = {k: v.cpu().contiguous() for k, v in encoder.backbone.state_dict().items()}
+    backbone = copy.deepcopy(encoder.backbone)
+    merge(backbone)
+    weights = {k: v.cpu().contiguous() for k, v in backbone.state_dict().items()}
     unfinished = file.with_name(f".{file.name}.tmp")
     try:
         save_file(weights, unfinished, {"format": "pt", _KEY: facts.model_dump_json()})

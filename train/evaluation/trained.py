@@ -50,7 +50,7 @@ def load_trained(checkpoint: Path) -> Trained:
     a state or a configuration that this version does not know."""
     state = RunState.read(checkpoint)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return Trained(checkpoint, state, encoder_of(state.config, checkpoint, device))
+    return Trained(checkpoint, state, encoder_of(state, checkpoint, device))
 
 
 def use_all_cores() -> None:

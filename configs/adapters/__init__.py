@@ -1,0 +1,1 @@
+"""Adapters, a file each."""

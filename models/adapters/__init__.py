@@ -1,0 +1,1 @@
+"""Small trained weights beside the fixed ones of a backbone."""
