@@ -105,8 +105,8 @@ class Engine:
         self, train: schema.Train, world_size: int, num_trained: int
     ) -> dict[str, Any]:
         # DeepSpeed allocates its buckets whole; its default of 5e8 elements is for models of
-        # billions.
-        bucket_size = min(num_trained, 50_000_000)
+        # billions. It refuses an odd size.
+        bucket_size = min(num_trained + num_trained % 2, 50_000_000)
         return {
             "train_micro_batch_size_per_gpu": -(-train.batch_size // world_size),
             "zero_optimization": {

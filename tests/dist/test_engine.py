@@ -125,7 +125,8 @@ def not_finite(stage: int, world: World) -> bool:
 
 
 def other_networks(world: World) -> None:
-    """One of our networks, and one of another width than was said."""
+    """One of our networks, one of another width than was said, and one whose number of weights is
+    odd."""
     from manyfaces.train.engine import Engine
 
     def wrapped(network: nn.Module, model: schema.Backbone) -> Engine:
@@ -148,6 +149,7 @@ def other_networks(world: World) -> None:
     other = wrapped(plain_backbone(), MODEL.model_copy(update={"embedding_dim": 9}))
     with pytest.raises(UserError, match=r"\[3, 8\] for 3 images; model.embedding_dim is 9"):
         other.run(images_NHWC[:, :, :PX])
+    wrapped(nn.Sequential(nn.Flatten(), nn.Linear(3 * PX * PX, 1)), MODEL)
 
 
 def both_cases() -> tuple[dict[str, object], dict[str, Any]]:
