@@ -18,6 +18,8 @@ class NetworkCost:
 
     parameters: int
     """Parameters of the network, which all workers share."""
+    trained: int
+    """Those of them that are trained; all, unless there are adapters."""
     multiply_adds: int
     """Multiply-adds of one image's forward pass."""
     flops: int
@@ -43,7 +45,8 @@ def network_cost(config: Config, world_size: int) -> NetworkCost:
     batch, image_hw = config.train.batch_size, config.data.image_hw
     cost = config.model.cost(image_hw)
     weights, stage = cost.parameters * FP32, config.engine.zero_stage
-    states = config.train.optimizer.num_states * weights
+    trained = config.model.trained_parameters(image_hw) * FP32
+    states = config.train.optimizer.num_states * trained
     bf16 = config.train.precision == "bfloat16"
     checkpointing = config.engine.activation_checkpointing
 
@@ -54,27 +57,28 @@ def network_cost(config: Config, world_size: int) -> NetworkCost:
     def sharded(size: int, from_stage: int) -> int:
         return ceil(size / world_size) if stage >= from_stage else size
 
-    stepped_copy = sharded(weights, 1) if stage >= 1 else 0
+    stepped_copy = sharded(trained, 1) if stage >= 1 else 0
     autocast_copy = weights // 2 if bf16 else 0
-    # Backward is two forwards: towards inputs and towards weights. A checkpointed block runs
-    # forward twice.
-    passes = 4 if checkpointing else 3
+    # Backward is two forwards: towards inputs and towards weights, which a fixed base has none of.
+    # A checkpointed block runs forward twice.
+    passes = (2 if config.model.adapters else 3) + int(checkpointing)
     kept = config.model.checkpointed_share if checkpointing else 1.0
     item = 2 if bf16 else FP32
     return NetworkCost(
         parameters=cost.parameters,
+        trained=trained // FP32,
         multiply_adds=cost.multiply_adds,
         flops=passes * 2 * cost.multiply_adds * batch,
         weight_bytes=sharded(weights, 3) + autocast_copy,
-        gradient_bytes=sharded(weights, 2),
+        gradient_bytes=sharded(trained, 2),
         optimizer_bytes=sharded(states, 1) + stepped_copy,
         activation_bytes=round(kept * cost.activations * ceil(batch / world_size) * item),
-        wire_bytes=_wire_bytes(weights, stage, world_size, bf16),
-        checkpoint_bytes=weights + states,
+        wire_bytes=_wire_bytes(trained, stage, world_size, bf16),
+        checkpoint_bytes=trained + states,
     )
 
 
-def _wire_bytes(weights: int, stage: int, world_size: int, bf16: bool) -> int:
+def _wire_bytes(trained: int, stage: int, world_size: int, bf16: bool) -> int:
     """Bytes that a worker sends in a step.
 
     A ring (Patarasuk, Yuan 2009) sends (W-1)/W of the buffer for a reduce-scatter or an all-gather,
@@ -88,6 +92,6 @@ def _wire_bytes(weights: int, stage: int, world_size: int, bf16: bool) -> int:
         return size * (world_size - 1) // world_size
 
     if stage == 0:
-        return 2 * ring(weights)
+        return 2 * ring(trained)
     gathers = 2 if stage == 3 else 1
-    return ring(weights // 2 if bf16 else weights) + gathers * ring(weights)
+    return ring(trained // 2 if bf16 else trained) + gathers * ring(trained)

@@ -33,7 +33,9 @@ def _backbone(found: Plan) -> str:
     unknown = "unknown and not in the figures below"
     parameters_told = _count(parameters) if parameters else f"{unknown} (model.num_parameters)"
     told = _count(multiply_adds) if multiply_adds else f"{unknown} (model.multiply_adds)"
-    return f"{parameters_told} parameters, {told} multiply-adds an image"
+    trained = found.network.trained
+    only = f", {_count(trained)} of them trained" if trained != parameters else ""
+    return f"{parameters_told} parameters{only}, {told} multiply-adds an image"
 
 
 def _memory_lines(found: Plan) -> Lines:

@@ -23,6 +23,15 @@ class Cost(NamedTuple):
     """Activation elements of one image that are kept for backward."""
 
 
+class Transformer(NamedTuple):
+    """The shape of a transformer."""
+
+    depth: int
+    width: int
+    embedding: int
+    """Parameters of the layers that make the embedding."""
+
+
 class Backbone(Kind):
     """A network from images to embeddings.
 
@@ -66,6 +75,18 @@ class Backbone(Kind):
     def cost(self, image_hw: tuple[int, int]) -> Cost:
         """What the backbone costs on images of this height and width."""
         raise NotImplementedError
+
+    def transformer(self, image_hw: tuple[int, int]) -> Transformer:
+        """What adapters have to know; zeros where the backbone is no transformer, or an unknown
+        one."""
+        return Transformer(0, 0, 0)
+
+    def trained_parameters(self, image_hw: tuple[int, int]) -> int:
+        """Parameters that are trained: all, or about those of adapters and embedding layers."""
+        if not self.adapters:
+            return self.cost(image_hw).parameters
+        depth, width, embedding = self.transformer(image_hw)
+        return embedding + sum(each.num_parameters(depth, width) for each in self.adapters)
 
 
 def half(px: int) -> int:

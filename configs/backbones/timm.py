@@ -2,11 +2,11 @@
 
 import re
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
-from manyfaces.configs.backbones.backbone import Backbone, Channels, Cost
+from manyfaces.configs.backbones.backbone import Backbone, Channels, Cost, Transformer
 from manyfaces.configs.kinds import Scalar
 from manyfaces.configs.node import NOTHING, RESULTS
 
@@ -38,6 +38,21 @@ class _Transformer:
     heads: int
 
 
+class _Shape(NamedTuple):
+    """A vision transformer on images of one size."""
+
+    width: int
+    depth: int
+    heads: int
+    mlp_ratio: float
+    patch_px: int
+    patches: int
+    tokens: int
+    """Patches, class token and registers."""
+    pooled: int
+    """Vectors of which the embedding is made."""
+
+
 _TRANSFORMERS = {
     "tiny": _Transformer(192, 12, 3),
     "small": _Transformer(384, 12, 6),
@@ -55,7 +70,9 @@ class Timm(Backbone):
     """Any network of timm, with weights of Hugging Face's or timm's from a file (`init`) or with
     random ones. timm is an extra: `pip install manyfaces[timm]`.
 
-    Its pooled features become the embedding by a linear layer and BatchNorm1d.
+    Its pooled features become the embedding by a linear layer and BatchNorm1d. Hugging Face's ViT,
+    DeiT, DINOv2, DINOv3, CLIP and SigLIP files are read; OpenAI's CLIP takes timm's
+    `..._clip_quickgelu_...` names, DINOv3 `..._dinov3_qkvb` with `pool: token`.
     """
 
     kind: Literal["timm"] = "timm"
@@ -104,28 +121,47 @@ class Timm(Backbone):
             known.activations or multiply_adds // 100,
         )
 
+    def transformer(self, image_hw: tuple[int, int]) -> Transformer:
+        found = self._shape(image_hw)
+        if found is None:
+            return Transformer(0, 0, 0)
+        embedding = (found.pooled * found.width + 2) * self.embedding_dim
+        return Transformer(found.depth, found.width, embedding)
+
     def _transformer_cost(self, image_hw: tuple[int, int]) -> Cost:
         """By the shapes that the name and the parameters give; zeros for other networks."""
-        found = _TRANSFORMER_NAME.fullmatch(self.name)
+        found = self._shape(image_hw)
         if found is None:
             return Cost(0, 0, 0)
-        shape = _TRANSFORMERS[found[1]]
-        width = self._number("embed_dim", shape.width)
-        depth = self._number("depth", shape.depth)
-        heads = self._number("num_heads", shape.heads)
-        mlp_ratio = self._number("mlp_ratio", 4)
+        depth, width, ratio, tokens = found.depth, found.width, found.mlp_ratio, found.tokens
+        patch, last = 3 * found.patch_px**2, found.pooled * width * self.embedding_dim
+        block = (4 + 2 * ratio) * width * width
+        parameters: float = (patch + 1 + tokens) * width + last + 2 * self.embedding_dim
+        parameters += depth * (block + (9 + ratio) * width)
+        multiply_adds: float = found.patches * patch * width + last
+        multiply_adds += depth * (tokens * block + 2 * tokens * tokens * width)
+        activations = tokens * ((8 + 2 * ratio) * width + 2 * found.heads * tokens)
+        return Cost(round(parameters), round(multiply_adds), round(depth * activations))
+
+    def _shape(self, image_hw: tuple[int, int]) -> _Shape | None:
+        """What the name and the parameters say; None of another network than a plain vision
+        transformer."""
+        found = _TRANSFORMER_NAME.fullmatch(self.name)
+        if found is None:
+            return None
+        named = _TRANSFORMERS[found[1]]
         patch_px = int(self._number("patch_size", int(found[2])))
         patches = (image_hw[0] // patch_px) * (image_hw[1] // patch_px)
-        patch, dim = 3 * patch_px**2, self.embedding_dim
-        tokens = patches + (5 if "_reg4" in self.name or "_dinov3" in self.name else 1)
-        last = (patches if self.pool == "flatten" else 1) * width * dim
-        block = (4 + 2 * mlp_ratio) * width * width
-        parameters = (patch + 1 + tokens) * width + last + 2 * dim
-        parameters += depth * (block + (9 + mlp_ratio) * width)
-        multiply_adds = patches * patch * width + last
-        multiply_adds += depth * (tokens * block + 2 * tokens * tokens * width)
-        activations = tokens * ((8 + 2 * mlp_ratio) * width + 2 * heads * tokens)
-        return Cost(round(parameters), round(multiply_adds), round(depth * activations))
+        return _Shape(
+            width=int(self._number("embed_dim", named.width)),
+            depth=int(self._number("depth", named.depth)),
+            heads=int(self._number("num_heads", named.heads)),
+            mlp_ratio=self._number("mlp_ratio", 4),
+            patch_px=patch_px,
+            patches=patches,
+            tokens=patches + (5 if "_reg4" in self.name or "_dinov3" in self.name else 1),
+            pooled=patches if self.pool == "flatten" else 1,
+        )
 
     def _number(self, parameter: str, usual: float) -> float:
         """A number among the parameters; a list, or none, is as the name has it."""

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from manyfaces.configs.backbones.backbone import Backbone, Cost
+from manyfaces.configs.backbones.backbone import Backbone, Cost, Transformer
 from manyfaces.configs.node import RESULTS
 
 
@@ -42,6 +42,12 @@ class ViT(Backbone):
     """Largest rate of stochastic depth, growing linearly with depth."""
     mask_ratio: Annotated[float, Field(ge=0, lt=1), RESULTS] = 0.1
     """Share of tokens hidden in training."""
+
+    def transformer(self, image_hw: tuple[int, int]) -> Transformer:
+        shape, dim = VIT[self.size], self.embedding_dim
+        tokens = (image_hw[0] // shape.patch_px) * (image_hw[1] // shape.patch_px)
+        embedding = tokens * shape.width**2 + 2 * shape.width + shape.width * dim + 2 * dim
+        return Transformer(shape.depth, shape.width, embedding)
 
     def cost(self, image_hw: tuple[int, int]) -> Cost:
         shape, dim = VIT[self.size], self.embedding_dim

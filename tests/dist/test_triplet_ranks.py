@@ -38,6 +38,10 @@ def batch() -> tuple[Tensor, Tensor]:
     return embeddings_BD, labels_B
 
 
+def no_encoder(path: str) -> Any:
+    raise AssertionError(path)
+
+
 def steps_of_a_rank() -> list[dict[str, Any]]:
     # Ranks import the objectives, with the data they know of, only where they are needed.
     from manyfaces.data.feed.loader import Batch
@@ -53,7 +57,8 @@ def steps_of_a_rank() -> list[dict[str, Any]]:
         data, train = Data(path="faces", order=PK(images_per_identity=3)), Train(batch_size=18)
         model = MobileFaceNet(embedding_dim=D)
         config = Config(model=model, data=data, train=train, head=HEAD, objective=objective)
-        made = objective.build(setting=Setting(config, C, (0,), torch.device("cpu"), group))
+        setting = Setting(config, C, (0,), torch.device("cpu"), group, open_encoder=no_encoder)
+        made = objective.build(setting=setting)
         rows = {name: part.tensors["rows"].clone() for name, part in made.state().items()}
         leaf_ND = embeddings_BD[lo:hi].clone().requires_grad_()
         shown = Batch(0, np.arange(lo, hi), {"main": torch.empty(hi - lo)}, labels_B[lo:hi])

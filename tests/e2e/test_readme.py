@@ -1,7 +1,6 @@
 """Every command of README.md: the command line reads each as it stands, and each is run, in a folder
 of made faces that has the names of the README."""
 
-import importlib
 import os
 import re
 import shlex
@@ -278,12 +277,7 @@ def is_over(job: str, dashboard: str) -> bool:
     return state.startswith(("SUCCEEDED", "FAILED", "STOPPED"))
 
 
-def has_load_model() -> bool:
-    return hasattr(importlib.import_module("manyfaces.train"), "load_model")
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(not has_load_model(), reason="manyfaces.train has no load_model")
 def test_the_python_runs(place: Path) -> None:
     shutil.move(place / "SHARDS", place / "DATASET")
     words = ("demo", "run.name=demo", "data.path=DATASET", "data.expect_images=120")

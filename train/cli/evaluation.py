@@ -45,9 +45,10 @@ Exported = Annotated[Path, typer.Argument(metavar="OUT", help="A new file, NAME.
 
 
 def export(run: Run, out: Exported) -> None:
-    """Write a run's backbone to one file, for `load_model`, `model.init` and other programs.
+    """Write a run's backbone to one file.
 
-    The file holds the weights and, in its metadata, all that it takes to embed images by them.
+    It is for `load_model`, `model.init` and other programs: it holds the weights and, in its
+    metadata, all that it takes to embed images by them.
     """
     from manyfaces.train.evaluation.exported import write_exported
     from manyfaces.train.evaluation.trained import open_trained

@@ -112,6 +112,22 @@ def test_only_adapters_and_the_embedding_layer_are_trained() -> None:
     assert base_sha256(backbone) != digest
 
 
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_plan_knows_about_what_is_trained(name: str) -> None:
+    lora = LoRA(rank=2, targets=("q", "v", "*mlp*"))
+    settings = SETTINGS[name].model_copy(update={"adapters": (lora,)})
+    backbone = network(settings)
+    adapt(backbone, settings.adapters, PX)
+    trained = sum(p.numel() for p in backbone.parameters() if p.requires_grad)
+    both = lora.num_parameters(1, 1) - LoRA(rank=2).num_parameters(1, 1)
+    assert both == 2 * 5  # one pattern, for two layers here
+    _, width, embedding = settings.transformer(PX)
+    assert trained - embedding == len(backbone.list_blocks()) * 2 * width * (4 + 2 * 5)
+    assert settings.trained_parameters(PX) < settings.cost(PX).parameters
+    plain = SETTINGS[name]
+    assert plain.trained_parameters(PX) == plain.cost(PX).parameters
+
+
 def test_dropout_hides_inputs_from_the_product_in_training_alone() -> None:
     layer = LoRALinear(nn.Linear(50, 4), {"whole": slice(None)}, 2, 1.0, dropout=0.5)
     nn.init.normal_(layer.lora_b["whole"])
