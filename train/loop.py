@@ -103,15 +103,16 @@ def train(parts: Parts, progress: Progress) -> list[Result]:
         is_end = progress.step == num_steps
         if progress.step % config.tracking.log_every_steps == 0 or is_end:
             _log(parts, progress, moment, result, rates)
-        if parts.protocols and (is_end or _is_due(progress.step, config.evaluation.every_steps)):
-            paused = time.monotonic()
-            results = evaluate_all(parts, progress)
-            rates.pause(time.monotonic() - paused)
+        # What was paid for is saved before an evaluation, which may fail.
         if is_end or result.last or _is_due(progress.step, config.checkpoint.every_steps):
             parts.watchdog.phase("checkpoint")
             paused = time.monotonic()
             parts.checkpointer.save(snapshot(parts, progress))
             progress.seconds += time.monotonic() - paused
+        if parts.protocols and (is_end or _is_due(progress.step, config.evaluation.every_steps)):
+            paused = time.monotonic()
+            results = evaluate_all(parts, progress)
+            rates.pause(time.monotonic() - paused)
         if result.last:
             parts.checkpointer.wait()
             on_all_ranks(partial(_raise, lost))
@@ -242,10 +243,15 @@ def evaluate_all(parts: Parts, progress: Progress) -> list[Result]:
         decode_threads=config.data.decode_threads,
     )
     results = []
-    for protocol in parts.protocols:
-        result = evaluate(protocol, embedder, lambda _: parts.watchdog.phase("evaluation"))
-        parts.record.metrics(progress.step, **result.metrics(), minutes=progress.seconds / 60)
-        results.append(result)
+    try:
+        for protocol in parts.protocols:
+            result = evaluate(protocol, embedder, lambda _: parts.watchdog.phase("evaluation"))
+            parts.record.metrics(progress.step, **result.metrics(), minutes=progress.seconds / 60)
+            results.append(result)
+    except UserError:
+        # All ranks raise it alike: a checkpoint that is being written is finished first.
+        parts.checkpointer.wait()
+        raise
     return results
 
 
