@@ -35,6 +35,7 @@ from manyfaces.train.objectives.objective import Forward, Objective, Setting
 from manyfaces.train.protocols.open import open_protocols
 from manyfaces.train.protocols.protocol import Protocol
 from manyfaces.train.record import NoRecord, Record
+from manyfaces.train.run_identity import check_worker
 from manyfaces.train.watchdog import Watchdog
 
 VERSIONS = ("manyfaces", "torch", "deepspeed", "nvidia-dali-cuda130")
@@ -75,7 +76,7 @@ def _run(
             f"train.batch_size {config.train.batch_size}: BatchNorm needs 2 images on each of "
             f"{world.size} workers"
         )
-    dataset, protocols = on_all_ranks(lambda: _open(config))
+    dataset, protocols = on_all_ranks(lambda: _open(config, folder))
     checkpointer = Checkpointer(
         folder.checkpoints,
         config.checkpoint.keep,
@@ -124,9 +125,11 @@ def _run(
     record.event("finished", f"finished at step {progress.step}", step=progress.step)
 
 
-def _open(config: Config) -> tuple[Dataset, list[Protocol]]:
-    """What this node sees of the data; the launching process has looked at the bytes."""
+def _open(config: Config, folder: RunFolder) -> tuple[Dataset, list[Protocol]]:
+    """What this node sees of the data, which is what the launching process saw: that one has looked
+    at the bytes."""
     dataset = open_data(config.data)
+    check_worker(config, dataset, folder)
     for part in dataset.parts:
         verify(part, "sizes")
     return dataset, open_protocols(config)

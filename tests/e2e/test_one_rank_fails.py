@@ -1,6 +1,7 @@
 """What fails on one rank alone while a run is being built ends the run on all ranks, with that
-rank's words, within seconds."""
+rank's words, within seconds; so do files that are others than the launching process saw."""
 
+import shutil
 import time
 import warnings
 from pathlib import Path
@@ -11,7 +12,11 @@ from commands import recipe, rows
 from launcher import run_ranks
 
 from manyfaces.configs.load import load
+from manyfaces.data.dataset.dataset import open_data
 from manyfaces.data.feed import loader
+from manyfaces.data.synthetic.dataset import synthesise
+from manyfaces.train.folder import RunFolder
+from manyfaces.train.run_identity import identity_here, write_identity
 from manyfaces.train.session import work
 
 FAST_S = 20
@@ -51,6 +56,24 @@ def _worked(config_path: str) -> float:
     began = time.monotonic()
     work({"name": "run", "config": load(config_path, []).model_dump(mode="json")})
     return time.monotonic() - began
+
+
+def test_data_that_were_written_anew_since_the_launch_are_told(
+    dataset_path: Path, tmp_path: Path
+) -> None:
+    dataset = shutil.copytree(dataset_path, tmp_path / "dataset")
+    path = recipe(tmp_path, dataset)
+    config = load(str(path), [])
+    folder = RunFolder.of(config)
+    folder.path.mkdir(parents=True)
+    write_identity(folder, config, identity_here(config, open_data(config.data)))
+    shutil.rmtree(dataset)
+    synthesise(dataset, 20, 6, seed=8, processes=1, shard_images=32)
+    run_ranks(2, _worked, str(path))
+    (event,) = rows(folder.path / "events.jsonl")
+    assert event["kind"] == "stopped"
+    assert "data.fingerprint" in event["message"]
+    assert "written anew since the run was started" in event["message"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,64 @@
+"""What a run is, as `run.json` keeps it: its configuration, and the digests of what it reads."""
+
+import json
+from typing import Any
+
+import yaml
+
+from manyfaces.configs.errors import UserError
+from manyfaces.configs.files import write_atomic
+from manyfaces.configs.identity import differences, identity
+from manyfaces.configs.load import load_stored
+from manyfaces.configs.schema import Config
+from manyfaces.data.dataset.dataset import Dataset
+from manyfaces.train.folder import RunFolder
+
+FORMAT = 2
+FINGERPRINT = "data.fingerprint"
+
+
+def identity_here(config: Config, dataset: Dataset) -> dict[str, Any]:
+    """What decides the results of a run, by dotted key, as this process sees it."""
+    return {**identity(config), FINGERPRINT: dataset.manifest.fingerprint}
+
+
+def write_identity(folder: RunFolder, config: Config, here: dict[str, Any]) -> None:
+    """Write `run.json`: the tree, and the digests that cannot be made of it later."""
+    digests = {key: here[key] for key in here if key.endswith("sha256") or key == FINGERPRINT}
+    stored = {"format": FORMAT, "config": config.model_dump(mode="json"), "digests": digests}
+    write_atomic(folder.identity, json.dumps(stored, indent=1))
+
+
+def stored_identity(folder: RunFolder) -> dict[str, Any]:
+    """What the run that stands is, read from the tree that it began with: a field that has come
+    since then has its default. Raises `UserError`."""
+    try:
+        stored = json.loads(folder.identity.read_text())
+        if stored.get("format") == FORMAT:
+            tree, digests = stored["config"], stored["digests"]
+        else:  # format 1 held the identity's own keys; the tree stood beside it
+            tree = yaml.safe_load(folder.config.read_text())
+            digests = {FINGERPRINT: stored[FINGERPRINT]}
+    except (OSError, ValueError, KeyError, yaml.YAMLError) as error:
+        raise UserError(
+            f"{folder.identity}: cannot be read ({error!r}); give another run.name"
+        ) from error
+    known: dict[str, Any] = identity(load_stored(tree, str(folder.identity)))
+    return {**known, **digests}
+
+
+def differing(here: dict[str, Any], there: dict[str, Any]) -> str:
+    """The keys that differ with both values, for people; "" where none does."""
+    keys = differences(here, there)
+    return "; ".join(f"{key}: {there.get(key)} there, {here.get(key)} here" for key in keys)
+
+
+def check_worker(config: Config, dataset: Dataset, folder: RunFolder) -> None:
+    """Raise `UserError` where this worker reads other files than the launching process did."""
+    if not folder.identity.exists():
+        return
+    if told := differing(identity_here(config, dataset), stored_identity(folder)):
+        raise UserError(
+            f"this worker does not see what {folder.identity} was written with: {told}; was it "
+            "written anew since the run was started, or is it another file on this node?"
+        )
