@@ -34,7 +34,8 @@ def _backbone(found: Plan) -> str:
     parameters_told = _count(parameters) if parameters else f"{unknown} (model.num_parameters)"
     told = _count(multiply_adds) if multiply_adds else f"{unknown} (model.multiply_adds)"
     trained = found.network.trained
-    only = f", {_count(trained)} of them trained" if trained != parameters else ""
+    trained_told = _count(trained) if trained else unknown
+    only = f", of them trained {trained_told}" if trained != parameters else ""
     return f"{parameters_told} parameters{only}, {told} multiply-adds an image"
 
 

@@ -20,7 +20,7 @@ def check_initial(config: Config, folder: RunFolder) -> None:
 def trained_file(trained: str) -> Path:
     """The file of weights of a trained network: the file itself where it is one, and the backbone's
     of a run or a checkpoint. Raises `UserError`."""
-    path = Path(trained)
+    path = Path(trained).expanduser()
     if path.is_file():
         return path
     if (path / "checkpoints").is_dir() or path.parent.name == "checkpoints":
@@ -34,7 +34,7 @@ def trained_file(trained: str) -> Path:
 def initial_file(init: str) -> Path:
     """The file of weights to read for `model.init`: as `trained_file` gives it, and in another
     folder the one that Hugging Face's programs wrote. Raises `UserError` where there is none."""
-    path = Path(init)
+    path = Path(init).expanduser()
     if path.is_file() or (path / "checkpoints").is_dir() or path.parent.name == "checkpoints":
         return trained_file(init)
     if path.is_dir():

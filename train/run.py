@@ -21,11 +21,12 @@ from manyfaces.data.dataset.verify import verify
 from manyfaces.data.orders.build import check_sizes
 from manyfaces.train.checkpoint.layout import chosen, newest
 from manyfaces.train.claim import claim
+from manyfaces.train.evaluation.encoders import checked_file
 from manyfaces.train.evaluation.plots import plot_metrics
 from manyfaces.train.evaluation.result import QuantitiesByName
 from manyfaces.train.folder import RunFolder
 from manyfaces.train.follow import Follower, summary_table
-from manyfaces.train.initial_weights import check_initial, trained_file
+from manyfaces.train.initial_weights import check_initial
 from manyfaces.train.protocols.open import check_images, open_protocols
 from manyfaces.train.record import METRICS, last_event, read_rows
 from manyfaces.train.tracking import Mirror, tracking_uri
@@ -39,7 +40,7 @@ def run(config: Config, console: Console) -> None:
     """Check, launch, show, summarise. Raises `UserError` where the run cannot start or had to
     stop."""
     began = time.monotonic()
-    config = paths.mapped(absolute(config), WEIGHTS, lambda path: str(trained_file(path)))
+    config = paths.mapped(absolute(config), WEIGHTS, checked_file)
     folder = RunFolder.of(config)
     if under_torchrun() and os.environ["RANK"] != "0":
         _launch(config, folder)

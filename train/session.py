@@ -20,10 +20,9 @@ from manyfaces.data.dataset.verify import verify
 from manyfaces.data.feed.loader import Loader
 from manyfaces.data.feed.quarantine import Quarantine
 from manyfaces.data.feed.view import View, main_view
-from manyfaces.models.backbones.init import Matched
 from manyfaces.train.checkpoint.finder import Found, find, load_parts
 from manyfaces.train.checkpoint.layout import read_optimizer
-from manyfaces.train.checkpoint.network import Network, base_sha256, build_backbone
+from manyfaces.train.checkpoint.network import Network, build_backbone
 from manyfaces.train.checkpoint.state import RunState
 from manyfaces.train.checkpoint.writer import Checkpointer
 from manyfaces.train.engine import Engine
@@ -188,10 +187,8 @@ def build(
 ) -> tuple[Engine, Network, Objective]:
     """The engine, the network in it and the objective, fresh or restored. A fresh start takes the
     same path with empty moments; what `model.init` brought to it is recorded. Collective."""
-    objective, network, matched = on_all_ranks(
-        lambda: _objective_and_network(config, world, dataset, found)
-    )
-    if matched is not None:
+    objective, network = on_all_ranks(lambda: _objective_and_network(config, world, dataset, found))
+    if (matched := network.built.matched) is not None and found is None:
         columns = ["model.init", "weights", "of them"]
         table = {"columns": columns, "rows": matched.rows()}
         record.event("init", f"model.init {matched}", table=table)
@@ -220,9 +217,9 @@ def build(
 
 def _objective_and_network(
     config: Config, world: World, dataset: Dataset, found: Found | None
-) -> tuple[Objective, Network, Matched | None]:
-    """The objective and the network with the weights to start from, and which of them `model.init`
-    brought. No collective: what fails here may fail on one rank alone."""
+) -> tuple[Objective, Network]:
+    """The objective and the network with the weights to start from. No collective: what fails here
+    may fail on one rank alone."""
     objective: Objective = config.objective.build(
         setting=Setting(
             config,
@@ -234,11 +231,11 @@ def _objective_and_network(
         )
     )
     torch.manual_seed(rng.key(config.run.seed, rng.Stream.NETWORK_WEIGHTS) >> 1)
-    backbone, matched = build_backbone(config, fresh=found is None)
-    network = Network(objective.network(backbone), backbone)
+    built = build_backbone(config, fresh=found is None)
+    network = Network(objective.network(built.backbone), built)
     if found is not None:
-        network.load(found.path, found.state)
-    return objective, network, matched
+        network.load(found.path, found.state, config.model.init)
+    return objective, network
 
 
 def _progress(config: Config, found: Found | None) -> Progress:
@@ -257,7 +254,7 @@ def _constant_state(config: Config, dataset: Dataset, network: Network) -> RunSt
         dataset.manifest.num_identities,
         config.run.seed,
         versions={name: version(name) for name in VERSIONS},
-        base_sha256=base_sha256(network.backbone),
+        base_sha256=network.built.base_sha256,
     )
 
 

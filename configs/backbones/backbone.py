@@ -82,7 +82,8 @@ class Backbone(Kind):
         return Transformer(0, 0, 0)
 
     def trained_parameters(self, image_hw: tuple[int, int]) -> int:
-        """Parameters that are trained: all, or about those of adapters and embedding layers."""
+        """Parameters that are trained: all, or about those of adapters and embedding layers; 0
+        where adapters act on a network of unknown shape."""
         if not self.adapters:
             return self.cost(image_hw).parameters
         depth, width, embedding = self.transformer(image_hw)

@@ -10,7 +10,7 @@ class Distill(Objective):
     """A trained network, the teacher, shows which embedding each image should have; it needs no
     labels. Alone, or beside a margin softmax in a `sum`. Where the teacher's embeddings have
     another width, a linear map from the student's is trained with it, and evaluation and export
-    leave the map out."""
+    leave the map out. The plan does not count the teacher: its weights, and its forward pass."""
 
     kind: Literal["distill"] = "distill"
     target: ClassVar[str] = "manyfaces.train.objectives.distill.Distill"

@@ -1,12 +1,12 @@
 """What an adapter is, and how backbones are adapted, told apart from their base, and merged.
 
-The base of an adapted backbone are its fixed weights: all parameters but those of adapters and of
+The base of an adapted backbone is its fixed weights: all parameters but those of adapters and of
 its embedding layers.
 """
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -78,12 +78,12 @@ def base(backbone: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in backbone.named_parameters() if id(p) not in trained}
 
 
-def base_sha256(backbone: nn.Module) -> str:
-    """SHA-256 over names, types, shapes and bytes of the fixed weights: the same wherever they were
-    read from."""
+def weights_sha256(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes of weights. Those of a base are taken as its file
+    has them: interpolated ones have other bits on another kind of machine."""
     digest = hashlib.sha256()
-    for name, parameter in sorted(base(backbone).items()):
-        weight: Tensor = parameter.detach().cpu().contiguous()
+    for name, given in sorted(weights.items()):
+        weight = given.detach().cpu().contiguous()
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}\n".encode())
         digest.update(weight.view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -5,7 +5,7 @@ import pickle
 import re
 import warnings
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,8 @@ class Matched:
     """Weights that both have, in different shapes, with both shapes: they too keep their start."""
     resized: tuple[str, ...] = ()
     """Weights among `matched` that were interpolated from another shape, with both shapes."""
+    read: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    """The weights `matched` as the file has them, before any interpolation."""
 
     @property
     def num_weights(self) -> int:
@@ -121,6 +123,7 @@ def load_initial(network: nn.Module, path: Path) -> Matched:
         tuple(name for name in weights if name not in ours),
         tuple(other_shape),
         tuple(resized),
+        {name: weights[name] for name in taken},
     )
     if 2 * len(found.matched) < found.num_weights or not found.matched:
         raise UserError(_refusal(found, list(weights)))

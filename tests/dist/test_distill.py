@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from manyfaces.configs.backbones.mobilefacenet import MobileFaceNet
 from manyfaces.configs.objectives.distill import Distill
+from manyfaces.configs.objectives.sum import Sum
 from manyfaces.configs.schema import Config, Data
 from manyfaces.configs.split import batch_share
 from manyfaces.data.feed.loader import Batch
@@ -75,6 +76,33 @@ def distilled(loss: str, width: int) -> dict[str, Any]:
 
 def all_cases() -> list[dict[str, Any]]:
     return [distilled(*case) for case in CASES]
+
+
+def test_two_of_one_teacher_have_a_map_each() -> None:
+    """A sum of both losses to one wider teacher."""
+    model = MobileFaceNet(embedding_dim=6)
+    parts = tuple(Distill(teacher="teacher", loss=loss) for loss in ("cosine", "mse"))
+    config = Config(model=model, data=Data(path="faces"), objective=Sum(of=parts))
+
+    def open_encoder(path: str) -> Encoder:
+        taught = MobileFaceNet(embedding_dim=9)
+        return Encoder(plain(9, seed=1), taught, (PX, PX), CPU, autocast=False)
+
+    objective = config.objective.build(setting=Setting(config, 5, (0,), CPU, None, open_encoder))
+    network = objective.network(plain(6, seed=2))
+
+    def run(images_NHWC: Tensor) -> Output:
+        return network(images_NHWC.permute(0, 3, 1, 2).float())
+
+    batch = Batch(0, np.arange(BATCH), {"main": images()}, LABELS)
+    told = objective.loss(Forward(run, batch.images), batch, Moment(0, BATCH, 0.1))
+    assert bool(told.finite)
+    told.surrogate.backward()
+    maps = [p for name, p in network.named_parameters() if name.endswith("map.weight")]
+    assert len(maps) == 2
+    for weight in maps:
+        assert weight.grad is not None
+        assert bool(weight.grad.any())
 
 
 @pytest.fixture(scope="module")

@@ -61,3 +61,8 @@ def test_a_run_teaches_another(dataset_path: Path, tmp_path: Path) -> None:
     assert missing.returncode == 2
     assert "nowhere: no trained network there" in missing.stderr
     assert not (runs / "m").exists()
+    nameless = newest / "optimizer.safetensors"
+    told = forked("train", config, "run.name=m", f"objective.of.distill.teacher={nameless}")
+    assert told.returncode == 2
+    assert "does not say which network its weights are of" in told.stderr
+    assert not (runs / "m").exists()

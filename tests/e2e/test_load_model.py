@@ -11,10 +11,13 @@ import torch
 from commands import forked, recipe
 from safetensors import safe_open
 
+from manyfaces.configs.backbones.custom import CustomBackbone
 from manyfaces.configs.errors import UserError
 from manyfaces.data.dataset.dataset import open_dataset
 from manyfaces.data.store.mapped import Stores
+from manyfaces.models.backbones.encoder import Encoder
 from manyfaces.train import __version__, load_model
+from manyfaces.train.evaluation.exported import write_exported
 from manyfaces.train.evaluation.model import Model
 from manyfaces.train.evaluation.trained import open_trained
 
@@ -95,10 +98,40 @@ def test_an_exported_file_is_the_same_model(
     assert [path.name for path in tmp_path.iterdir()] == ["face.safetensors"]
 
 
+OWN = """
+from torch import nn
+
+class Tied(nn.Module):
+    def __init__(self, embedding_dim, image_hw):
+        super().__init__()
+        self.first = nn.Linear(3, embedding_dim)
+        self.second = nn.Linear(3, embedding_dim)
+        self.second.weight = self.first.weight
+
+    def forward(self, images):
+        return self.second(images.mean((2, 3))) + self.first(images.amax((2, 3)))
+"""
+
+
+def test_a_backbone_of_ones_own_is_exported_with_the_digest_of_its_file(tmp_path: Path) -> None:
+    own = tmp_path / "tied.py"
+    own.write_text(OWN)
+    settings = CustomBackbone(file=str(own), name="Tied", embedding_dim=4)
+    backbone = settings.build(image_hw=(8, 8))
+    encoder = Encoder(backbone, settings, (8, 8), torch.device("cpu"), autocast=False)
+    write_exported(encoder, tmp_path / "out.safetensors", "a test")
+    images = [np.full((8, 8, 3), 9, np.uint8)]
+    found = load_model(tmp_path / "out.safetensors").embed(images)
+    np.testing.assert_allclose(found, Model(encoder).embed(images), rtol=1e-6)
+    own.write_text(OWN + "# changed")
+    with pytest.raises(UserError, match=r"a class of one's own in .*tied\.py, which is not there"):
+        load_model(tmp_path / "out.safetensors")
+
+
 @pytest.mark.parametrize(
     ("images", "told"),
     [
-        ("a.jpg", "embed takes a list of images"),
+        ("a.jpg", "give a list of images"),
         ([np.zeros((4, 4), np.uint8)], r"image 0 is uint8 \[4, 4\]; give uint8 RGB"),
         ([np.zeros((4, 4, 3))], r"image 0 is float64"),
         ([b"\xff\xd8 no image"], "image 0 is not a whole, decodable JPEG"),
@@ -114,6 +147,8 @@ def test_what_is_no_image_is_told(model: Model, images, told: str) -> None:
 
 
 def test_what_is_no_model_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="device gpu: cannot be used"):
+        load_model(tmp_path, device="gpu")
     with pytest.raises(UserError, match="no trained network there"):
         load_model(tmp_path / "nowhere")
     file = tmp_path / "a.safetensors"

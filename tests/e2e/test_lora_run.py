@@ -81,7 +81,7 @@ def test_a_run_of_adapters(dataset_path: Path, tmp_path: Path) -> None:
         "train", config, "run.name=w", f"run.resume_from={before}", f"model.init={other}"
     )
     assert wrong.returncode == 2
-    assert "its adapters belong to other base weights" in wrong.stderr
+    assert "its adapters belong to the base weights that were at" in wrong.stderr
     alone = forked("train", config, "run.name=w2", f"model.init={newest}")
     assert alone.returncode == 2
     assert "holds adapters without the weights that they belong to" in alone.stderr

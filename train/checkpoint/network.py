@@ -4,13 +4,13 @@ fixed base of an adapted backbone is in no checkpoint, but its SHA-256."""
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from manyfaces.configs.errors import UserError
 from manyfaces.configs.schema import Config
 from manyfaces.models.adapters import adapter
-from manyfaces.models.adapters.adapter import adapt
 from manyfaces.models.backbones.init import Matched, load_initial
 from manyfaces.train.checkpoint.layout import (
     BACKBONE,
@@ -22,15 +22,26 @@ from manyfaces.train.checkpoint.state import RunState
 from manyfaces.train.initial_weights import initial_file
 
 
+class Built(NamedTuple):
+    """A backbone as a run builds it."""
+
+    backbone: nn.Module
+    matched: Matched | None
+    """Which weights `model.init` gave it, where they were read."""
+    base_sha256: str | None
+    """SHA-256 of the base that a checkpoint does not hold, as its file has it; None without
+    adapters."""
+
+
 class Network:
     """What is trained by gradient: the backbone, and what an objective trains beside it.
 
-    `module` has `backbone` as a part, or is it. Raises `UserError` where it does not.
+    `module` has the built backbone as a part, or is it. Raises `UserError` where it does not.
     """
 
-    def __init__(self, module: nn.Module, backbone: nn.Module) -> None:
-        self.module, self.backbone = module, backbone
-        names = [name for name, part in module.named_modules() if part is backbone]
+    def __init__(self, module: nn.Module, built: Built) -> None:
+        self.module, self.built, self.backbone = module, built, built.backbone
+        names = [name for name, part in module.named_modules() if part is self.backbone]
         if not names:
             raise UserError(
                 f"objective: the network, a {type(module).__name__}, does not have the backbone as "
@@ -38,7 +49,8 @@ class Network:
             )
         self.prefix = f"{names[0]}." if names[0] else ""
         """What the names of the backbone's weights begin with in `module`."""
-        self.base_names = frozenset(_base(backbone))
+        is_adapted = built.base_sha256 is not None
+        self.base_names = frozenset(adapter.base(self.backbone) if is_adapted else ())
         """The backbone's weights that no checkpoint holds."""
 
     def split(self, weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -52,9 +64,10 @@ class Network:
         beside = {name: w for name, w in weights.items() if not name.startswith(self.prefix)}
         return {name: w for name, w in backbone.items() if name not in self.base_names}, beside
 
-    def load(self, checkpoint: Path, state: RunState) -> None:
-        """Take the weights of a committed checkpoint with this state. Raises `UserError`."""
-        _load_backbone(self.backbone, checkpoint, state)
+    def load(self, checkpoint: Path, state: RunState, init: str | None) -> None:
+        """Take the weights of a committed checkpoint with this state; `init` is the `model.init` of
+        the run that takes them. Raises `UserError`."""
+        _load_backbone(self.built, checkpoint, state, init)
         ours = self.split(self.module.state_dict())[1]
         theirs = read_beside_backbone(checkpoint)
         if differing := sorted(ours.keys() ^ theirs.keys()):
@@ -65,51 +78,45 @@ class Network:
         _load(self.module, {**self.module.state_dict(), **theirs}, checkpoint / BESIDE_BACKBONE)
 
 
-def build_backbone(config: Config, *, fresh: bool) -> tuple[nn.Module, Matched | None]:
-    """The backbone with the weights of `model.init`, and which of them were taken, where it starts
-    `fresh` or is adapted; else with random ones, for those of a checkpoint to take their place.
-    Raises `UserError`."""
+def build_backbone(config: Config, *, fresh: bool) -> Built:
+    """The backbone on the CPU, with the weights of `model.init` where it starts `fresh` or is
+    adapted; else with random ones, for those of a checkpoint to take their place. Raises
+    `UserError`."""
     backbone: nn.Module = config.model.build(image_hw=config.data.image_hw)
-    matched = None
-    if config.model.init is not None and (fresh or config.model.adapters):
-        matched = load_initial(backbone, initial_file(config.model.init))
-    if config.model.adapters:
-        adapt(backbone, config.model.adapters, config.data.image_hw)
-        if random := sorted(_base(backbone).keys() - matched.matched if matched else ()):
-            raise UserError(
-                f"model.init {config.model.init}: has not all weights of the base that "
-                f"model.adapters leave as they are, such as {random[0]}; give the weights of this "
-                "very network, or model.adapters=[]"
-            )
-    return backbone, matched
+    init, adapters, matched = config.model.init, config.model.adapters, None
+    if init is not None and (fresh or adapters):
+        matched = load_initial(backbone, initial_file(init))
+    if not adapters or matched is None:
+        return Built(backbone, matched, None)
+    adapter.adapt(backbone, adapters, config.data.image_hw)
+    base = adapter.base(backbone)
+    if random := sorted(base.keys() - matched.read):
+        raise UserError(
+            f"model.init {init}: has not all weights of the base that model.adapters leave as they "
+            f"are, such as {random[0]}; give the weights of this very network, or "
+            "model.adapters=[]"
+        )
+    digest = adapter.weights_sha256({name: matched.read[name] for name in base})
+    return Built(backbone, matched, digest)
 
 
 def load_backbone(checkpoint: Path, state: RunState) -> nn.Module:
     """The backbone of a committed checkpoint with this state, on the CPU. Raises `UserError`."""
-    backbone, _ = build_backbone(state.config, fresh=False)
-    _load_backbone(backbone, checkpoint, state)
-    return backbone
+    built = build_backbone(state.config, fresh=False)
+    _load_backbone(built, checkpoint, state, state.config.model.init)
+    return built.backbone
 
 
-def base_sha256(backbone: nn.Module) -> str | None:
-    """SHA-256 of the base of an adapted backbone; None for one that is not."""
-    return adapter.base_sha256(backbone) if _base(backbone) else None
-
-
-def _base(backbone: nn.Module) -> dict[str, nn.Parameter]:
-    is_adapted = any(isinstance(module, adapter.Adapted) for module in backbone.modules())
-    return adapter.base(backbone) if is_adapted else {}
-
-
-def _load_backbone(backbone: nn.Module, checkpoint: Path, state: RunState) -> None:
-    base = _base(backbone)
-    if base and adapter.base_sha256(backbone) != state.base_sha256:
+def _load_backbone(built: Built, checkpoint: Path, state: RunState, init: str | None) -> None:
+    if built.base_sha256 != state.base_sha256:
         raise UserError(
-            f"{checkpoint}: its adapters belong to other base weights than those of model.init "
-            f"{state.config.model.init}; give the file that the run was begun with"
+            f"{checkpoint}: its adapters belong to the base weights that were at "
+            f"{state.config.model.init}, and those of model.init {init} are others; give the file "
+            "that the run was begun with"
         )
+    base = adapter.base(built.backbone) if built.base_sha256 else {}
     weights = {name: p.detach() for name, p in base.items()} | read_backbone(checkpoint)
-    _load(backbone, weights, checkpoint / BACKBONE)
+    _load(built.backbone, weights, checkpoint / BACKBONE)
 
 
 def _load(module: nn.Module, weights: Mapping[str, Tensor], file: Path) -> None:

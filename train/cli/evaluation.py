@@ -48,7 +48,8 @@ def export(run: Run, out: Exported) -> None:
     """Write a run's backbone to one file.
 
     It is for `load_model`, `model.init` and other programs: it holds the weights and, in its
-    metadata, all that it takes to embed images by them.
+    metadata, all that it takes to embed images by them. A backbone of one's own needs its Python
+    file besides.
     """
     from manyfaces.train.evaluation.exported import write_exported
     from manyfaces.train.evaluation.trained import open_trained

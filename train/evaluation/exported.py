@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from manyfaces.configs.backbones.backbone import Backbone
 from manyfaces.configs.errors import UserError
-from manyfaces.configs.node import Node
+from manyfaces.configs.files import file_sha256
+from manyfaces.configs.node import FILE, Node
+from manyfaces.configs.paths import mapped
 from manyfaces.models.adapters.adapter import merge
 from manyfaces.models.backbones.encoder import Encoder
 
@@ -28,12 +30,14 @@ class Exported(Node):
 
     format: int = FORMAT
     version: str
-    """Of manyfaces, which wrote the file."""
+    """The version of manyfaces that wrote the file."""
     source: str
     """The run and the step that the weights are of, for people."""
     model: Backbone
     image_hw: tuple[int, int]
     autocast: bool
+    files: dict[str, str] = Field(default_factory=dict)
+    """SHA-256 by path of the Python files that hold classes of one's own."""
 
 
 def write_exported(encoder: Encoder, file: Path, source: str) -> None:
@@ -50,10 +54,12 @@ def write_exported(encoder: Encoder, file: Path, source: str) -> None:
         model=encoder.model.model_copy(update={"init": None, "adapters": ()}),
         image_hw=encoder.image_hw,
         autocast=encoder.autocast,
+        files={path: file_sha256(Path(path)) for path in _own_files(encoder.model)},
     )
     backbone = copy.deepcopy(encoder.backbone)
     merge(backbone)
-    weights = {k: v.cpu().contiguous() for k, v in backbone.state_dict().items()}
+    # Weights that two layers share are written twice.
+    weights = {k: v.cpu().clone().contiguous() for k, v in backbone.state_dict().items()}
     unfinished = file.with_name(f".{file.name}.tmp")
     try:
         save_file(weights, unfinished, {"format": "pt", _KEY: facts.model_dump_json()})
@@ -65,13 +71,35 @@ def write_exported(encoder: Encoder, file: Path, source: str) -> None:
 
 def read_exported(file: Path, device: torch.device) -> Encoder:
     """The encoder in an exported file. Raises `UserError` for a file that is none."""
-    facts = _facts(file)
+    facts = read_facts(file)
+    for path, sha256 in facts.files.items():
+        if not Path(path).is_file() or file_sha256(Path(path)) != sha256:
+            raise UserError(
+                f"{file}: its network is a class of one's own in {path}, which is not there or is "
+                "another file now; put the one there that it was exported with"
+            )
     backbone: nn.Module = facts.model.build(image_hw=facts.image_hw)
-    backbone.load_state_dict(load_file(file))
+    try:
+        backbone.load_state_dict(load_file(file))
+    except RuntimeError as error:
+        told = " ".join(str(error).split())
+        raise UserError(f"{file}: does not fit the network that it names: {told}") from error
     return Encoder(backbone.to(device), facts.model, facts.image_hw, device, facts.autocast)
 
 
-def _facts(file: Path) -> Exported:
+def _own_files(model: Backbone) -> list[str]:
+    found: list[str] = []
+
+    def keep(path: str) -> str:
+        found.append(path)
+        return path
+
+    mapped(model, FILE, keep)
+    return found
+
+
+def read_facts(file: Path) -> Exported:
+    """What the file says of its network. Raises `UserError` for one that says nothing."""
     try:
         with safe_open(file, "pt") as opened:
             metadata: dict[str, Any] = opened.metadata() or {}

@@ -40,12 +40,18 @@ class Model:
         self.module: nn.Module = MainEmbedding(encoder.backbone)
         """The network in plain torch, in evaluation mode: from floats [N, 3, H, W], as `preprocess`
         makes them, to embeddings [N, D]."""
+        self._kept: Embedder | None = None
 
     @classmethod
     def open(cls, source: str | PathLike[str], device: str | None = None) -> "Model":
         """As `manyfaces.train.load_model`."""
         chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        return cls(open_encoder(Path(source), torch.device(chosen)))
+        try:
+            there = torch.zeros(0, device=chosen).device
+        except (RuntimeError, AssertionError) as error:
+            text = str(error).partition("\n")[0]
+            raise UserError(f"device {chosen}: cannot be used ({text})") from error
+        return cls(open_encoder(Path(source), there))
 
     @property
     def image_hw(self) -> tuple[int, int]:
@@ -66,13 +72,13 @@ class Model:
         verification sets are scored by. `batch_size` images are held at a time. Raises `UserError`
         for an image that cannot be read, under its path or its number.
         """
-        if isinstance(images, str | PathLike | bytes | np.ndarray):
-            raise UserError("embed takes a list of images; for one image, give [image]")
+        images = _listed(images)
+        if batch_size < 1:
+            raise UserError(f"batch_size {batch_size}: give 1 or more")
         embeddings_ND = torch.empty(len(images), self.embedding_dim)
-        embedder = Embedder.of(self.encoder, min(batch_size, max(len(images), 1)))
         for first in range(0, len(images), batch_size):
             part = slice(first, first + batch_size)
-            embeddings_ND[part] = self._embed_batch(images[part], first, embedder, mirrored)
+            embeddings_ND[part] = self._embed_batch(images[part], first, batch_size, mirrored)
         return F.normalize(embeddings_ND).numpy()
 
     def verify(self, a: Image, b: Image) -> float:
@@ -83,12 +89,22 @@ class Model:
 
     def preprocess(self, images: Sequence[Image]) -> Tensor:
         """Images as `module` takes them: float32 [N, 3, H, W] on the device. Raises `UserError` as
-        `embed` does."""
+        `embed` does. They differ a little from what `embed` sees, which decodes JPEGs as training
+        does, and computes in the precision of training."""
+        images = _listed(images)
+        if not images:
+            return torch.empty(0, 3, *self.image_hw, device=self.encoder.device)
         pixels = [_pixels(image, _name(image, number)) for number, image in enumerate(images)]
         return torch.cat([self.encoder.to_input(self._to_device([one])) for one in pixels])
 
+    def _embedder(self, batch_size: int) -> Embedder:
+        """Decoders take a moment to be made: they are kept for the next call."""
+        if self._kept is None or self._kept.batch_size < batch_size:
+            self._kept = Embedder.of(self.encoder, batch_size)
+        return self._kept
+
     def _embed_batch(
-        self, images: Sequence[Image], first: int, embedder: Embedder, mirrored: bool
+        self, images: Sequence[Image], first: int, batch_size: int, mirrored: bool
     ) -> Tensor:
         """The embeddings of one batch, whose first image is number `first`: JPEGs together, and
         others by their sizes."""
@@ -104,7 +120,7 @@ class Model:
                 decoded = _pixels(read, names[number])
                 pixels[decoded.shape][number] = decoded
         if jpegs:
-            rows = list(jpegs)
+            rows, embedder = list(jpegs), self._embedder(min(batch_size, len(images)))
             embeddings_ND[rows] = embedder.embed(
                 jpegs.values(), mirrored=mirrored, name=lambda number: names[rows[number]]
             )
@@ -131,6 +147,12 @@ class MainEmbedding(nn.Module):
         return as_output(self.backbone(images_NCHW)).embeddings["main"]
 
 
+def _listed(images: Any) -> list[Image]:
+    if isinstance(images, str | PathLike | bytes | np.ndarray):
+        raise UserError("give a list of images; for one image, [image]")
+    return list(images)
+
+
 def _name(image: Image, number: int) -> str:
     return fspath(image) if isinstance(image, str | PathLike) else f"image {number}"
 
@@ -144,8 +166,8 @@ def _bytes(image: Any, name: str) -> bytes:
         raise UserError(
             f"{name} is a {type(image).__name__}; give an array uint8 [H, W, 3], a path or bytes"
         ) from error
-    except OSError as error:
-        raise UserError(f"{name}: cannot be read ({error.strerror})") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{name}: cannot be read ({error})") from error
 
 
 def _pixels(image: Image, name: str) -> NDArray[np.uint8]:

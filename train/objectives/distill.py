@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from manyfaces.configs.errors import UserError
 from manyfaces.configs.objectives import distill as schema
 from manyfaces.data.feed.loader import IGNORED, Batch
 from manyfaces.models.backbones.output import Output, as_output
@@ -22,8 +23,7 @@ class Distill(Objective):
         self.ranks = Ranks(setting.group)
         self.widths = setting.config.model.embedding_dim, self.teacher.model.embedding_dim
         self.branch = settings.branch
-        if self.is_mapped:
-            self.branch = f"{settings.branch} as {settings.teacher}"
+        """The embedding that is compared with the teacher's."""
 
     @property
     def is_mapped(self) -> bool:
@@ -33,18 +33,26 @@ class Distill(Objective):
     def network(self, backbone: nn.Module) -> nn.Module:
         if not self.is_mapped:
             return backbone
+        # Several objectives of a sum may map the same branch.
+        before = sum(isinstance(part, Mapped) for part in backbone.modules())
+        self.branch = f"{self.settings.branch} mapped for teacher {before}"
         return Mapped(backbone, self.settings.branch, self.branch, self.widths)
 
     def loss(self, forward: Forward, batch: Batch, moment: Moment) -> Loss:
         embeddings_ND = forward.embeddings(self.branch)
         taught_ND = self.teacher.embed(batch.images["main"])
+        if embeddings_ND.shape != taught_ND.shape:
+            raise UserError(
+                f"objective distill: the branch {self.settings.branch} has {embeddings_ND.shape[1]}"
+                f" numbers and the teacher's embeddings {taught_ND.shape[1]}; give a branch of "
+                "model.embedding_dim numbers"
+            )
         valid_N = batch.labels_N != IGNORED
         if self.settings.loss == "cosine":
             distance_N = 1 - F.cosine_similarity(embeddings_ND, taught_ND)
         else:
             distance_N = (embeddings_ND - taught_ND).square().mean(1)
-        # An ignored sample may hold anything, even NaN.
-        own = torch.where(valid_N, distance_N, 0).double().sum() * self.settings.weight
+        own = (distance_N * valid_N).double().sum() * self.settings.weight
         told = torch.stack([own.detach(), valid_N.sum(), own.new_tensor(float(moment.last))])
         whole, num_valid, last = self.ranks.sum_(told)
         num_valid = num_valid.clamp(min=1)
@@ -74,5 +82,10 @@ class Mapped(nn.Module):
 
     def forward(self, images_NCHW: Tensor) -> Output:
         output = as_output(self.backbone(images_NCHW))
-        taken_ND = output.embeddings[self.branch]
+        taken_ND = output.embeddings.get(self.branch)
+        if taken_ND is None or taken_ND.shape[1] != self.map.in_features:
+            raise UserError(
+                f"objective distill: the backbone has no embedding {self.branch!r} of "
+                f"{self.map.in_features} numbers; set the objective's branch"
+            )
         return output._replace(embeddings={**output.embeddings, self.mapped: self.map(taken_ND)})

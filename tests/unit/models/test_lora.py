@@ -2,9 +2,12 @@
 
 import copy
 import math
+import unittest.mock
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from manyfaces.configs.adapters.lora import LoRA
@@ -13,10 +16,13 @@ from manyfaces.configs.backbones.mobilefacenet import MobileFaceNet
 from manyfaces.configs.backbones.timm import Timm
 from manyfaces.configs.backbones.vit import ViT
 from manyfaces.configs.errors import UserError
-from manyfaces.models.adapters.adapter import adapt, base, base_sha256, merge
+from manyfaces.configs.schema import Config, Data
+from manyfaces.models.adapters.adapter import adapt, base, merge, weights_sha256
 from manyfaces.models.adapters.lora import LoRALinear
 from manyfaces.models.backbones.backbone import Backbone
 from manyfaces.models.backbones.output import Output
+from manyfaces.models.backbones.timm import TimmBackbone
+from manyfaces.train.checkpoint.network import build_backbone
 
 PX = (28, 28)
 SMALL = {"depth": 2, "embed_dim": 24, "num_heads": 2, "patch_size": 14}
@@ -93,7 +99,7 @@ def test_only_adapters_and_the_embedding_layer_are_trained() -> None:
     backbone = network(SETTINGS["timm"])
     adapt(backbone, [LoRA(rank=2)], PX)
     fixed = {name: p.detach().clone() for name, p in base(backbone).items()}
-    digest = base_sha256(backbone)
+    digest = weights_sha256(base(backbone))
     trained = {name for name, p in backbone.named_parameters() if p.requires_grad}
     assert trained == {name for name, _ in backbone.named_parameters()} - fixed.keys()
     assert {name.partition(".")[0] for name in trained} == {"trunk", "feature"}
@@ -106,10 +112,10 @@ def test_only_adapters_and_the_embedding_layer_are_trained() -> None:
         optimizer.step()
     for name, parameter in backbone.named_parameters():
         assert torch.equal(parameter, before[name]) == (name in fixed), name
-    assert base_sha256(backbone) == digest
+    assert weights_sha256(base(backbone)) == digest
     with torch.no_grad():
         next(iter(base(backbone).values())).view(-1)[0] += 1
-    assert base_sha256(backbone) != digest
+    assert weights_sha256(base(backbone)) != digest
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -126,6 +132,31 @@ def test_the_plan_knows_about_what_is_trained(name: str) -> None:
     assert settings.trained_parameters(PX) < settings.cost(PX).parameters
     plain = SETTINGS[name]
     assert plain.trained_parameters(PX) == plain.cost(PX).parameters
+
+
+def test_a_base_is_told_by_its_file_and_not_by_what_was_interpolated(tmp_path: Path) -> None:
+    """Interpolated bits depend on the machine and on its threads."""
+    trunk = network(SETTINGS["timm"]).trunk
+    assert isinstance(trunk, nn.Module)
+    file = tmp_path / "base.safetensors"
+    save_file(trunk.state_dict(), file)
+    model = SETTINGS["timm"].model_copy(update={"init": str(file), "adapters": (LoRA(rank=2),)})
+    config = Config(model=model, data=Data(path="faces", image_px=42))  # 9 positions of 4
+    digests = set()
+    for noise in (0.0, 1e-7):
+        with unittest.mock.patch.object(
+            TimmBackbone,
+            "resized",
+            lambda self, name, weight, noise=noise: torch.full_like(
+                self.state_dict()[name], 1 + noise
+            ),
+        ):
+            built = build_backbone(config, fresh=True)
+        assert built.matched is not None
+        assert built.matched.resized
+        digests.add(built.base_sha256)
+    assert len(digests) == 1
+    assert None not in digests
 
 
 def test_dropout_hides_inputs_from_the_product_in_training_alone() -> None:

@@ -22,7 +22,7 @@ from manyfaces.data.feed.loader import Batch
 from manyfaces.models.backbones.encoder import Encoder
 from manyfaces.models.backbones.output import Output
 from manyfaces.models.head.partial_fc import PartialFC
-from manyfaces.train.checkpoint.network import Network
+from manyfaces.train.checkpoint.network import Built, Network
 from manyfaces.train.checkpoint.writer import copied_part
 from manyfaces.train.objectives import objective as base
 from manyfaces.train.objectives.objective import (
@@ -202,13 +202,14 @@ def test_what_rank_0_holds_is_copied_there_alone() -> None:
 def test_the_backbone_is_told_apart_from_what_stands_beside_it() -> None:
     backbone = nn.Linear(2, 2)
     whole = nn.Sequential(nn.Sequential(backbone), nn.Linear(2, 1))
-    own, beside = Network(whole, backbone).split(whole.state_dict())
+    built = Built(backbone, None, None)
+    own, beside = Network(whole, built).split(whole.state_dict())
     assert set(own) == {"weight", "bias"}
     assert set(beside) == {"1.weight", "1.bias"}
     assert torch.equal(own["weight"], backbone.weight)
-    assert Network(backbone, backbone).split(backbone.state_dict())[1] == {}
+    assert Network(backbone, built).split(backbone.state_dict())[1] == {}
     with pytest.raises(UserError, match="does not have the backbone as a part"):
-        Network(nn.Linear(2, 2), backbone)
+        Network(nn.Linear(2, 2), built)
 
 
 OWN = '''
