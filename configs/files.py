@@ -1,9 +1,10 @@
-"""Files that are whole or not there, and what their bytes are told by."""
+"""Files that are whole or not there, what their bytes are told by, and which names may name one."""
 
+import contextlib
 import hashlib
 import os
 import uuid
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 
 def file_sha256(path: Path) -> str:
@@ -12,12 +13,30 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def relative_name(name: str) -> str:
+    """The same name, once it is sure to name a file in the folder of what lists it or below: it is
+    relative, in its shortest form and without `..`. Raises `ValueError` for any other.
+
+    Every name that was read from a file goes through here before a file is opened by it.
+    """
+    path = PurePosixPath(name)
+    strange = "\0" in name or "\\" in name or not path.name
+    if strange or path.is_absolute() or ".." in path.parts or str(path) != name:
+        raise ValueError(f"{name!r} is not the name of a file in this folder")
+    return name
+
+
 def write_atomic(path: Path, content: bytes | str) -> None:
-    """Write to a temporary name, flush to disk, rename: a reader sees the old file or the new
-    one."""
+    """Write to a temporary name, flush to disk, rename: a reader sees the old file or the new one.
+    Where that fails, as on a full disk, nothing is left behind."""
     temporary = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex[:8]}")
-    with temporary.open("wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
