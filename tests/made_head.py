@@ -88,6 +88,12 @@ def write_checkpoint(
         **state,
     }
     (path / "state.json").write_text(json.dumps(whole))
+    return write_commit(path)
+
+
+def write_commit(path: Path) -> Path:
+    """Commit the folder with all the files that are in it."""
+    (path / "COMMIT.json").unlink(missing_ok=True)
     files = {str(p.relative_to(path)): p.read_bytes() for p in path.rglob("*") if p.is_file()}
     facts = {
         name: {"bytes": len(body), "sha256": hashlib.sha256(body).hexdigest()}

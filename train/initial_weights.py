@@ -5,6 +5,7 @@ from pathlib import Path
 from manyfaces.configs.errors import UserError
 from manyfaces.configs.schema import Config
 from manyfaces.models.backbones.init import read_weights, weights_file
+from manyfaces.train.checkpoint.commit import COMMIT, committed_file
 from manyfaces.train.checkpoint.layout import BACKBONE, chosen, newest
 from manyfaces.train.folder import RunFolder
 
@@ -19,12 +20,14 @@ def check_initial(config: Config, folder: RunFolder) -> None:
 
 def trained_file(trained: str) -> Path:
     """The file of weights of a trained network: the file itself where it is one, and the backbone's
-    of a run or a checkpoint. Raises `UserError`."""
+    of a run or a checkpoint. Raises `UserError`, also where a checkpoint's file does not hold the
+    bytes that were committed."""
     path = Path(trained).expanduser()
     if path.is_file():
-        return path
+        in_checkpoint = (path.parent / COMMIT).exists()
+        return committed_file(path.parent, path.name) if in_checkpoint else path
     if (path / "checkpoints").is_dir() or path.parent.name == "checkpoints":
-        return chosen(path) / BACKBONE
+        return committed_file(chosen(path), BACKBONE)
     raise UserError(
         f"{path}: no trained network there; give a run, a checkpoint, or a file that `manyfaces "
         "export` wrote"

@@ -14,7 +14,6 @@ from manyfaces.configs.errors import UserError
 from manyfaces.configs.schema import Config
 from manyfaces.data.dataset.manifest import IDENTITIES
 from manyfaces.data.feed.loader import Batch, Loader
-from manyfaces.train.checkpoint.layout import newest
 from manyfaces.train.checkpoint.network import Network
 from manyfaces.train.checkpoint.state import RunState
 from manyfaces.train.checkpoint.writer import Checkpointer, Snapshot, copied, copied_part
@@ -261,12 +260,12 @@ def _not_finite(parts: Parts, batch: Batch, step: int, error: NotFiniteError) ->
         return str(error)
     loader, batch_size = parts.loader, parts.config.train.batch_size
     names = [loader.dataset.name(int(i)) for i in loader.order.ids(batch.position, batch_size)]
+    good = parts.checkpointer.last_good or "none"
     parts.record.event("not_finite", str(error), step=step, position=batch.position, samples=names)
-    good = newest(parts.checkpointer.folder)
     return (
         f"step {step}: {error}, not finite, at samples {batch.position} to "
         f"{batch.position + len(names) - 1} ({', '.join(names[:3])}, ... all {len(names)} in "
-        f"events.jsonl); nothing after it is kept; the last good checkpoint is {good or 'none'}; "
+        f"events.jsonl); nothing after it is kept; the last good checkpoint is {good}; "
         "lower train.optimizer.lr or look at the samples, and start from it under a new run.name "
         "with run.resume_from"
     )

@@ -83,6 +83,8 @@ def _run(
     )
     watchdog.phase("restore")
     found = find(folder.checkpoints, config.run.resume_from, checkpointer.group)
+    if found is not None:
+        checkpointer.began_with(found.path)
     total = plan.total_samples(config, dataset.manifest.num_images)
     _refuse_finished(found, folder, total)
     engine, network, objective = build(config, world, dataset, found, checkpointer.group, record)

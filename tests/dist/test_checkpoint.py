@@ -2,8 +2,11 @@
 ones kept until newer ones stand."""
 
 import json
+import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -96,6 +99,10 @@ def save_and_load_here(folder: Path) -> None:
     assert load(folder / "few", classes=2)[0] == 7
     disk_full(folder / "full")
     write_failure(folder / "torn")
+    not_finite(folder / "infinite")
+    failure_after_commit(folder / "unrecorded")
+    leftover(folder / "left")
+    rotten_ahead(folder / "rotten")
 
 
 def load_both(folder: Path) -> None:
@@ -139,6 +146,94 @@ def write_failure(folder: Path) -> None:
     ):
         saver.wait()
     assert load(folder)[0] == 1
+
+
+def not_finite(folder: Path) -> None:
+    """One infinity in what one rank holds is never committed, and all ranks say which tensor."""
+    saver = checkpointer(folder)
+    saver.save(snapshot(1))
+    last = dist.get_rank() == dist.get_world_size() - 1
+    for name in ("head", "backbone"):
+        bad = snapshot(2)
+        if name == "head" and last:
+            bad.objective["head"].tensors["rows.1"][0, 1] = torch.inf
+        if name == "backbone" and dist.get_rank() == 0:
+            bad = replace(bad, backbone={"bn.running_var": torch.tensor([1, -torch.inf])})
+        saver.save(bad)
+        with pytest.raises(UserError) as told:
+            saver.wait()
+        assert re.search(
+            r"head: rows\.1 is not|safetensors: bn\.running_var is not", str(told.value)
+        )
+        assert re.search(r"the last good one is .*step-00000001; lower train\.opt", str(told.value))
+        saver._error = None
+    dist.barrier()
+    assert [path.name for path in folder.iterdir()] == ["step-00000001"]
+
+
+def failure_after_commit(folder: Path) -> None:
+    """What rank 0 does alone after the commit stops all ranks, none waits, and the checkpoint is
+    not called unwritten."""
+
+    def fail(step: int, path: Path) -> None:
+        raise OSError(116, "Stale file handle")
+
+    saver = Checkpointer(folder, 3, fail)
+    saver.save(snapshot(1))
+    with pytest.raises(
+        UserError,
+        match=r"step 1 is committed, but .*Stale file handle; the last good .* is step-00000001;",
+    ):
+        saver.wait()
+    assert load(folder)[0] == 1
+
+
+def leftover(folder: Path) -> None:
+    """What a killed write left is gone before the free space is measured; what is named otherwise
+    stays."""
+    mine = ["step-00000001-best", "step-00000009.tmp", "step-1.tmp-abcd", "step-00000001.aside-ab"]
+    if dist.get_rank() == 0:
+        for name in ["step-00000001.tmp-abcd", *mine]:
+            (folder / name).mkdir(parents=True)
+    dist.barrier()
+    saver = checkpointer(folder)
+    real = shutil.disk_usage
+
+    def free(path: Path) -> Any:
+        left = dist.get_rank() == 0 and (folder / "step-00000001.tmp-abcd").exists()
+        return type("Usage", (), {"free": 100 if left else 1 << 30})()
+
+    shutil.disk_usage = free  # type: ignore[assignment]
+    try:
+        saver.save(snapshot(1))
+    finally:
+        shutil.disk_usage = real
+    saver.wait()
+    dist.barrier()
+    assert sorted(path.name for path in folder.iterdir()) == sorted(["step-00000001", *mine])
+
+
+def rotten_ahead(folder: Path) -> None:
+    """A newer checkpoint that this session found corrupt never takes the place of a good one, nor
+    does one that nobody compared, and another format's stays when its step is written again."""
+    save(folder, [1, 2, 9])
+    if dist.get_rank() == 0:
+        damaged(folder / "step-00000009", "flip")
+        shutil.copytree(folder / "step-00000001", folder / "step-00000003")
+        damaged(folder / "step-00000003", "newer format")
+        shutil.copytree(folder / "step-00000001", folder / "step-00000099-copy")
+    dist.barrier()
+    saver = checkpointer(folder, keep=1)
+    found = find(folder, None, saver.group)
+    assert found is not None
+    assert found.path.name == "step-00000002"
+    saver.began_with(found.path)
+    saver.save(snapshot(3))
+    saver.wait()
+    dist.barrier()
+    names = sorted(path.name.partition(".aside")[0] for path in folder.iterdir())
+    assert names == ["step-00000003", "step-00000003", "step-00000099-copy"]
+    assert load(folder)[0] == 3
 
 
 @pytest.fixture(scope="module")
@@ -200,6 +295,8 @@ def damaged(path: Path, how: str) -> None:
         head.write_bytes(head.read_bytes()[:-1])
     elif how == "gone":
         (path / "optimizer.safetensors").unlink()
+    elif how == "unlisted":
+        shutil.copyfile(head, path / "head" / "older.safetensors")
     elif how == "torn commit":
         (path / "COMMIT.json").write_text((path / "COMMIT.json").read_text()[:50])
     elif how == "no commit":
@@ -219,6 +316,7 @@ DAMAGES = [
     "no commit",
     "killed while writing",
     "newer format",
+    "unlisted",
 ]
 
 
@@ -241,6 +339,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_word(written, tmp_path: Path
         assert "digest differs" in whys[0]
         assert "not committed" in whys[5]
         assert "format 99" in whys[6]
+        assert "head/older.safetensors: is not one of the files that COMMIT.json lists" in whys[7]
 
 
 def find_nothing_intact(folder: Path) -> None:
@@ -259,14 +358,14 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_afresh(
     damaged(folder / "step-00000004", "gone")
     run_ranks(2, find_nothing_intact, folder)
     damaged(folder / "step-00000005", "newer format")
-    retain(folder, keep=1)
+    retain(folder, 0, ())
     assert [p.name for p in folder.iterdir()] == ["step-00000005"]
 
 
 def test_retention_never_counts_a_damaged_one(written, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(written[2] / "many", tmp_path / "copy"))
     (folder / "step-00000005" / "COMMIT.json").unlink()
-    retain(folder, keep=1)
+    retain(folder, 1, [folder / "step-00000004"])
     assert [p.name for p in folder.iterdir()] == ["step-00000004"]
     good = newest(folder)
     assert good is not None
@@ -278,7 +377,7 @@ def test_retention_survives_a_failed_delete(
 ) -> None:
     folder = Path(shutil.copytree(written[2] / "many", tmp_path / "copy"))
     monkeypatch.setattr(layout.shutil, "rmtree", lambda _: (_ for _ in ()).throw(OSError))
-    retain(folder, keep=1)
+    retain(folder, 1, [])
     assert len(candidates(folder)) == 2
 
 

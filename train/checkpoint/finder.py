@@ -12,12 +12,14 @@ from torch.distributed import ProcessGroup
 
 from manyfaces.cluster.world import on_all_ranks
 from manyfaces.configs.errors import UserError
-from manyfaces.train.checkpoint.layout import (
-    UNCOMMITTED,
-    candidates,
+from manyfaces.train.checkpoint.commit import (
+    Condition,
+    Fault,
     check_commit,
+    committed_file,
     corrupt_file,
 )
+from manyfaces.train.checkpoint.layout import Candidate, candidates
 from manyfaces.train.checkpoint.sharded import load_rows
 from manyfaces.train.checkpoint.state import RunState
 from manyfaces.train.objectives.objective import ShardedRows, StatePart
@@ -42,16 +44,18 @@ def find(folder: Path, resume_from: str | None, group: ProcessGroup) -> Found | 
     3. else none: a fresh start.
     """
     passed_over: list[str] = []
-    listing: list[Any] = [candidates(folder) if dist.get_rank(group) == 0 else None]
-    dist.broadcast_object_list(listing, 0, group=group)
-    for path, _, fault in listing[0]:
-        fault = fault or _verify(path, group)
+    damaged: list[str] = []
+    for candidate in _listed(folder, group):
+        path = candidate.path
+        fault = candidate.fault or _verify(path, group)
         others = f"; passed over {', '.join(passed_over)}" if passed_over else ""
-        if not fault:
+        if fault is None:
             why = f"newest committed checkpoint of this run{others}"
             return Found(path, on_all_ranks(partial(RunState.read, path), group), why)
         passed_over.append(f"{path.name} ({fault})")
-    if damaged := [name for name in passed_over if UNCOMMITTED not in name]:
+        if fault.condition is not Condition.UNCOMMITTED:
+            damaged.append(passed_over[-1])
+    if damaged:
         raise UserError(
             f"{folder}: no checkpoint is intact: {', '.join(damaged)}; restore one, or move them "
             "away to start afresh"
@@ -66,21 +70,30 @@ def find(folder: Path, resume_from: str | None, group: ProcessGroup) -> Found | 
 
 
 def load_parts(path: Path, parts: Mapping[str, StatePart], group: ProcessGroup) -> None:
-    """Fill the objective's state in place from a checkpoint of any world size. Collective."""
+    """Fill the objective's state in place from a checkpoint of any world size, all of whose bytes
+    `find` has compared. Collective."""
     for name, part in parts.items():
         if isinstance(part, ShardedRows):
             load_rows(path / name, part.tensors, part.num_rows, group)
             continue
-        stored = load_file(path / f"{name}.safetensors")
+        stored = load_file(committed_file(path, f"{name}.safetensors"))
         for key, tensor in part.tensors.items():
             tensor.copy_(stored[key])
 
 
-def _verify(path: Path, group: ProcessGroup) -> str:
+def _listed(folder: Path, group: ProcessGroup) -> list[Candidate]:
+    """What rank 0 sees in the folder, on every rank."""
+    is_first = dist.get_rank(group) == 0
+    listing: list[Any] = [on_all_ranks(lambda: candidates(folder) if is_first else None, group)]
+    dist.broadcast_object_list(listing, 0, group=group)
+    return listing[0] or []
+
+
+def _verify(path: Path, group: ProcessGroup) -> Fault | None:
     """What is wrong with a committed checkpoint's bytes, if anything; every rank reads its part,
     all get one verdict."""
     rank, world_size = dist.get_rank(group), dist.get_world_size(group)
     fault = on_all_ranks(partial(corrupt_file, path, rank, world_size), group)
-    faults: list[Any] = [""] * world_size
+    faults: list[Fault | None] = [None] * world_size
     dist.all_gather_object(faults, fault, group=group)
-    return next((told for told in faults if told), "")
+    return next((told for told in faults if told), None)

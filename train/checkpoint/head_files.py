@@ -6,13 +6,14 @@ Shapes: C classes, n some of them, N samples, K sub-centres, D the embedding.
 
 import json
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from rich.markup import escape
 from rich.progress import track
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from manyfaces.configs.errors import UserError
 from manyfaces.models.head.rows import SHORTEST
+from manyfaces.train.checkpoint.commit import committed, committed_files
 from manyfaces.train.checkpoint.layout import HEAD
 
 Ints = NDArray[np.int64]
@@ -34,12 +36,13 @@ _SHARDING = "DCP_SHARDING_INFO"
 class HeadFiles:
     """A committed checkpoint's head, memory-mapped: only rows that are asked for are read.
 
-    Raises `UserError` where the files hold another number of classes than `num_classes`.
+    Raises `UserError` where the files hold another number of classes than `num_classes`, and where
+    their bytes are not as committed.
     """
 
     def __init__(self, checkpoint: Path, num_classes: int) -> None:
         parts: dict[str, list[tuple[int, Tensor]]] = defaultdict(list)
-        for file in (checkpoint / HEAD).glob("*.safetensors"):
+        for file in self._files(checkpoint):
             with safe_open(file, "pt") as opened:
                 places = json.loads((opened.metadata() or {}).get(_SHARDING, "{}"))
                 for name in opened.keys():  # noqa: SIM118 - it is no mapping
@@ -57,6 +60,14 @@ class HeadFiles:
                     f"{checkpoint / HEAD}: {name!r} is not of {num_classes:,} classes, as "
                     "state.json says; use another checkpoint"
                 )
+
+    @staticmethod
+    def _files(checkpoint: Path) -> Iterable[Path]:
+        """The files of the head, each once its bytes were compared with what was committed."""
+        names = [name for name in committed(checkpoint).files if name.startswith(f"{HEAD}/")]
+        told = f"comparing the bytes of {escape(checkpoint.name)}"
+        files = committed_files(checkpoint, names)
+        return track(files, told, total=len(names), disable=len(names) < BARRED)
 
     @property
     def like(self) -> dict[str, Tensor]:

@@ -12,109 +12,83 @@
         state.json             position, seed, configuration, dataset fingerprint, MLflow run
         COMMIT.json            sizes and SHA-256 of all of the above, written last
 
-A folder without a valid COMMIT.json does not exist; but for the names, nothing but safetensors and
-JSON is ever read.
+A folder without a valid COMMIT.json does not exist, and of another name than these it is no
+checkpoint of the run; but for the names, nothing but safetensors and JSON is ever read.
+
+    step-00001000.tmp-1a2b3c4d     is being written, or its writing was cut off
+    step-00001000.bad-1a2b3c4d     was damaged when this step was written again
+    step-00001000.aside-1a2b3c4d   stood there too, but may be of use to a person
 """
 
 import contextlib
-import json
-import os
+import re
 import shutil
+from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import load_file
 from torch import Tensor
 
 from manyfaces.configs.errors import UserError
-from manyfaces.configs.files import file_sha256, write_atomic
+from manyfaces.train.checkpoint.commit import (
+    Condition,
+    Fault,
+    check_commit,
+    committed,
+    committed_file,
+)
 
-COMMIT_FORMAT = 1
-COMMIT, STATE, BACKBONE, BESIDE_BACKBONE, OPTIMIZER, HEAD = (
-    "COMMIT.json",
+STATE, BACKBONE, BESIDE_BACKBONE, OPTIMIZER, HEAD = (
     "state.json",
     "backbone.safetensors",
     "network.safetensors",
     "optimizer.safetensors",
     "head",
 )
-UNCOMMITTED, OTHER_FORMAT = "not committed", "format"
 FREE_SPACE_FACTOR = 1.05
 """Space that has to be free for each byte of a checkpoint."""
+_UNWRITTEN = Fault(Condition.UNCOMMITTED, "not committed")
+_NAME = re.compile(r"step-(\d{8,})(\.tmp-[0-9a-f]+)?")
+_LEFTOVER = re.compile(r"step-\d{8,}\.(tmp|bad)-[0-9a-f]+")
 
 
-def candidates(folder: Path) -> list[tuple[Path, int, str]]:
-    """(path, step, what is wrong with it) of every checkpoint folder, newest step first."""
+@dataclass(frozen=True)
+class Candidate:
+    """A folder with the name of a checkpoint."""
+
+    path: Path
+    step: int
+    fault: Fault | None
+
+
+def folder_name(step: int) -> str:
+    """The name of the folder of a step's checkpoint."""
+    return f"step-{step:08d}"
+
+
+def candidates(folder: Path) -> list[Candidate]:
+    """Every folder that is named as a checkpoint of a run or as one that is being written, newest
+    step first. Others, such as a person's copies under their own names, are not looked at."""
     found = []
     for path in folder.glob("step-*"):
-        digits = path.name.removeprefix("step-")[:8]
-        if path.is_dir() and digits.isdigit() and ".bad-" not in path.name:
-            fault = UNCOMMITTED if ".tmp-" in path.name else check_commit(path)
-            found.append((path, int(digits), fault))
-    return sorted(found, key=lambda item: item[1], reverse=True)
-
-
-def check_commit(path: Path) -> str:
-    """What is wrong with a checkpoint, as far as COMMIT.json and file sizes tell; "" if nothing
-    is."""
-    try:
-        told = json.loads((path / COMMIT).read_text())
-        if told["format"] != COMMIT_FORMAT:
-            return f"{OTHER_FORMAT} {told['format']}, this version reads {COMMIT_FORMAT}"
-        for name, facts in told["files"].items():
-            size = (path / name).stat().st_size if (path / name).is_file() else -1
-            if size != facts["bytes"]:
-                has = "missing" if size < 0 else f"{size} bytes"
-                return f"{name}: {has}, expected {facts['bytes']}"
-    except FileNotFoundError:
-        return "no COMMIT.json" if path.is_dir() else "no such folder"
-    except (ValueError, KeyError, TypeError):
-        return "COMMIT.json is torn"
-    return ""
-
-
-def corrupt_file(path: Path, part: int = 0, parts: int = 1) -> str:
-    """The first of this part of a committed checkpoint's files whose bytes are others than were
-    committed; "" if none is."""
-    files = json.loads((path / COMMIT).read_text())["files"]
-    for name in sorted(files)[part::parts]:
-        if file_sha256(path / name) != files[name]["sha256"]:
-            return f"{name}: digest differs"
-    return ""
-
-
-def digest(folder: Path, names: list[Path]) -> dict[str, dict[str, Any]]:
-    """Flush these files to disk; their facts for COMMIT.json."""
-    for name in names:
-        _fsync(folder / name)
-    return {
-        str(name): {
-            "bytes": (folder / name).stat().st_size,
-            "sha256": file_sha256(folder / name),
-        }
-        for name in names
-    }
-
-
-def commit(temporary: Path, final: Path, step: int, world_size: int, files: dict[str, Any]) -> None:
-    """Write COMMIT.json and give the folder its name, on disk when this returns."""
-    facts = {"format": COMMIT_FORMAT, "step": step, "world_size": world_size, "files": files}
-    write_atomic(temporary / COMMIT, json.dumps(facts, indent=1))
-    temporary.rename(final)
-    _fsync(final.parent)
+        name = _NAME.fullmatch(path.name)
+        if name is not None and path.is_dir():
+            fault = _UNWRITTEN if name[2] else check_commit(path)
+            found.append(Candidate(path, int(name[1]), fault))
+    return sorted(found, key=lambda each: each.step, reverse=True)
 
 
 def newest(folder: Path) -> Path | None:
     """The newest checkpoint that is committed and of the right sizes, if there is one."""
-    return next((path for path, _, fault in candidates(folder) if not fault), None)
+    return next((each.path for each in candidates(folder) if each.fault is None), None)
 
 
 def chosen(run: Path) -> Path:
     """The checkpoint folder that is given, or the newest one of the run that is. Raises
     `UserError`."""
     if run.parent.name == "checkpoints":
-        if fault := check_commit(run):
-            raise UserError(f"{run}: {fault}")
+        committed(run)
         return run
     folder = run / "checkpoints"
     if not folder.is_dir():
@@ -129,35 +103,68 @@ def chosen(run: Path) -> Path:
 
 
 def read_backbone(path: Path) -> dict[str, Tensor]:
-    """Weights and buffers of the backbone, float32, on the CPU."""
-    return dict(load_file(path / BACKBONE))
+    """Weights and buffers of the backbone, float32, on the CPU. Raises `UserError` where their
+    bytes are not as committed, as the functions below do."""
+    return dict(load_file(committed_file(path, BACKBONE)))
 
 
 def read_beside_backbone(path: Path) -> dict[str, Tensor]:
     """Weights and buffers of the rest of the network, float32, on the CPU."""
-    file = path / BESIDE_BACKBONE
-    return dict(load_file(file)) if file.is_file() else {}
+    if BESIDE_BACKBONE not in committed(path).files:
+        return {}
+    return dict(load_file(committed_file(path, BESIDE_BACKBONE)))
 
 
 def read_optimizer(path: Path) -> dict[str, Tensor]:
     """The optimiser's moments by `KIND.PARAMETER`, and its `step`."""
-    return dict(load_file(path / OPTIMIZER))
+    return dict(load_file(committed_file(path, OPTIMIZER)))
 
 
-def retain(folder: Path, keep: int) -> None:
-    """Remove all but the `keep` newest good checkpoints and what is torn, but nothing of another
-    format. A failed removal stops nothing."""
+def retain(folder: Path, keep: int, trusted: Collection[Path]) -> None:
+    """Remove all but `keep` checkpoints, and what is left of others. A failed removal stops
+    nothing.
+
+    `trusted` are those whose every byte is known to be good: this session wrote them, or compared
+    all with what was committed. They come first, the newest before the others; those that are
+    whole as far as their sizes tell fill what they leave free. What is damaged goes once as many
+    as `keep` are trusted. Nothing is removed that has another name than a checkpoint, is of
+    another format, or holds a file that is not its own.
+    """
     found = candidates(folder)
-    good = [path for path, _, fault in found if not fault]
-    torn = [path for path, _, fault in found if fault and not fault.startswith(OTHER_FORMAT)]
-    for path in good[keep:] + torn + list(folder.glob("step-*.bad-*")):
-        with contextlib.suppress(OSError):
-            shutil.rmtree(path)
+    whole = [each.path for each in found if each.fault is None]
+    good = [path for path in whole if path in trusted]
+    kept = (good + [path for path in whole if path not in trusted])[:keep]
+    surplus = [path for path in whole if path not in kept]
+    if len(good) >= keep:
+        surplus += [
+            each.path
+            for each in found
+            if each.fault and each.fault.condition is Condition.DAMAGED and each.path not in trusted
+        ]
+    for path in surplus:
+        _remove(path)
+    sweep(folder)
 
 
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def sweep(folder: Path) -> None:
+    """Remove what writes that were cut off have left, and what was found damaged; while none is
+    going on. A failed removal stops nothing."""
+    for path in folder.glob("step-*"):
+        if _LEFTOVER.fullmatch(path.name):
+            _remove(path)
+
+
+def make_way(final: Path, attempt: str) -> None:
+    """Give what stands under the name of a checkpoint that is about to be committed another one:
+    of the damaged it tells that it can go, of another format's or a person's that it is kept."""
+    if not final.exists():
+        return
+    fault = check_commit(final)
+    is_damaged = fault is not None and fault.condition is Condition.DAMAGED
+    kind = "aside" if fault is not None and not is_damaged else "bad"
+    final.rename(final.with_name(f"{final.name}.{kind}-{attempt}"))
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        shutil.rmtree(path)

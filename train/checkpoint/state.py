@@ -10,6 +10,7 @@ from typing import Any
 from manyfaces.configs.errors import UserError
 from manyfaces.configs.load import load_stored
 from manyfaces.configs.schema import Config
+from manyfaces.train.checkpoint.commit import committed_file
 from manyfaces.train.checkpoint.layout import STATE
 
 FORMAT = 2
@@ -73,10 +74,11 @@ class RunState:
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
     """`state.json` as a mapping in today's format; the configuration in it is as it was written.
-    Raises `UserError` for a format that this version does not know."""
-    path = checkpoint / STATE
+    Raises `UserError` for a format that this version does not know, and where its bytes are not as
+    committed."""
+    path = committed_file(checkpoint, STATE)
     try:
-        tree = json.loads(path.read_text())
+        tree = json.loads(path.read_bytes())
         number = int(tree["format"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: cannot be read ({error!r}); use another checkpoint") from error

@@ -13,8 +13,8 @@ from torch import Tensor
 from manyfaces.configs import rng
 from manyfaces.configs.files import file_sha256
 from manyfaces.models.head.rows import initial
+from manyfaces.train.checkpoint.commit import COMMIT
 from manyfaces.train.checkpoint.head_files import HeadFiles, Ints, initial_state, lengths
-from manyfaces.train.checkpoint.layout import COMMIT
 from manyfaces.train.curation.edit_source import Source
 
 

@@ -1,21 +1,19 @@
 """What an edit of a head begins with: a whole checkpoint, and the names of its classes."""
 
 import io
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from rich.markup import escape
-from rich.progress import track
 
 from manyfaces.configs.errors import UserError
 from manyfaces.configs.schema import Config
 from manyfaces.data.dataset.dataset import Dataset
 from manyfaces.data.dataset.manifest import IDENTITIES
 from manyfaces.data.dataset.names import Names, name_lines
-from manyfaces.train.checkpoint.head_files import BARRED, HeadFiles, Ints
-from manyfaces.train.checkpoint.layout import COMMIT, check_commit, chosen, corrupt_file
+from manyfaces.train.checkpoint.commit import COMMIT, committed, committed_files
+from manyfaces.train.checkpoint.head_files import HeadFiles, Ints
+from manyfaces.train.checkpoint.layout import HEAD, chosen
 from manyfaces.train.checkpoint.state import RunState
 
 
@@ -38,11 +36,14 @@ def open_source(where: Path) -> Source:
     tell its classes apart.
     """
     path = where if (where / COMMIT).is_file() else chosen(where)
-    _refuse_damaged(path)
+    files = committed(path).files
+    for _ in committed_files(path, [name for name in files if not name.startswith(f"{HEAD}/")]):
+        pass
     state, file = RunState.read(path), path / IDENTITIES
     refuse_without_head(state.config, path)
     head = HeadFiles(path, state.num_classes)
-    names = Names.parse(file.read_bytes()) if file.is_file() else Names.numbers(head.num_classes)
+    named = IDENTITIES in files
+    names = Names.parse(file.read_bytes()) if named else Names.numbers(head.num_classes)
     if len(names) != head.num_classes:
         raise UserError(
             f"{file}: {len(names):,} names of {head.num_classes:,} classes; give another checkpoint"
@@ -52,7 +53,7 @@ def open_source(where: Path) -> Source:
             f"{file}: {twice!r} is the name of two classes; rename one in the dataset, and save "
             "another checkpoint"
         )
-    return Source(path, state, head, names, file.is_file())
+    return Source(path, state, head, names, named)
 
 
 def refuse_without_head(config: Config, checkpoint: Path) -> None:
@@ -97,16 +98,3 @@ def find(names: Names, wanted: Names, where: str) -> Ints:
 def where_named(where: object, named: bool) -> str:
     """Where names were looked for, for people; says so where classes go by number."""
     return str(where) if named else f"{where} (no {IDENTITIES} in it: classes go by number)"
-
-
-def _refuse_damaged(path: Path) -> None:
-    """Raise `UserError` for a checkpoint that is not as it was committed, to the byte."""
-    remedy = "restore it, or give another checkpoint"
-    if fault := check_commit(path):
-        raise UserError(f"{path}: {fault}; {remedy}")
-    count = len(json.loads((path / COMMIT).read_text())["files"])
-    for part in track(
-        range(count), f"comparing the bytes of {escape(path.name)}", disable=count < BARRED
-    ):
-        if fault := corrupt_file(path, part, count):
-            raise UserError(f"{path}: {fault}; {remedy}")

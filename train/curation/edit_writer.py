@@ -3,7 +3,6 @@
 Shapes: C classes of the new head, n some of them.
 """
 
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -18,8 +17,14 @@ from manyfaces.configs.errors import UserError
 from manyfaces.configs.files import write_atomic
 from manyfaces.data.dataset.manifest import IDENTITIES
 from manyfaces.data.dataset.names import Names
+from manyfaces.train.checkpoint.commit import (
+    commit_folder,
+    committed,
+    digest,
+    written_files,
+)
 from manyfaces.train.checkpoint.head_files import Ints, write_head
-from manyfaces.train.checkpoint.layout import COMMIT, FREE_SPACE_FACTOR, HEAD, STATE, commit, digest
+from manyfaces.train.checkpoint.layout import FREE_SPACE_FACTOR, HEAD, STATE
 from manyfaces.train.checkpoint.state import RunState
 from manyfaces.train.curation.edit_source import Source
 
@@ -46,25 +51,24 @@ def write_edited(
     `verb` and `counts` say in `state.json` what was done. Raises `UserError` where the disk is too
     full.
     """
-    files: dict[str, Any] = json.loads((source.path / COMMIT).read_text())["files"]
+    files = committed(source.path).files
     if not source.named:
         counts["named by number"] = source.head.num_classes
     edited_files = (STATE, IDENTITIES)
     copied = [n for n in files if not n.startswith(f"{HEAD}/") and n not in edited_files]
-    _refuse_full_disk(source, out, len(row_C), sum(files[name]["bytes"] for name in copied))
+    _refuse_full_disk(source, out, len(row_C), sum(files[name].bytes for name in copied))
     temporary = out.with_name(f"{out.name}.tmp-{os.urandom(4).hex()}")
     temporary.mkdir()
     try:
         for name in copied:
+            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source.path / name, temporary / name)
         write_head(temporary / HEAD, source.head.like, len(row_C), _rows(source, row_C, added))
         (temporary / IDENTITIES).write_bytes(names.body())
         state = _state(source, len(row_C), verb, counts)
         write_atomic(temporary / STATE, state.to_json())
-        written = sorted(
-            path.relative_to(temporary) for path in temporary.rglob("*") if path.is_file()
-        )
-        commit(temporary, out, source.state.step, 1, digest(temporary, written))
+        written = digest(temporary, written_files(temporary))
+        commit_folder(temporary, out, source.state.step, 1, written)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

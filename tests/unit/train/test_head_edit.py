@@ -22,8 +22,8 @@ from manyfaces.data.dataset.manifest import FORGOTTEN
 from manyfaces.data.dataset.names import Names
 from manyfaces.models.head.partial_fc import PartialFC
 from manyfaces.train.checkpoint import head_files
+from manyfaces.train.checkpoint.commit import check_commit, corrupt_file
 from manyfaces.train.checkpoint.head_files import initial_state
-from manyfaces.train.checkpoint.layout import check_commit, corrupt_file
 from manyfaces.train.checkpoint.state import RunState
 from manyfaces.train.curation import edit_writer
 from manyfaces.train.curation.head_edit import add, merge, remap, remove
@@ -157,7 +157,7 @@ def test_out_is_a_whole_checkpoint_and_all_else_stays(
     monkeypatch.setattr(head_files, "PART_BYTES", 20)  # of many files
     out = tmp_path / "edited" / "checkpoints" / "step-00000007"
     remove(tmp_path / "run", out, names("bob"))
-    assert check_commit(out) == corrupt_file(out) == ""
+    assert check_commit(out) is corrupt_file(out) is None
     committed = json.loads((out / "COMMIT.json").read_text())
     assert committed["files"].keys() == {
         str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()

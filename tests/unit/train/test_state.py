@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made_head import write_commit
 
 from manyfaces.configs.backbones.mobilefacenet import MobileFaceNet
 from manyfaces.configs.errors import UserError
@@ -26,14 +27,17 @@ STATE = RunState(
 
 
 def written(folder: Path, tree: dict[str, Any]) -> Path:
-    (folder / "state.json").write_text(json.dumps(tree))
-    return folder
+    return committed(folder, json.dumps(tree))
+
+
+def committed(folder: Path, state: str) -> Path:
+    (folder / "state.json").write_text(state)
+    return write_commit(folder)
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     for state in (STATE, STATE.at(edited={"verb": "add"}, mlflow={"run_id": "r"})):
-        (tmp_path / "state.json").write_text(state.to_json())
-        assert RunState.read(tmp_path) == state
+        assert RunState.read(committed(tmp_path, state.to_json())) == state
 
 
 def test_format_1_is_lifted(tmp_path: Path) -> None:
