@@ -1,46 +1,19 @@
 """Verification sets in InsightFace's `.bin` layout: a pickle of (2N encoded images, N booleans),
 pair i being images 2i and 2i + 1.
 
-They come from the web, so nothing in them may run: the unpickler knows bytes and numpy arrays only.
+They come from the web, so nothing in them may run: `inert_pickle` reads them.
 """
 
-import io
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from manyfaces.configs.errors import UserError
 from manyfaces.configs.files import write_atomic
-
-# What cv2.imencode and Python 2 leave in such files; numpy moved its modules in 2.0.
-_ALLOWED = {
-    ("_codecs", "encode"),
-    ("__builtin__", "bytes"),
-    ("builtins", "bytes"),
-    ("numpy", "dtype"),
-    ("numpy", "ndarray"),
-}
-_ALLOWED |= {
-    (f"numpy.{core}.multiarray", name)
-    for core in ("core", "_core")
-    for name in ("_reconstruct", "scalar")
-}
-_ALLOWED |= {(f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")}
-
-
-class _Unpickler(pickle.Unpickler):
-    """An unpickler that refuses all but bytes and numpy arrays."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _ALLOWED:
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(
-            f"it asks for {module}.{name}, which a verification set never needs"
-        )
+from manyfaces.data.sources.inert_pickle import Array, NotInertError, load
 
 
 @dataclass(frozen=True)
@@ -63,23 +36,42 @@ def read_bin(path: str | Path) -> Pairs:
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; expected a verification set (.bin)") from error
     try:
-        try:
-            content = _Unpickler(io.BytesIO(data)).load()
-        except UnicodeDecodeError:  # written by Python 2
-            content = _Unpickler(io.BytesIO(data), encoding="bytes").load()
-        bins, same = content
-        blobs = [
-            np.frombuffer(b, np.uint8)
-            if isinstance(b, bytes)
-            else np.asarray(b, np.uint8).reshape(-1)
-            for b in bins
-        ]
-        labels = np.array([bool(s) for s in same])
-    except Exception as error:  # a malformed pickle raises nearly anything
+        bins, same = _lists(load(data))
+        blobs = [_image(blob) for blob in bins]
+        labels = np.array([_label(one) for one in same], bool)
+    except NotInertError as error:
         raise UserError(f"{path}: not a verification set: {error}") from error
     if len(blobs) != 2 * len(labels) or len(labels) == 0:
         raise UserError(f"{path}: {len(blobs)} images for {len(labels)} pairs; expected two a pair")
     return Pairs(path.stem, blobs, labels)
+
+
+def _lists(content: object) -> tuple[list[object], list[object]]:
+    """The images and the booleans."""
+    if not isinstance(content, tuple | list) or len(content) != 2:
+        raise NotInertError("it holds no pair of images and booleans")
+    bins, same = content
+    if isinstance(same, Array):
+        same = same.values().tolist()
+    if not isinstance(bins, tuple | list) or not isinstance(same, tuple | list):
+        raise NotInertError("it holds no lists of images and booleans")
+    return list(bins), list(same)
+
+
+def _image(blob: object) -> NDArray[np.uint8]:
+    if isinstance(blob, Array) and blob.dtype == "u1":
+        blob = blob.body
+    if not isinstance(blob, bytes | bytearray):
+        raise NotInertError("an image that is no bytes")
+    return np.frombuffer(blob, np.uint8)
+
+
+def _label(same: object) -> bool:
+    if isinstance(same, Array) and len(same.body) == 1:
+        return same.body != b"\0"
+    if not isinstance(same, int):
+        raise NotInertError("a label that is no boolean")
+    return bool(same)
 
 
 def write_bin(path: Path, blobs: list[bytes], same: list[bool]) -> None:
