@@ -45,6 +45,8 @@ def index_url(
         raise UserError(
             f"{url}: no .tar files there; shards in folders below it are not looked for"
         )
+    # A listing over HTTP does not tell sizes; a shard that is not as long as the store says is cut.
+    shards |= remote.sizes([name for name, size in shards.items() if size is None])
     folder = out
     if folder is None:
         digest = hashlib.sha256(url.encode()).hexdigest()[:16]

@@ -34,7 +34,7 @@ def scan(shard: Path) -> Iterator[Sample]:
     are passed over.
 
     Raises `UserError` naming shard and key for half a pair, a label that is no non-negative
-    integer, or a torn tar.
+    integer, or a tar that is torn, between two members too, or has others behind its end.
     """
     key, image, label = "", None, None
 
@@ -66,10 +66,33 @@ def scan(shard: Path) -> Iterator[Sample]:
                     label = parse_label(body.read(), suffix, f"{shard}: sample {key!r}")
             if key:
                 yield finished()
+            _require_end(shard, tar.offset, key)
     except (tarfile.TarError, EOFError, OSError) as error:
         raise UserError(
             f"{shard}: not a whole tar file after sample {key!r} ({error}); fetch or write it again"
         ) from error
+
+
+def _require_end(shard: Path, offset: int, key: str) -> None:
+    """Raise `UserError` where the archive does not end at `offset`. `tarfile` takes the end of the
+    file, and a header that is none, for the end of the archive, which two blocks of zeros mark;
+    some writers leave out the second."""
+    with shard.open("rb") as file:
+        file.seek(offset)
+        block, is_end = file.read(TAR_BLOCK), False
+        while len(block) == TAR_BLOCK and not any(block):
+            is_end, block = True, file.read(TAR_BLOCK)
+        at = file.tell() - len(block)
+    if not is_end:
+        raise UserError(
+            f"{shard}: not a whole tar file: its end is not marked after sample {key!r} (byte "
+            f"{at:,}); fetch or write it again"
+        )
+    if any(block):
+        raise UserError(
+            f"{shard}: goes on behind the end of the archive, from byte {at:,}; write "
+            "archives that were joined anew, as one"
+        )
 
 
 def parse_label(body: bytes, suffix: str, where: str) -> int:

@@ -26,6 +26,7 @@ from manyfaces.data.sources.recordio import (
     PREFIX_BYTES,
     read_idx,
     read_payload,
+    record_end,
     scan_offsets,
 )
 from manyfaces.data.sources.source import Dropped
@@ -50,6 +51,7 @@ START_BYTES = START.itemsize - PREFIX_BYTES
 """Those of them that belong to the payload."""
 KEPT = ("word", "flag", "label", "first", "second")
 _CHUNK = 1 << 16
+_NOT_TOLD = "nothing would tell if it were cut off between two records"
 
 Ints = NDArray[np.int64]
 Starts = NDArray[np.void]
@@ -98,6 +100,7 @@ def read_records(path: Path) -> FaceRecords:
     if idx.is_file():
         key_N, offset_N = read_idx(idx)
         starts = _read_starts(path, offset_N)
+        _require_last(path, offset_N)
     else:
         offset_N = scan_offsets(path)
         starts = _read_starts(path, offset_N)
@@ -119,6 +122,9 @@ def read_records(path: Path) -> FaceRecords:
             f"{path}: key {key_N[bad]}: label {rounded_N[bad]} is not an integer in [0, 2^31)"
         )
     label_N, notes = exact_labels(path, key_N, rounded_N, first_K)
+    if not idx.is_file() and not len(first_K):
+        _require_identities(path, len(np.unique(label_N)))
+        notes = [*notes, f"{path.name} has no .idx and no last record of its own: {_NOT_TOLD}"]
     return FaceRecords(key_N, offset_N, label_N, notes)
 
 
@@ -151,6 +157,33 @@ def _read_starts(path: Path, offset_N: Ints) -> Starts:
         for name in KEPT:
             starts[name][begin : begin + _CHUNK] = chunk[name]
     return starts
+
+
+def _require_last(path: Path, offset_N: Ints) -> None:
+    """Raise `UserError` where records follow the last that the `.idx` has: it was cut off between
+    two of its lines."""
+    last, size = int(offset_N.max()), path.stat().st_size
+    try:
+        read_payload(str(path), last)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; fetch the file again") from error
+    if (end := record_end(str(path), last)) < size:
+        raise UserError(
+            f"{path}: goes on behind the last record of its .idx, from byte {end:,} of {size:,}; "
+            "fetch the .idx again, or remove it to have it rebuilt"
+        )
+
+
+def _require_identities(path: Path, found: int) -> None:
+    """Raise `UserError` where InsightFace's `property` file (`identities,height,width`) beside the
+    records says that there are more identities than were found: the file was cut off."""
+    told = path.with_name("property")
+    number = told.read_text(errors="replace").split(",")[0].strip() if told.is_file() else ""
+    if number.isdecimal() and int(number) > found:
+        raise UserError(
+            f"{path}: has {found:,} identities and no last record, {told} says {int(number):,}: it "
+            "was cut off between two records; fetch it again"
+        )
 
 
 def _joined_start(path: Path, offset: int, start: Starts) -> np.void:

@@ -73,7 +73,21 @@ def scan_offsets(path: Path) -> Ints:
                 offsets.append(at)
             inside = continuation in (FIRST, MIDDLE)
             at += PREFIX_BYTES + _padded(length)
+        if inside:
+            raise UserError(
+                f"{path}: cut off inside the record at byte {offsets[-1]:,}, between two of its "
+                "parts; fetch or write the file again"
+            )
     return np.array(offsets, np.int64)
+
+
+def record_end(path: str, offset: int) -> int:
+    """The byte behind the whole record at `offset`, all its parts and zeros included."""
+    while True:
+        _, word = struct.unpack("<II", read_at(path, offset, PREFIX_BYTES))
+        offset += PREFIX_BYTES + _padded(word & LENGTH_MASK)
+        if word >> LENGTH_BITS in (WHOLE, LAST):
+            return offset
 
 
 def read_idx(path: Path) -> tuple[Ints, Ints]:

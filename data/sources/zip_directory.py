@@ -27,6 +27,7 @@ _END64 = struct.Struct("<4s28xQQQ")
 # Signature, offset of the zip64 end of directory.
 _LOCATOR = struct.Struct("<4s4xQ4x")
 _LOCAL_BYTES, _COMMENT_BYTES = 30, 1 << 16
+_COUNT_BITS = 0xFFFF
 _FULL = 0xFFFFFFFF
 """Stands in a 32-bit field whose number is in the zip64 extra field."""
 
@@ -81,21 +82,29 @@ def entries(path: Path) -> Iterator[Entry]:
     with path.open("rb") as file:
         directory = _find_directory(path, file)
         file.seek(directory.before + directory.start)
-        for number in range(directory.entries):
+        end, number = file.tell() + directory.length, 0
+        # Its own count is no bound: some writers leave out the bits that do not fit its two bytes.
+        while file.tell() < end:
             fixed = file.read(_ENTRY.size)
             if len(fixed) < _ENTRY.size or fixed[:4] != b"PK\x01\x02":
                 raise _not_whole(
                     path, f"directory entry {number:,} of {directory.entries:,} is none"
                 )
-            entry = _read_entry(fixed, file, directory.before)
+            entry, number = _read_entry(fixed, file, directory.before), number + 1
             if not entry.name.endswith("/"):
                 yield entry
+        if number & _COUNT_BITS != directory.entries & _COUNT_BITS or file.tell() != end:
+            raise _not_whole(
+                path, f"its directory has {number:,} entries and counts {directory.entries:,}"
+            )
 
 
 class _Directory(NamedTuple):
     """The central directory of an archive."""
 
     entries: int
+    length: int
+    """In bytes."""
     start: int
     """Where it begins, counted from the start of the archive."""
     before: int
@@ -128,7 +137,7 @@ def _find_directory(path: Path, file: BinaryIO) -> _Directory:
     before = directory_end - length - start
     if before < 0:
         raise _not_whole(path, "its directory does not fit before its end")
-    return _Directory(count, start, before)
+    return _Directory(count, length, start, before)
 
 
 def _read_entry(fixed: bytes, file: BinaryIO, before: int) -> Entry:

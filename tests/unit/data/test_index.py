@@ -12,7 +12,7 @@ import webdataset
 
 from manyfaces.configs.errors import UserError
 from manyfaces.data.dataset.dataset import open_part
-from manyfaces.data.dataset.index_shards import index_folder
+from manyfaces.data.dataset.index_shards import index_folder, index_shard
 from manyfaces.data.dataset.manifest import MANIFEST
 from manyfaces.data.dataset.verify import verify
 from manyfaces.data.store.mapped import Store
@@ -145,6 +145,53 @@ def test_foreign_shards_with_bad_labels(
             tar.addfile(info, io.BytesIO(content))
     with pytest.raises(UserError, match=message):
         index_folder(tmp_path, processes=1)
+
+
+def foreign_tar(path: Path, numbers: range) -> Path:
+    """A tar as others write it: samples of an odd number of bytes."""
+    with tarfile.open(path, "w") as tar:
+        for number in numbers:
+            for name, body in (("jpg", bytes([1]) * (number * 70)), ("cls", b"%d" % number)):
+                info = tarfile.TarInfo(f"{number}.{name}")
+                info.size = len(body)
+                tar.addfile(info, io.BytesIO(body))
+    return path
+
+
+def test_a_cut_anywhere_is_found(tmp_path: Path) -> None:
+    """Python's `tarfile` takes the end of the file for the end of the archive."""
+    path = foreign_tar(tmp_path / "x.tar", range(12))
+    whole = path.read_bytes()
+    content = len(whole.rstrip(b"\0"))
+    end = content + -content % 512
+    found = index_shard(path)
+    assert (found.shard.samples, found.shard.bytes) == (12, len(whole))
+    for cut in [*range(0, end + 1, 512), *range(100, end, 1111)]:
+        path.write_bytes(whole[:cut])
+        with pytest.raises(UserError, match=r"x\.tar"):
+            index_shard(path)
+    path.write_bytes(whole[: end + 512])  # some writers end with one block, and nothing is lost
+    assert index_shard(path).shard.samples == 12
+
+
+def test_a_header_that_is_none_does_not_end_the_archive(tmp_path: Path) -> None:
+    path = foreign_tar(tmp_path / "x.tar", range(4))
+    body = bytearray(path.read_bytes())
+    at = body.index(b"2.jpg")
+    body[at] ^= 1
+    path.write_bytes(body)
+    with pytest.raises(UserError, match=r"x\.tar: not a whole tar file: .* after sample '1'"):
+        index_shard(path)
+
+
+def test_joined_archives_are_not_taken_for_the_first_alone(tmp_path: Path) -> None:
+    first, second = (
+        foreign_tar(tmp_path / name, numbers).read_bytes()
+        for name, numbers in (("a.tar", range(3)), ("b.tar", range(3, 6)))
+    )
+    (tmp_path / "a.tar").write_bytes(first + second)
+    with pytest.raises(UserError, match=r"a\.tar: goes on behind the end of the archive"):
+        index_shard(tmp_path / "a.tar")
 
 
 def test_opening_costs_no_memory_a_sample(dataset) -> None:

@@ -295,3 +295,45 @@ def test_recovered_positions_always_hold_the_true_ones(counts: list[int], spread
         )
     assert (lowest <= first_K - 1).all()
     assert (first_K - 1 <= highest).all()
+
+
+def test_an_idx_that_was_cut_between_two_lines(tmp_path: Path) -> None:
+    """The lines of im2rec's files, and InsightFace's, whose last line is that of key 0."""
+    for rows in ([(k, image(k // 2, b"x" * k)) for k in range(6)], insightface([0, 0, 1, 2])):
+        path = write(tmp_path, rows)
+        idx = path.with_suffix(".idx")
+        lines = idx.read_text().splitlines(keepends=True)
+        read_records(path)
+        for kept in range(1, len(lines)):
+            idx.write_text("".join(lines[:kept]))
+            with pytest.raises(UserError, match=r"train\.rec: goes on behind the last record"):
+                read_records(path)
+
+
+def test_a_rec_that_was_cut_between_two_records(tmp_path: Path) -> None:
+    """With its .idx, and without where anything tells it."""
+    rows = insightface([0, 0, 1, 2])
+    path = write(tmp_path, rows)
+    whole, idx = path.read_bytes(), path.with_suffix(".idx")
+    ends = np.cumsum([len(record(payload)) for _, payload in rows]).tolist()[:-1]
+    for end in ends:
+        path.write_bytes(whole[:end])
+        with pytest.raises(UserError, match=r"train\.rec: no whole record"):
+            read_records(path)
+    idx.unlink()
+    (tmp_path / "property").write_text("4,112,112")
+    for end in ends:
+        path.write_bytes(whole[:end])
+        with pytest.raises(UserError, match=r"train\.rec: .*(cut off between two|key 0 says)"):
+            read_records(path)
+    (tmp_path / "property").unlink()
+    path.write_bytes(whole[: ends[2]])
+    assert any("nothing would tell" in note for note in read_records(path).notes)
+
+
+def test_a_rec_that_was_cut_between_two_parts_of_a_record(tmp_path: Path) -> None:
+    path = write(tmp_path, [(0, image(0, b"a")), (1, image(1, b"ab12" + MAGIC + b"cd34"))], False)
+    body = path.read_bytes()
+    path.write_bytes(body[: body.rindex(MAGIC)])
+    with pytest.raises(UserError, match="between two of its parts"):
+        read_records(path)

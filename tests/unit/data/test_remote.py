@@ -283,6 +283,28 @@ def test_an_index_beside_nothing_leads_to_its_shards(
     ]
 
 
+def test_sizes_that_a_listing_does_not_tell_are_asked_for(
+    proxy: Proxy, url: str, dataset_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shard of which less comes than the store says is fetched again."""
+    bare(proxy, dataset_path, "foreign3")
+    told, fetched = Remote.listing, dict[str, int | None]()
+    fetch = Remote.fetch
+
+    def without_sizes(remote: Remote, suffix: str) -> dict[str, int | None]:
+        return dict.fromkeys(told(remote, suffix))
+
+    def noted(remote: Remote, name: str, to: Path, size: int | None, sha256: str | None) -> None:
+        fetched[name] = size
+        fetch(remote, name, to, size, sha256)
+
+    monkeypatch.setattr(Remote, "listing", without_sizes)
+    monkeypatch.setattr(Remote, "fetch", noted)
+    config = Data(cache_dir=str(tmp_path / "cache"))
+    index_url("s3://faces/foreign3", tmp_path / "out", config, processes=1)
+    assert fetched == {path.name: path.stat().st_size for path in dataset_path.glob("*.tar")}
+
+
 def test_an_url_without_shards(proxy: Proxy, url: str, tmp_path: Path) -> None:
     proxy.put("/faces/notars/x.txt", b"x")
     with pytest.raises(UserError, match=r"s3://faces/notars: no \.tar files there"):

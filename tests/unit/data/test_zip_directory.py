@@ -1,5 +1,6 @@
 """Archives written by Python's `zipfile`, read here without it."""
 
+import struct
 import zipfile
 from pathlib import Path
 
@@ -86,3 +87,22 @@ def test_members_that_are_broken(tmp_path: Path) -> None:
     for method, match in ((-1, "encrypted"), (12, "compression method 12")):
         with pytest.raises(Dropped, match=match):
             MemberAt(str(path), first._replace(method=method)).read()
+
+
+def test_a_count_of_which_two_bytes_are_left(tmp_path: Path) -> None:
+    """Writers without zip64 leave out the other bits: 65,536 entries and three are counted as
+    three."""
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for number in range(65_539):
+            archive.writestr(zipfile.ZipInfo(f"a/{number}.jpg"), b"")
+    body = path.read_bytes()
+    at = body.rindex(b"PK\x06\x06")
+    start = int.from_bytes(body[at + 48 : at + 56], "little")
+    length = int.from_bytes(body[at + 40 : at + 48], "little")
+    end = struct.pack("<4sHHHHLLH", b"PK\x05\x06", 0, 0, 3, 3, length, start, 0)
+    path.write_bytes(body[:at] + end)
+    assert sum(1 for _ in entries(path)) == 65_539
+    path.write_bytes(body[:at] + end.replace(b"\x03\0\x03\0", b"\x04\0\x04\0"))
+    with pytest.raises(UserError, match="has 65,539 entries and counts 4"):
+        list(entries(path))
