@@ -4,6 +4,7 @@ before. The one file that imports nvidia.dali."""
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -18,6 +19,8 @@ from manyfaces.data.transforms.transform import Transform
 
 Blobs = Sequence[NDArray[np.uint8]]
 _PACKED_BYTES_PER_BYTE = 4
+_LEAST_BYTES = 5
+"""Of a JPEG's first and last marker."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,13 +117,28 @@ class Decoder:
             else:
                 self._bisect(whole, blobs, started.choices, rows, good)
             images = whole
-        if tried > 1 and not good.any():  # then it is not the images
+        # Where no image of the batch can be decoded, it is the images only if a sound one can.
+        if tried and not good.any() and not self._decodes_a_sound_image():
             raise RuntimeError(f"DALI could not decode any of {tried} images: {self._problem}")
         if not good.all() and good.any():
             real = np.flatnonzero(good)
             stand_in = real[np.searchsorted(real, np.flatnonzero(~good)) % len(real)]
             images[torch.from_numpy(np.flatnonzero(~good))] = images[torch.from_numpy(stand_in)]
         return images, good
+
+    def _decodes_a_sound_image(self) -> bool:
+        """Whether an image that is certainly whole comes out of a pipeline of its own."""
+        black = np.zeros((*self.image_hw, 3), np.uint8)
+        sound = [cv2.imencode(".jpg", black)[1].reshape(-1)]
+        choices = self.augmentation.example() if self.augmentation.steps else None
+        pipeline = self._build(resizes=True)
+        try:
+            self._feed(pipeline, sound, choices, np.arange(1), None)
+            self._collect(pipeline, choices, np.arange(1))
+        except RuntimeError as error:
+            self._problem = str(error)
+            return False
+        return True
 
     def _bisect(
         self,
@@ -203,9 +221,9 @@ class Decoder:
 
 def _pack(blobs: Blobs) -> NDArray[np.uint8] | None:
     """The blobs as rows [N, longest], zeros behind each, which DALI takes faster than a list. None
-    where most of it would be zeros."""
+    where most of it would be zeros, and where no blob is as long as a JPEG."""
     longest, total = max(map(len, blobs), default=0), sum(map(len, blobs))
-    if longest * len(blobs) > _PACKED_BYTES_PER_BYTE * total:
+    if longest < _LEAST_BYTES or longest * len(blobs) > _PACKED_BYTES_PER_BYTE * total:
         return None
     packed = np.empty((len(blobs), longest), np.uint8)
     for row, blob in zip(packed, blobs, strict=True):
@@ -221,7 +239,7 @@ def _whole(blobs: Blobs, packed: NDArray[np.uint8] | None) -> NDArray[np.bool_]:
     ends = np.fromiter(map(len, blobs), np.int64) - 1
     at = np.arange(len(blobs))
     good: NDArray[np.bool_] = (
-        (ends >= 4)
+        (ends >= _LEAST_BYTES - 1)
         & (packed[:, :3] == (0xFF, 0xD8, 0xFF)).all(1)
         & (packed[at, ends - 1] == 0xFF)
         & (packed[at, ends] == 0xD9)

@@ -4,7 +4,6 @@ import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -37,26 +36,20 @@ class ImageDecoder:
     def __init__(
         self, image_hw: tuple[int, int], batch_size: int, device: torch.device, threads: int = 1
     ) -> None:
-        height, width = image_hw
-        # The decoder takes a batch without one good image for a fault of its own. An image that is
-        # sure to be good goes with each batch; of the size that is wanted, so that it does not turn
-        # the resizing on.
-        black = np.zeros((height, width, 3), np.uint8)
-        self._good_image = cv2.imencode(".jpg", black)[1].reshape(-1)
         self._device = device
-        self._decoder = Decoder(image_hw, batch_size + 1, threads=threads, device=device)
+        self._decoder = Decoder(image_hw, batch_size, threads=threads, device=device)
 
     def start(self, images: Sequence[Encoded]) -> Decoding:
         """Begin to decode a batch in the background; `finish` it before the one that is started
         after the next."""
-        return self._decoder.start([*map(as_array, images), self._good_image])
+        return self._decoder.start([as_array(image) for image in images])
 
     def finish(self, started: Decoding) -> Decoded:
         """The images of a batch, for batches in the order in which they were started."""
         images_NHWC, good = self._decoder.finish(started)
-        rows_N = np.flatnonzero(good[:-1])
-        if len(rows_N) == len(good) - 1:
-            return Decoded(images_NHWC[:-1], rows_N)
+        rows_N = np.flatnonzero(good)
+        if len(rows_N) == len(good):
+            return Decoded(images_NHWC, rows_N)
         return Decoded(images_NHWC[torch.from_numpy(rows_N).to(self._device)], rows_N)
 
 

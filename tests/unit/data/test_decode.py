@@ -120,6 +120,33 @@ def test_a_batch_without_a_good_image(blobs) -> None:
     assert images.sum() == 0
 
 
+@pytest.mark.parametrize("kind", ["empty", "noise", "header"])
+@pytest.mark.parametrize("length", [1, 5])
+def test_a_batch_of_corrupt_images_is_no_fault_of_the_decoder(
+    blobs, kind: str, length: int
+) -> None:
+    decode = Decoder((112, 112), 12, device=CPU)
+    images, good = decode([corrupt(kind, blob) for blob in blobs[:length]])
+    assert not good.any()
+    assert images.sum() == 0
+    assert decode(blobs)[1].all()
+
+
+@pytest.mark.parametrize("bytes_each", [0, 1, 2, 3, 4])
+def test_a_batch_of_hardly_a_byte(bytes_each: int) -> None:
+    blob = np.frombuffer(b"\xff\xd8\xff\xd9", np.uint8)[:bytes_each]
+    assert not Decoder((112, 112), 3, device=CPU)([blob] * 3)[1].any()
+
+
+def test_a_decoder_that_does_not_work_is_no_fault_of_the_images(blobs, monkeypatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(Decoder, "_collect", broken)
+    with pytest.raises(RuntimeError, match="could not decode any of 3 images: out of memory"):
+        Decoder((112, 112), 3, device=CPU)(blobs[:3])
+
+
 @pytest.mark.parametrize("image_hw", [(64, 64), (96, 40), (112, 128)])
 def test_other_sizes_are_resized(blobs, image_hw: tuple[int, int]) -> None:
     """Against OpenCV, whose weights differ a little where an image is made smaller."""

@@ -139,6 +139,28 @@ def test_too_many_corrupt_samples_stop_the_run(dataset_path: Path, dataset, tmp_
         load(open_dataset(copy), tmp_path)
 
 
+def test_a_share_whose_images_are_all_left_out_is_shown_black(dataset, tmp_path: Path) -> None:
+    """One rank's samples are all in quarantine; then all corrupt, and it goes on."""
+    end = 8
+    ids = load(dataset, tmp_path / "none", batch=8, end=end, rank=1, world=2)[0].ids_N
+    (tmp_path / "known").mkdir()
+    lines = "\n".join(json.dumps({"sample": sample}) for sample in ids.tolist())
+    (tmp_path / "known" / "quarantine.jsonl").write_text(lines)
+    copy = Path(shutil.copytree(dataset.part.path, tmp_path / "copy"))
+    for sample in ids:
+        shard = copy / dataset.manifest.shards[dataset.part.shard_N[sample]].name
+        body, at = bytearray(shard.read_bytes()), int(dataset.part.offset_N[sample])
+        body[at + 20 : at + 220] = bytes(200)
+        shard.write_bytes(body)
+    damaged = open_dataset(copy)
+    for opened, folder in ((dataset, tmp_path / "known"), (damaged, tmp_path)):
+        (batch,) = load(opened, folder, batch=8, end=end, rank=1, world=2)
+        assert (batch.labels_N == -1).all()
+        assert not batch.images["main"].any()
+    found = (tmp_path / "quarantine.jsonl").read_text().splitlines()
+    assert sorted(json.loads(line)["sample"] for line in found) == sorted(ids.tolist())
+
+
 def test_a_torn_quarantine_line_is_passed_over(dataset, tmp_path: Path) -> None:
     file = tmp_path / "quarantine.jsonl"
     file.write_text('{"sample": 3}\n{"sample": 4, "na')
