@@ -12,9 +12,11 @@ from manyfaces.configs.schema import Config
 from manyfaces.data.dataset.dataset import Dataset
 from manyfaces.data.dataset.manifest import IDENTITIES
 from manyfaces.data.dataset.names import names_sha256, write_names
+from manyfaces.train.checkpoint.commit import Condition
 from manyfaces.train.checkpoint.layout import STATE, candidates
 from manyfaces.train.checkpoint.state import RunState
 from manyfaces.train.folder import RunFolder
+from manyfaces.train.record import EVENTS, last_event
 from manyfaces.train.run_identity import (
     differing,
     identity_here,
@@ -49,6 +51,22 @@ def claim(config: Config, dataset: Dataset, folder: RunFolder) -> None:
     write_atomic(folder.config, dump(config))
     lines = plan_lines.lines(planned)
     write_atomic(folder.plan, "".join(f"{label}: {text}\n" for label, text in lines))
+
+
+def refuse_lost(folder: RunFolder) -> None:
+    """Raise `UserError` for a run whose record tells of checkpoints that are gone: it would begin
+    again at step 0, and forget what was measured."""
+    written = last_event(folder.path, "checkpoint")
+    known = [each.fault for each in candidates(folder.checkpoints)]
+    if written is None or any(
+        fault is None or fault.condition is not Condition.UNCOMMITTED for fault in known
+    ):
+        return
+    raise UserError(
+        f"{folder.checkpoints}: no checkpoint is there, and {folder.path / EVENTS} says that one "
+        f"of step {written.get('step', 0):,} was; restore it, or start afresh: move "
+        f"{folder.path} away, or give another run.name"
+    )
 
 
 def check_source(config: Config, dataset: Dataset, source: Path) -> None:

@@ -79,7 +79,7 @@ class Follower:
                     self.console.print(_table(**row["table"]))
             for row in self._new_rows(METRICS):
                 self._last |= row
-                if "train/loss" in row:
+                if {"train/loss", "images_per_s"} <= row.keys():
                     self._show(row)
             if ended:
                 return
@@ -105,7 +105,7 @@ class Follower:
             file.seek(self._read_to[name])
             whole = file.read().rpartition(b"\n")[0]
         self._read_to[name] += len(whole) + 1 if whole else 0
-        return parse(whole.decode())
+        return parse(whole, name)
 
 
 def _table(columns: list[str], rows: list[list[object]]) -> Table:
@@ -128,6 +128,7 @@ def summary_table(
     table.add_row("steps", f"{last.get('step', 0):,}")
     if rates:
         table.add_row("images/s (median)", f"{sorted(rates)[len(rates) // 2]:,.0f}")
+    if "train/loss" in last:
         table.add_row("loss", f"{last['train/loss']:.3f}")
     for label, text in summary_rows(quantities, last):
         table.add_row(label, text)

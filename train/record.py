@@ -3,6 +3,7 @@ and `events.jsonl` (what happened)."""
 
 import contextlib
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,13 @@ class Record:
         write_atomic(self.folder / METRICS, "".join(json.dumps(row) + "\n" for row in kept))
 
     def _append(self, name: str, row: dict[str, Any]) -> None:
-        with (self.folder / name).open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        line = json.dumps(row) + "\n"
+        with (self.folder / name).open("ab+") as file:
+            # A kill may have torn the last line, which must not swallow this one.
+            if end := file.seek(0, os.SEEK_END):
+                file.seek(end - 1)
+                line = line if file.read(1) == b"\n" else "\n" + line
+            file.write(line.encode())
 
 
 class NoRecord(Record):
@@ -52,17 +58,46 @@ class NoRecord(Record):
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a jsonl file; a torn line is left out."""
-    return parse(path.read_text()) if path.exists() else []
+    """Rows of one of the record's files; lines that are none of its rows are left out."""
+    return parse(path.read_bytes(), path.name) if path.exists() else []
 
 
-def parse(text: str) -> list[dict[str, Any]]:
-    """Rows of the text of a jsonl file; lines that are not JSON are left out."""
+def parse(body: bytes, name: str) -> list[dict[str, Any]]:
+    """Rows in the bytes of the file of this name, METRICS or EVENTS; lines that are torn, are not
+    JSON or do not hold what such a row does are left out."""
+    fits = _is_event if name == EVENTS else _is_measured
     rows = []
-    for line in text.splitlines():
-        with contextlib.suppress(ValueError):
-            rows.append(json.loads(line))
+    for line in body.split(b"\n"):
+        with contextlib.suppress(ValueError, RecursionError):
+            row = json.loads(line)
+            if isinstance(row, dict) and _is_number(row.get("time")) and fits(row):
+                rows.append(row)
     return rows
+
+
+def _is_event(row: dict[str, Any]) -> bool:
+    table = row.get("table", {"columns": [], "rows": []})
+    return (
+        isinstance(row.get("kind"), str)
+        and isinstance(row.get("message"), str)
+        and isinstance(row.get("step", 0), int)
+        and isinstance(table, dict)
+        and table.keys() == {"columns", "rows"}
+        and all(isinstance(column, str) for column in _listed(table["columns"]))
+        and all(isinstance(cells, list) for cells in _listed(table["rows"]))
+    )
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [None]
+
+
+def _is_measured(row: dict[str, Any]) -> bool:
+    return isinstance(row.get("step"), int) and all(_is_number(value) for value in row.values())
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def last_event(folder: Path, *kinds: str) -> dict[str, Any] | None:

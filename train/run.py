@@ -20,7 +20,7 @@ from manyfaces.data.dataset.forgotten import read_forgotten
 from manyfaces.data.dataset.verify import verify
 from manyfaces.data.orders.build import check_sizes
 from manyfaces.train.checkpoint.layout import chosen, newest
-from manyfaces.train.claim import claim
+from manyfaces.train.claim import claim, refuse_lost
 from manyfaces.train.evaluation.encoders import checked_file
 from manyfaces.train.evaluation.plots import plot_metrics
 from manyfaces.train.evaluation.result import QuantitiesByName
@@ -53,6 +53,8 @@ def run(config: Config, console: Console) -> None:
     # evaluation leaves the latter to do.
     finished_at = (last_event(folder.path, "finished") or {}).get("step", -1)
     complete = finished_at >= num_steps and not under_torchrun()
+    if not complete:
+        refuse_lost(folder)
     quantities = _check_protocols(config, images=not complete)
     claim(config, dataset, folder)
     mirror = Mirror(folder.path, config, flatten(config.model_dump()))

@@ -33,18 +33,20 @@ def stored_identity(folder: RunFolder) -> dict[str, Any]:
     """What the run that stands is, read from the tree that it began with: a field that has come
     since then has its default. Raises `UserError`."""
     try:
-        stored = json.loads(folder.identity.read_text())
+        stored = json.loads(folder.identity.read_bytes())
         if stored.get("format") == FORMAT:
             tree, digests = stored["config"], stored["digests"]
         else:  # format 1 held the identity's own keys; the tree stood beside it
             tree = yaml.safe_load(folder.config.read_text())
             digests = {FINGERPRINT: stored[FINGERPRINT]}
-    except (OSError, ValueError, KeyError, yaml.YAMLError) as error:
+        known: dict[str, Any] = identity(load_stored(tree, str(folder.identity)))
+        return {**known, **digests}
+    except UserError:  # of another version's configuration, which it names
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise UserError(
             f"{folder.identity}: cannot be read ({error!r}); give another run.name"
         ) from error
-    known: dict[str, Any] = identity(load_stored(tree, str(folder.identity)))
-    return {**known, **digests}
 
 
 def differing(here: dict[str, Any], there: dict[str, Any]) -> str:

@@ -29,9 +29,14 @@ def tracking_uri(config: schema.Config) -> str:
 
 
 def mlflow_run(folder: Path) -> dict[str, Any] | None:
-    """Which MLflow run continues the run in this folder, if there is one."""
-    file = folder / RUN_FILE
-    return json.loads(file.read_text()) if file.exists() else None
+    """Which MLflow run continues the run in this folder, if there is one; none where the file that
+    says so holds anything else."""
+    try:
+        told = json.loads((folder / RUN_FILE).read_bytes())
+    except (OSError, ValueError):
+        return None
+    fits = isinstance(told, dict) and all(isinstance(told.get(k), str) for k in ("uri", "run_id"))
+    return told if fits else None
 
 
 class Mirror:

@@ -8,11 +8,15 @@ import warnings
 from pathlib import Path
 
 import pytest
+from made_head import named_dataset
 
+from manyfaces.configs.errors import UserError
 from manyfaces.configs.identity import flatten
 from manyfaces.configs.schema import Config
+from manyfaces.train.claim import claim, refuse_lost
+from manyfaces.train.folder import RunFolder
 from manyfaces.train.record import METRICS, Record, last_event, read_rows
-from manyfaces.train.tracking import RUN_FILE, Mirror
+from manyfaces.train.tracking import RUN_FILE, Mirror, mlflow_run
 
 
 @pytest.fixture
@@ -99,6 +103,83 @@ def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
         file.write('{"kind": "fini')
     assert last_event(tmp_path, "finished", "stopped")["message"] == "done"
     assert last_event(tmp_path, "stopped") is None
+
+
+def test_an_event_after_a_torn_line_is_not_swallowed(tmp_path: Path) -> None:
+    record = Record(tmp_path)
+    for name in ("events.jsonl", "metrics.jsonl"):
+        (tmp_path / name).write_text('{"kind": "fini')
+    record.event("finished", "done", step=7)
+    record.metrics(7, loss=1.0)
+    assert last_event(tmp_path, "finished") is not None
+    assert [row["step"] for row in read_rows(tmp_path / METRICS)] == [7]
+    record.event("stopped", "x")
+    assert (tmp_path / "events.jsonl").read_text().count("\n") == 3
+
+
+STRANGE = [
+    b"7",
+    b"null",
+    b"[]",
+    b"{}",
+    b"\xff\xfe",
+    b'{"time": 1.0}',
+    b'{"time": 1.0, "step": "x", "kind": 3, "message": 1}',
+    b'{"time": 1.0, "step": 3, "loss": "x"}',
+    b'{"time": "x", "step": 3, "kind": "start", "message": "m"}',
+    b'{"time": 1.0, "kind": "start", "message": "m", "table": {"columns": 1, "rows": []}}',
+    b'{"time": 1.0, "kind": "start", "message": "m", "table": 5}',
+]
+
+
+@pytest.mark.parametrize("line", STRANGE)
+def test_lines_that_are_no_rows_are_passed_over(tmp_path: Path, line: bytes) -> None:
+    record = Record(tmp_path)
+    for name in ("events.jsonl", "metrics.jsonl"):
+        (tmp_path / name).write_bytes(line + b"\n")
+    record.event("finished", "done")
+    record.metrics(2, loss=1.0)
+    record.metrics(3, loss=1.0)
+    record.rewind(2)
+    assert [row["step"] for row in read_rows(tmp_path / METRICS)] == [2]
+    assert [row["kind"] for row in read_rows(tmp_path / "events.jsonl")] == ["finished"]
+
+
+@pytest.mark.parametrize("body", [b"", b"7", b"[]", b"\xff", b'{"uri": "x"}', b'{"run_id": 3}'])
+def test_a_file_that_names_no_mlflow_run_is_passed_over(tmp_path: Path, body: bytes) -> None:
+    (tmp_path / RUN_FILE).write_bytes(body)
+    assert mlflow_run(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"7", b"[]", b"\xff", b"{}", b'{"format": 2, "config": {}, "digests": 5}']
+)
+def test_a_run_whose_identity_cannot_be_read_is_one_line(
+    config: Config, tmp_path: Path, body: bytes
+) -> None:
+    folder = RunFolder.of(config)
+    folder.path.mkdir()
+    folder.identity.write_bytes(body)
+    with pytest.raises(UserError, match=r"^[^\n]*run\.json: [^\n]*$"):
+        claim(config, named_dataset(tmp_path / "data", 3), folder)
+
+
+def test_a_run_whose_checkpoints_are_gone_does_not_start_afresh(
+    config: Config, tmp_path: Path
+) -> None:
+    folder = RunFolder.of(config)
+    record = Record(folder.path)
+    record.event("start", "began")
+    record.metrics(3, loss=1.0)
+    refuse_lost(folder)  # killed before its first checkpoint
+    record.event("checkpoint", "checkpoint", step=32)
+    (folder.checkpoints / "step-00000040.tmp-ab12").mkdir(parents=True)
+    with pytest.raises(
+        UserError, match=r"no checkpoint is there, .* of step 32 was; .* move .* away, or give"
+    ):
+        refuse_lost(folder)
+    (folder.checkpoints / "step-00000032").mkdir()
+    refuse_lost(folder)  # whether it is whole is told where it is read
 
 
 def test_the_watchdog_names_rank_and_phase_and_ends_the_process(tmp_path: Path) -> None:
