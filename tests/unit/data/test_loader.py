@@ -172,6 +172,20 @@ def test_a_torn_quarantine_line_is_passed_over(dataset, tmp_path: Path) -> None:
     assert "left out" in told[0]
 
 
+def test_the_limit_is_of_all_ranks_together(dataset, tmp_path: Path) -> None:
+    """Eight ranks find two each of the ten that are allowed."""
+    file, told = tmp_path / "quarantine.jsonl", list[str]()
+    ranks = [Quarantine(file, dataset, 0.001, told.append) for _ in range(8)]
+    for sample in range(10):
+        ranks[sample % 8].add(sample, 0)
+    ranks[0].add(9, 0)  # what another rank has found counts once
+    assert len(told) == len(file.read_text().splitlines()) == 10
+    assert ranks[0].samples == set(range(10))
+    with pytest.raises(UserError, match="more than 10 samples cannot be decoded"):
+        ranks[7].add(99, 0)
+    assert Quarantine(file, dataset, 0.001).samples == {*range(10), 99}
+
+
 LOCAL = View((48, 48), (Misalign(shift_px=6), Flip()))
 
 
