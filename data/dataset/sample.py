@@ -11,10 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manyfaces.configs.errors import UserError
+from manyfaces.data.limits import MOST_BYTES, MOST_PIXELS
 
 IMAGE_SUFFIXES = ("jpg", "jpeg")
 LABEL_SUFFIXES = ("cls", "json")
 JSON_LABELS = ("identity", "label", "cls")
+_HEADER_BYTES = 4096
 TAR_BLOCK = 512
 TAR_NAME = 100
 """Bytes of a name in a member's own header."""
@@ -136,8 +138,29 @@ def jpeg_size(blob: bytes) -> tuple[int, int] | None:
     at = 2  # after the start marker
     while at + 9 < len(blob) and blob[at] == 0xFF:
         marker = blob[at + 1]
+        if marker == 0xFF:  # any number of them may stand before a marker
+            at += 1
+            continue
         # Frames have the markers C0 to CF, apart from three that are tables and extensions.
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             return int.from_bytes(blob[at + 5 : at + 7]), int.from_bytes(blob[at + 7 : at + 9])
         at += 2 + int.from_bytes(blob[at + 2 : at + 4])
     return None
+
+
+def too_large(blob: NDArray[np.uint8] | bytes) -> bool:
+    """Say whether an encoded image has more bytes or, by the header of a JPEG or PNG, more pixels
+    than an image may have."""
+    if len(blob) > MOST_BYTES:
+        return True
+    head = bytes(blob[:_HEADER_BYTES])
+    if head[:8] == b"\x89PNG\r\n\x1a\n":
+        size: tuple[int, int] | None = (
+            int.from_bytes(head[20:24]),
+            int.from_bytes(head[16:20]),
+        )
+    else:
+        size = jpeg_size(head)
+        if size is None and len(blob) > len(head):  # other data may stand before the frame header
+            size = jpeg_size(bytes(blob))
+    return size is not None and size[0] * size[1] > MOST_PIXELS

@@ -13,7 +13,7 @@ from nvidia.dali.pipeline import Pipeline
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from manyfaces.data.dataset.sample import whole_jpeg
+from manyfaces.data.dataset.sample import too_large, whole_jpeg
 from manyfaces.data.transforms.augmentation import Augmentation, Choices
 from manyfaces.data.transforms.transform import Transform
 
@@ -30,7 +30,7 @@ class Decoding:
     blobs: Blobs
     choices: Choices | None
     good: NDArray[np.bool_]
-    """[N]: which blobs begin and end as a JPEG does."""
+    """[N]: which blobs begin and end as a JPEG does and are not too large."""
     pipeline: Pipeline | None
     """The pipeline that has the good blobs; none where no blob is good, or it did not take them."""
 
@@ -233,9 +233,9 @@ def _pack(blobs: Blobs) -> NDArray[np.uint8] | None:
 
 
 def _whole(blobs: Blobs, packed: NDArray[np.uint8] | None) -> NDArray[np.bool_]:
-    """[N]: `whole_jpeg` of each."""
+    """[N]: `whole_jpeg` of each, and not `too_large`."""
     if packed is None:
-        return np.array([whole_jpeg(blob) for blob in blobs], bool)
+        return np.array([whole_jpeg(blob) and not too_large(blob) for blob in blobs], bool)
     ends = np.fromiter(map(len, blobs), np.int64) - 1
     at = np.arange(len(blobs))
     good: NDArray[np.bool_] = (
@@ -246,6 +246,8 @@ def _whole(blobs: Blobs, packed: NDArray[np.uint8] | None) -> NDArray[np.bool_]:
     )
     for i in np.flatnonzero(~good).tolist():  # some have zeros behind their end
         good[i] = whole_jpeg(blobs[i])
+    for i in np.flatnonzero(good).tolist():
+        good[i] = not too_large(blobs[i])
     return good
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from manyfaces.configs.errors import UserError
+from manyfaces.data.limits import MOST_BYTES
 from manyfaces.data.sources.read_at import read_at
 from manyfaces.data.sources.source import Dropped
 
@@ -28,6 +29,7 @@ _END64 = struct.Struct("<4s28xQQQ")
 _LOCATOR = struct.Struct("<4s4xQ4x")
 _LOCAL_BYTES, _COMMENT_BYTES = 30, 1 << 16
 _COUNT_BITS = 0xFFFF
+_TOO_LARGE = f"a zip member of more than {MOST_BYTES:,} bytes"
 _FULL = 0xFFFFFFFF
 """Stands in a 32-bit field whose number is in the zip64 extra field."""
 
@@ -61,6 +63,8 @@ class MemberAt(NamedTuple):
             raise Dropped("an encrypted zip member")
         if method not in (STORED, DEFLATED):
             raise Dropped(f"zip compression method {method}; repack with deflate or none")
+        if size > MOST_BYTES:
+            raise Dropped(_TOO_LARGE)
         local = read_at(self.path, offset, _LOCAL_BYTES)
         if local[:4] != b"PK\x03\x04" or len(local) < _LOCAL_BYTES:
             raise Dropped("no zip member where the directory has one")
@@ -68,12 +72,24 @@ class MemberAt(NamedTuple):
         blob = read_at(self.path, offset + _LOCAL_BYTES + name_bytes + extra_bytes, size)
         if method == DEFLATED:
             try:
-                blob = zlib.decompress(blob, -zlib.MAX_WBITS)
+                blob = _inflated(blob)
             except zlib.error as error:
                 raise Dropped("a zip member that does not unpack") from error
         if zlib.crc32(blob) != crc:
             raise Dropped("a zip member whose checksum is wrong")
         return blob
+
+
+def _inflated(body: bytes) -> bytes:
+    """The unpacked bytes. Raises `Dropped` for too many, which a few can unpack to, and
+    `zlib.error`."""
+    unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
+    blob = unpacker.decompress(body, MOST_BYTES + 1)
+    if len(blob) > MOST_BYTES:
+        raise Dropped(_TOO_LARGE)
+    if not unpacker.eof:
+        raise zlib.error("not the whole member")
+    return blob
 
 
 def entries(path: Path) -> Iterator[Entry]:

@@ -132,6 +132,20 @@ def test_a_batch_of_corrupt_images_is_no_fault_of_the_decoder(
     assert decode(blobs)[1].all()
 
 
+@pytest.mark.parametrize("before", [0, 5000])
+def test_an_image_of_too_many_pixels_is_left_out_by_its_header(blobs, before: int) -> None:
+    """Its size is changed in the header; decoded, it would take 12 GB."""
+    comment = b"\xff\xfe" + (before + 2).to_bytes(2) + bytes(before)
+    body = bytearray(bytes(blobs[3][:2]) + comment + bytes(blobs[3][2:]))
+    at = body.index(b"\xff\xc0")
+    body[at + 5 : at + 9] = b"\xff\xff\xff\xff"
+    huge = np.frombuffer(bytes(body), np.uint8)
+    for others in (blobs[:3], [*blobs[:2], blobs[0][:1]]):
+        decoding = Decoder((112, 112), 4, device=CPU).start([*others, huge])
+        assert not decoding.good[3]
+        assert decoding.good[:2].all()
+
+
 @pytest.mark.parametrize("bytes_each", [0, 1, 2, 3, 4])
 def test_a_batch_of_hardly_a_byte(bytes_each: int) -> None:
     blob = np.frombuffer(b"\xff\xd8\xff\xd9", np.uint8)[:bytes_each]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from manyfaces.configs.errors import UserError
+from manyfaces.data.limits import MOST_BYTES
 from manyfaces.data.sources.source import Dropped
 from manyfaces.data.sources.zip_directory import MemberAt, entries
 
@@ -106,3 +107,12 @@ def test_a_count_of_which_two_bytes_are_left(tmp_path: Path) -> None:
     path.write_bytes(body[:at] + end.replace(b"\x03\0\x03\0", b"\x04\0\x04\0"))
     with pytest.raises(UserError, match="has 65,539 entries and counts 4"):
         list(entries(path))
+
+
+def test_a_member_that_inflates_without_bound(tmp_path: Path) -> None:
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/1.jpg", bytes(MOST_BYTES + 1))
+    (entry,) = entries(path)
+    with pytest.raises(Dropped, match="more than 67,108,864 bytes"):
+        MemberAt(str(path), entry).read()

@@ -1,0 +1,31 @@
+"""Images whose size no face has are left out before they are decoded."""
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from manyfaces.data.conversion.convert import convert
+
+
+@pytest.mark.parametrize(("suffix", "reason"), [("jpg", "pixels"), ("png", "pixels"), ("bmp", "")])
+def test_a_header_with_a_huge_size_drops_its_image_only(
+    tmp_path: Path, suffix: str, reason: str
+) -> None:
+    (tmp_path / "src" / "ann").mkdir(parents=True)
+    pixels = np.full((40, 40, 3), 90, np.uint8)
+    cv2.imwrite(str(tmp_path / "src" / "ann" / "good.jpg"), pixels)
+    body = bytearray(cv2.imencode(f".{suffix}", pixels)[1].tobytes())
+    at = {"jpg": body.find(b"\xff\xc0") + 5, "png": 16, "bmp": 18}[suffix]
+    body[at : at + 8] = {
+        "jpg": b"\xff\xff\xff\xff" + body[at + 4 : at + 8],
+        "png": b"\0\0\xff\xff" * 2,
+        "bmp": b"\xff\xff\0\0" * 2,
+    }[suffix]
+    (tmp_path / "src" / "ann" / f"huge.{suffix}").write_bytes(body)
+    assert convert([tmp_path / "src"], tmp_path / "out", processes=1).num_images == 1
+    (row,) = [json.loads(x) for x in (tmp_path / "out" / "dropped.jsonl").read_text().splitlines()]
+    assert row["source"].endswith(f"huge.{suffix}")
+    assert reason in row["reason"]
