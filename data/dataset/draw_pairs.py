@@ -5,6 +5,7 @@ from numpy.typing import NDArray
 
 from manyfaces.configs import rng
 from manyfaces.configs.errors import UserError
+from manyfaces.data.dataset.forgotten import read_forgotten_part
 from manyfaces.data.dataset.part import Part
 from manyfaces.data.store.mapped import Store
 
@@ -17,9 +18,11 @@ def draw_pairs(
     """Draw `count` pairs, half of one identity and half of two, alternating by fold as LFW's do;
     returns the images of all pairs, and whether each pair shows one identity.
 
-    Raises `UserError` where none can be made.
+    What is forgotten is in none of them. Raises `UserError` where none can be made.
     """
-    order = np.argsort(dataset.identity_N, kind="stable")
+    everyone = np.arange(dataset.manifest.num_images)
+    rows = everyone[~read_forgotten_part(dataset).mask(everyone, dataset.identity_N)]
+    order = rows[np.argsort(dataset.identity_N[rows], kind="stable")]
     identities, first, images = np.unique(
         dataset.identity_N[order], return_index=True, return_counts=True
     )

@@ -1,6 +1,8 @@
 """Add people and images to what is forgotten in a dataset folder: see `forgotten.py`."""
 
+import fcntl
 import json
+import os
 import re
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -29,9 +31,22 @@ def forget(
     An identity whose last sample goes is forgotten too. Raises `UserError` naming each that is not
     there; then nothing is changed.
     """
+    more_classes, more_samples = _class_ids(part, identities), _rows(part, keys, processes)
+    folder = os.open(part.path, os.O_RDONLY)
+    try:  # of two requests at once the second must find what the first has written
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        return _merge(part, more_classes, more_samples)
+    finally:
+        os.close(folder)
+
+
+def _merge(
+    part: Part, more_classes: NDArray[np.int64], more_samples: NDArray[np.int64]
+) -> Forgotten:
+    """Add these numbers to what is forgotten, and write it."""
     known = read_forgotten_part(part)
-    classes = np.union1d(known.identities, _class_ids(part, identities))
-    samples = np.union1d(known.samples, _rows(part, keys, processes))
+    classes = np.union1d(known.identities, more_classes)
+    samples = np.union1d(known.samples, more_samples)
     touched = np.setdiff1d(np.unique(part.identity_N[samples]).astype(np.int64), classes)
     if len(touched):  # whether any sample of theirs is left
         of_theirs = np.flatnonzero(np.isin(part.identity_N, touched))

@@ -35,6 +35,12 @@ class Forgotten:
             return np.zeros(len(samples_N), bool)
         return np.isin(samples_N, self.samples) | np.isin(identities_N, self.identities)
 
+    def in_words(self) -> str:
+        """How much is forgotten; empty where nothing is."""
+        if not len(self.samples) and not len(self.identities):
+            return ""
+        return f"{len(self.identities):,} identities and {len(self.samples):,} single samples"
+
 
 def read_forgotten(dataset: Dataset) -> Forgotten:
     """What is forgotten in all parts, as sample ids and class ids of the whole dataset; nothing for

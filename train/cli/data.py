@@ -248,10 +248,13 @@ def check_dataset(dataset: Dataset, processes: Processes = None) -> None:
     """
     from manyfaces.data.dataset.check import CHECK, check
     from manyfaces.data.dataset.dataset import open_part
+    from manyfaces.data.dataset.forgotten import read_forgotten_part
 
     opened = open_part(dataset)
     faults = check(opened, processes)
     report = opened.path / CHECK
+    if forgotten := read_forgotten_part(opened).in_words():
+        say(f"{opened.path}: forgotten, but checked as all others: {forgotten}")
     if not faults:
         say(
             f"{opened.path}: {opened.manifest.num_images:,} images, every byte hashed and every "
@@ -279,6 +282,7 @@ def show_stats(dataset: Dataset) -> None:
 
     from manyfaces.data.conversion.report import HISTOGRAM, histogram
     from manyfaces.data.dataset.dataset import open_part
+    from manyfaces.data.dataset.forgotten import read_forgotten_part
     from manyfaces.data.dataset.inspect import stats
 
     opened = open_part(dataset)
@@ -288,6 +292,8 @@ def show_stats(dataset: Dataset) -> None:
     table = Table(show_header=False)
     for label, text in [*_stats_rows(found), ("histogram", str(picture))]:
         table.add_row(label, text)
+    if forgotten := read_forgotten_part(opened).in_words():
+        table.add_row("forgotten of these", forgotten)
     console.print(table)
 
 

@@ -4,6 +4,8 @@ import io
 import json
 import shutil
 import tarfile
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from manyfaces.configs.transforms.flip import Flip
 from manyfaces.data.dataset import inspect
 from manyfaces.data.dataset.compact import compact
 from manyfaces.data.dataset.dataset import open_dataset, open_part
+from manyfaces.data.dataset.draw_pairs import draw_pairs
 from manyfaces.data.dataset.forget import forget
 from manyfaces.data.dataset.forgotten import read_forgotten, read_forgotten_part
 from manyfaces.data.dataset.index_shards import index_folder
@@ -23,6 +26,7 @@ from manyfaces.data.dataset.verify import verify
 from manyfaces.data.feed.loader import IGNORED, Loader
 from manyfaces.data.feed.quarantine import Quarantine
 from manyfaces.data.store import mapped as store
+from manyfaces.train.cli.data import check_dataset, show_stats
 
 CONFIG = Data(augment=(Flip(),), order=Shuffle(window_shards=2))
 
@@ -179,3 +183,41 @@ def test_every_key_that_a_dataset_tells_can_be_forgotten(
     for sample, key in enumerate(keys):
         assert sample in forget(foreign, [], [key], processes=1).samples
         assert len(read_forgotten_part(foreign).samples) == sample + 1
+
+
+def test_pairs_hold_nothing_that_is_forgotten(mine) -> None:
+    part = mine.part
+    forget(part, ["3", "5"], [], processes=1)
+    gone = np.flatnonzero(np.isin(part.identity_N, [3, 5]))
+    forgotten = {blob.tobytes() for blob in store.Store(part).read(gone)}
+    blobs, _ = draw_pairs(part, 400, seed=0)
+    assert not forgotten & set(blobs)
+
+
+def test_of_two_requests_at_once_none_is_lost(mine, monkeypatch) -> None:
+    """The second begins while the first is between reading and writing."""
+    import manyfaces.data.dataset.forget as module
+
+    real, first_is_in = module.read_forgotten_part, threading.Event()
+
+    def slow(part):
+        known = real(part)
+        first_is_in.set()
+        time.sleep(0.3)
+        return known
+
+    monkeypatch.setattr(module, "read_forgotten_part", slow)
+    first = threading.Thread(target=forget, args=(mine.part, ["3"], [], 1))
+    first.start()
+    first_is_in.wait(10)
+    forget(mine.part, ["5"], [], 1)
+    first.join()
+    assert read_forgotten_part(mine.part).identities.tolist() == [3, 5]
+
+
+def test_stats_and_check_tell_what_is_forgotten(mine, capsys) -> None:
+    forget(mine.part, ["3"], [], processes=1)
+    show_stats(mine.part.path)
+    assert "1 identities and 0 single samples" in capsys.readouterr().out
+    check_dataset(mine.part.path, 1)
+    assert "checked as all others: 1 identities" in " ".join(capsys.readouterr().out.split())
