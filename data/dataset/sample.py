@@ -105,7 +105,10 @@ def parse_label(body: bytes, suffix: str, where: str) -> int:
             number = int(body.decode().strip())
         else:
             told = json.loads(body)
-            number = int(next(told[k] for k in JSON_LABELS if told.get(k) is not None))
+            label = next(told[k] for k in JSON_LABELS if told.get(k) is not None)
+            number = int(label)
+            if isinstance(label, bool) or (isinstance(label, float) and label != number):
+                number = -1
     except (ValueError, TypeError, OverflowError, AttributeError, StopIteration):
         number = -1
     if not 0 <= number < 2**32 - 1:
