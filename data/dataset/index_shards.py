@@ -60,8 +60,7 @@ def index_shard(path: Path) -> IndexedShard:
 def commit_shards(
     out: Path, indexed: Sequence[IndexedShard], num_identities: int, template: str | None
 ) -> Manifest:
-    """Write the index and, last, the manifest of the shards, and remove what only a restart
-    needed."""
+    """Write the index and, last, the manifest of the shards."""
     samples = [one.shard.samples for one in indexed]
     columns: dict[str, NDArray[np.integer]] = {
         "shard": np.repeat(np.arange(len(indexed), dtype=np.uint32), samples),
@@ -72,12 +71,9 @@ def commit_shards(
     sizes = set().union(*(one.sizes for one in indexed))
     image_px = next(iter(sizes)) if len(sizes) == 1 else None
     shards = [one.shard for one in indexed]
-    manifest = write_index(
+    return write_index(
         out, columns, shards, num_identities=num_identities, image_px=image_px, template=template
     )
-    for leftover in out.glob("*.dropped"):
-        leftover.unlink()
-    return manifest
 
 
 def commit_foreign_shards(folder: Path, indexed: Sequence[IndexedShard], where: str) -> Manifest:

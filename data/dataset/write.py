@@ -99,10 +99,13 @@ def write_dataset(
         )
     if report:
         report(_written(indexed, dropped))
-    manifest = commit_shards(out, indexed, len(identities), template)
+    # At each of these steps a kill leaves what the same command completes.
     for without_images in set(paths) - {out / one.shard.name for one in indexed}:
         without_images.unlink()
+    manifest = commit_shards(out, indexed, len(identities), template)
     (out / PLAN).unlink()
+    for leftover in out.glob("*.dropped"):
+        leftover.unlink()
     return manifest
 
 

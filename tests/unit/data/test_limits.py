@@ -1,13 +1,16 @@
-"""Images whose size no face has are left out before they are decoded."""
+"""Images that cannot be used are left out: those whose size no face has, before they are decoded."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 
 from manyfaces.data.conversion.convert import convert
+from manyfaces.data.dataset import write
+from manyfaces.data.dataset.manifest import Manifest
 
 
 @pytest.mark.parametrize(("suffix", "reason"), [("jpg", "pixels"), ("png", "pixels"), ("bmp", "")])
@@ -29,3 +32,27 @@ def test_a_header_with_a_huge_size_drops_its_image_only(
     (row,) = [json.loads(x) for x in (tmp_path / "out" / "dropped.jsonl").read_text().splitlines()]
     assert row["source"].endswith(f"huge.{suffix}")
     assert reason in row["reason"]
+
+
+def test_a_kill_after_the_manifest_leaves_what_is_completed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of the shards has no image that can be used."""
+    (tmp_path / "src" / "ann").mkdir(parents=True)
+    good = cv2.imencode(".jpg", np.full((40, 40, 3), 90, np.uint8))[1].tobytes()
+    for number, body in enumerate((good, b"no image", b"nor this")):
+        (tmp_path / "src" / "ann" / f"{number}.jpg").write_bytes(body)
+    commit = write.commit_shards
+
+    def killed(*given: Any) -> Manifest:
+        commit(*given)
+        raise KeyboardInterrupt
+
+    out = tmp_path / "out"
+    monkeypatch.setattr(write, "commit_shards", killed)
+    with pytest.raises(KeyboardInterrupt):
+        convert([tmp_path / "src"], out, processes=1, shard_images=1)
+    monkeypatch.setattr(write, "commit_shards", commit)
+    assert convert([tmp_path / "src"], out, processes=1, shard_images=1).num_images == 1
+    assert len((out / "dropped.jsonl").read_text().splitlines()) == 2
+    assert not list(out.glob("*.dropped"))
