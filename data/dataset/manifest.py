@@ -4,11 +4,12 @@ names of the files that stand beside it."""
 import functools
 import hashlib
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from manyfaces.configs.errors import UserError
+from manyfaces.configs.files import relative_name
 
 MANIFEST = "manyfaces.json"
 INDEX = "index.arrow"
@@ -22,7 +23,7 @@ IDENTITIES = "identities.txt"
 class Shard:
     """What one shard file must be."""
 
-    name: str
+    name: Annotated[str, AfterValidator(relative_name)]
     bytes: int
     samples: int
     sha256: str

@@ -69,8 +69,10 @@ class Quarantine:
             file.seek(self._read_to)
             for line in file:
                 # A line may be torn if the machine stopped; its sample is then found again.
-                with contextlib.suppress(ValueError):
-                    self.samples.add(json.loads(line)["sample"])
+                with contextlib.suppress(ValueError, KeyError, TypeError):
+                    sample = json.loads(line)["sample"]
+                    if isinstance(sample, int) and 0 <= sample < self.dataset.manifest.num_images:
+                        self.samples.add(sample)
                 if line.endswith(b"\n"):
                     self._read_to += len(line)
 

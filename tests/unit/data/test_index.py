@@ -13,7 +13,7 @@ import webdataset
 from manyfaces.configs.errors import UserError
 from manyfaces.data.dataset.dataset import open_part
 from manyfaces.data.dataset.index_shards import index_folder, index_shard
-from manyfaces.data.dataset.manifest import MANIFEST
+from manyfaces.data.dataset.manifest import MANIFEST, Manifest, parse_manifest
 from manyfaces.data.dataset.verify import verify
 from manyfaces.data.store.mapped import Store
 
@@ -200,3 +200,15 @@ def test_joined_archives_are_not_taken_for_the_first_alone(tmp_path: Path) -> No
 def test_opening_costs_no_memory_a_sample(dataset) -> None:
     assert not dataset.part.identity_N.flags.owndata
     assert isinstance(dataset.part.identity_N, np.ndarray)
+
+
+@pytest.mark.parametrize("name", ["../../x.tar", "/x.tar", "a/../x.tar"])
+def test_a_shard_outside_the_dataset_is_one_line(name: str) -> None:
+    shard = {"name": name, "bytes": 1, "samples": 1, "sha256": ""}
+    manifest = Manifest(
+        num_images=1, num_identities=1, image_px=None, index_sha256="", shards=()
+    ).model_dump() | {"shards": [shard]}
+    with pytest.raises(
+        UserError, match=r"^there/manyfaces\.json: shards\.0\.name: .*is not the name"
+    ):
+        parse_manifest(json.dumps(manifest).encode(), "there")

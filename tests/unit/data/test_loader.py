@@ -161,6 +161,17 @@ def test_a_share_whose_images_are_all_left_out_is_shown_black(dataset, tmp_path:
     assert sorted(json.loads(line)["sample"] for line in found) == sorted(ids.tolist())
 
 
+@pytest.mark.parametrize(
+    "line", [b"7", b"null", b"[]", b"{}", b"\xff", b'{"sample": "x"}', b'{"sample": -1}']
+)
+def test_a_quarantine_line_that_names_no_sample_is_passed_over(
+    dataset, tmp_path: Path, line: bytes
+) -> None:
+    file = tmp_path / "quarantine.jsonl"
+    file.write_bytes(line + b'\n{"sample": 3}')
+    assert Quarantine(file, dataset, 0.001).samples == {3}
+
+
 def test_a_torn_quarantine_line_is_passed_over(dataset, tmp_path: Path) -> None:
     file = tmp_path / "quarantine.jsonl"
     file.write_text('{"sample": 3}\n{"sample": 4, "na')
