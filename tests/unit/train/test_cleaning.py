@@ -107,7 +107,7 @@ def checkpoint(
         "rows" if k == 0 else f"rows.{k}": torch.from_numpy(rows_CD.copy())
         for k, rows_CD in enumerate(rows_KCD)
     }
-    head["momentum"] = torch.full_like(head["rows"], torch.nan)
+    head["momentum"] = torch.full_like(head["rows"], 1e4)
     num_classes = rows_KCD.shape[1]
     state = RunState(config, dataset.manifest.fingerprint, num_classes, seed=0, step=7)
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
