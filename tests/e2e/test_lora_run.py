@@ -1,17 +1,22 @@
 """A run that trains adapters alone: what its checkpoints hold, that it resumes to the bit, that it
 refuses another base, and that its export is one plain network."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import yaml
 from commands import forked, recipe
+from launcher import run_ranks
 from safetensors.torch import load_file, save_file
 
 from manyfaces.configs.load import load
 from manyfaces.train import load_model
+from manyfaces.train.folder import RunFolder
+from manyfaces.train.session import work
 
 NETWORK = {
     "kind": "timm",
@@ -19,6 +24,17 @@ NETWORK = {
     "parameters": {"depth": 2, "embed_dim": 24, "num_heads": 2},
     "embedding_dim": 32,
 }
+
+
+def trained(recipe_path: str, words: list[str]) -> None:
+    """The worker function itself, on every rank of a group."""
+    # DeepSpeed and what it imports warn of torch and of themselves.
+    warnings.simplefilter("default")
+    config = load(recipe_path, words)
+    if dist.get_rank() == 0:
+        RunFolder.of(config).path.mkdir(parents=True)
+    dist.barrier()
+    work({"name": config.run.name, "config": config.model_dump(mode="json")})
 
 
 def recipe_of(folder: Path, dataset: Path, model: dict[str, Any], **sections: Any) -> Path:
@@ -48,11 +64,10 @@ def test_a_run_of_adapters(dataset_path: Path, tmp_path: Path) -> None:
         NETWORK | {"init": str(init), "adapters": [{"kind": "lora", "rank": 4}]},
         train={"epochs": 1, "optimizer": {"kind": "adamw", "lr": 0.01}},
         evaluation={"pairs": [str(pairs)]},
-        cluster={"workers": 2, "launcher": "ray"},
+        cluster={"workers": 1, "launcher": "process"},
         engine={"zero_stage": 1},
     )
-    done = forked("train", config)
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_ranks(2, trained, str(config), [])
     checkpoints = tmp_path / "runs" / "run" / "checkpoints"
     newest = max(checkpoints.glob("step-*"))
     weights = load_file(newest / "backbone.safetensors")
@@ -68,8 +83,7 @@ def test_a_run_of_adapters(dataset_path: Path, tmp_path: Path) -> None:
 
     # From a checkpoint to the same end.
     before = newest.with_name("step-00000005")
-    again = forked("train", config, "run.name=again", f"run.resume_from={before}")
-    assert again.returncode == 0, again.stdout + again.stderr
+    run_ranks(2, trained, str(config), ["run.name=again", f"run.resume_from={before}"])
     resumed = load_file(
         tmp_path / "runs" / "again" / "checkpoints" / newest.name / "backbone.safetensors"
     )
