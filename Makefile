@@ -25,8 +25,9 @@ PYTEST := $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder 
 test: lint
 	$(PYTEST)
 
-test-all: lint
-	$(PYTEST) -m ""
+# Slow tests start Ray clusters, of which a machine bears one at a time.
+test-all: test
+	$(BIN)/pytest -m slow --durations 10
 
 bench: .venv/installed demo/train/manyfaces.json
 	$(BIN)/python tests/bench/bench_job.py configs/demo.yaml
