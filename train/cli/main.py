@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from manyfaces.configs.errors import UserError
-from manyfaces.train.cli import data, evaluation, head, jobs, output, training
+from manyfaces.train.cli import checkpoint, data, evaluation, head, jobs, output, training
 from manyfaces.train.cli.training import ProcessOwner
 from manyfaces.train.cli.verbs import Verbs, usage_line
 
@@ -43,6 +43,7 @@ for verb in (training.train, training.check, evaluation.evaluate, evaluation.exp
     app.command()(verb)
 app.add_typer(jobs.app, name="jobs", help="Follow submitted jobs.")
 app.add_typer(data.app, name="data", help="Make and check datasets.")
+app.add_typer(checkpoint.app, name="checkpoint", help="Look at checkpoints and verify them.")
 app.add_typer(head.app, name="head", help="Look into a trained head; identities come and go.")
 
 
