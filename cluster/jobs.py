@@ -1,20 +1,30 @@
 """Jobs on a Ray cluster that is up: ship code and configuration, start, follow, stop. The one file
 that knows ray.job_submission."""
 
+import asyncio
 import contextlib
+import logging
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from manyfaces.cluster.dashboard import TOKEN_REMEDY, ray_version, token
 from manyfaces.configs.errors import UserError
 
 CONFIG = "config.yaml"
+_TALKATIVE = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+)
 STOP_WAIT_S = 30  # for the driver after SIGTERM; Ray's 3 s are too short for anything
 
 
@@ -54,29 +64,59 @@ def package() -> Iterator[Path]:
         yield Path(target) / "manyfaces"
 
 
+@dataclass(frozen=True)
+class Job:
+    """A job as the cluster knows it."""
+
+    id: str
+    run: str
+    """The name of the run that it was submitted for."""
+    state: str
+    """PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED."""
+    message: str
+    """What Ray says of it besides."""
+    started: float | None
+    ended: float | None
+    """Seconds since 1970, where the job did."""
+
+
 class Jobs:
-    """The jobs of the cluster whose dashboard is at `address` (http://HOST:8265)."""
+    """The jobs of the cluster whose dashboard is at `address` (http://HOST:8265).
+
+    Raises `UserError` where none answers there, or none that this process may ask.
+    """
 
     def __init__(self, address: str) -> None:
+        self.address, self.ray_version = address, ray_version(address)
+        if token() is not None:
+            os.environ["RAY_AUTH_MODE"] = "token"  # or Ray would not show it
         from ray.job_submission import JobSubmissionClient
 
-        self.address = address
-        try:
-            self._client: Any = JobSubmissionClient(address)
-        except (ConnectionError, RuntimeError) as error:
+        # Ray would tell of each upload.
+        for name in _TALKATIVE:
+            logging.getLogger(name).setLevel(logging.WARNING)
+        self._client: Any = self._ask(JobSubmissionClient, address)
+
+    def refuse_other_version(self) -> None:
+        """Raise `UserError` where the cluster's Ray is of another release than this machine's,
+        with which manyfaces is tested."""
+        here, there = version("ray"), self.ray_version
+        if here.split(".")[:2] != there.split(".")[:2]:
             raise UserError(
-                f"{address}: no Ray dashboard answers there ({str(error).splitlines()[0]})"
-            ) from error
+                f"{self.address}: the cluster runs Ray {there}, this machine has {here}; install "
+                f"ray=={here} on the nodes, or {there} here"
+            )
 
     def submit(self, name: str, config_yaml: str) -> str:
         """Start `manyfaces train` on the cluster's head with this configuration; returns the job's
-        id."""
+        id. Raises `UserError`, as the methods below do."""
         tracking = {
             name: os.environ[name] for name in ("MLFLOW_TRACKING_URI",) if name in os.environ
         }
         with tempfile.TemporaryDirectory(prefix="manyfaces-job-") as folder, package() as code:
             (Path(folder) / CONFIG).write_text(config_yaml)
-            job = self._client.submit_job(
+            job = self._ask(
+                self._client.submit_job,
                 entrypoint=f"python -m manyfaces.train train {CONFIG} --address auto",
                 runtime_env={
                     "working_dir": folder,
@@ -87,31 +127,57 @@ class Jobs:
             )
             return str(job)
 
-    def status(self, job: str) -> str:
-        """How the job stands: one word, and Ray's message where it has one. Raises `UserError`."""
-        info = self._ask(self._client.get_job_info, job)
-        return f"{info.status}: {info.message}" if info.message else str(info.status)
+    def job(self, job: str) -> Job:
+        """How the job stands."""
+        return _job(self._ask(self._client.get_job_info, job))
 
     def logs(self, job: str) -> str:
-        """What the job has printed so far. Raises `UserError`."""
+        """What the job has printed so far."""
         return str(self._ask(self._client.get_job_logs, job))
 
+    def follow(self, job: str, write: Callable[[str], object]) -> None:
+        """Hand `write` what the job has printed and prints, until it ends."""
+
+        async def follow() -> None:
+            async for lines in self._client.tail_job_logs(job):
+                write(lines)
+
+        self.job(job)  # one that does not exist is told, where following would wait
+        self._ask(lambda: asyncio.run(follow()))
+
     def stop(self, job: str) -> bool:
-        """Stop the job; returns whether there was something to stop. Raises `UserError`."""
+        """Stop the job; returns whether there was something to stop."""
         return bool(self._ask(self._client.stop_job, job))
 
-    def list(self) -> Iterator[tuple[str, str, str]]:
-        """(id, status, run name) of every job, newest first."""
-        for info in sorted(self._client.list_jobs(), key=lambda i: i.start_time or 0, reverse=True):
-            if info.submission_id:
-                yield info.submission_id, str(info.status), (info.metadata or {}).get("run", "")
+    def list(self) -> list[Job]:
+        """Every job, newest first."""
+        jobs = [_job(info) for info in self._ask(self._client.list_jobs) if info.submission_id]
+        return sorted(jobs, key=lambda job: job.started or 0, reverse=True)
 
-    def _ask(self, call: Any, job: str) -> Any:
+    def _ask(self, call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        from aiohttp import ClientError
+        from ray.exceptions import AuthenticationError
+
         try:
-            return call(job)
-        except RuntimeError as error:
+            return call(*arguments, **named)
+        except AuthenticationError as error:
+            raise UserError(
+                f"{self.address}: the cluster wants a token, and has not got the right one; "
+                f"{TOKEN_REMEDY}"
+            ) from error
+        except (RuntimeError, ValueError, OSError, ClientError) as error:
             if "does not exist" in str(error) or "404" in str(error):
                 raise UserError(
-                    f"{job}: no such job at {self.address}; `manyfaces jobs list` shows them"
+                    f"{arguments[0]}: no such job at {self.address}; `manyfaces jobs list` shows "
+                    "them"
                 ) from error
-            raise UserError(f"{self.address}: {str(error).splitlines()[0]}") from error
+            first = (str(error).splitlines() or [repr(error)])[0]
+            raise UserError(f"{self.address}: {first}") from error
+
+
+def _job(info: Any) -> Job:
+    started, ended = (time and time / 1000 for time in (info.start_time, info.end_time))
+    run = (info.metadata or {}).get("run", "")
+    # Ray's states are an enumeration of strings.
+    state = str(getattr(info.status, "value", info.status))
+    return Job(info.submission_id, run, state, info.message or "", started, ended)

@@ -1,71 +1,117 @@
 """`manyfaces submit` and `manyfaces jobs VERB ...`: jobs on a Ray cluster that is up."""
 
 import sys
-from typing import Annotated
+import time
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from manyfaces.train.cli.options import Recipe, Words
-from manyfaces.train.cli.output import load_config, say
+from manyfaces.train.cli.output import console, load_config, say
 from manyfaces.train.cli.verbs import Verbs
+
+if TYPE_CHECKING:
+    from manyfaces.cluster.jobs import Job, Jobs
 
 app = typer.Typer(cls=Verbs)
 
-DASHBOARD = "http://127.0.0.1:8265"
-Job = Annotated[str, typer.Argument(metavar="ID", help="What `manyfaces submit` printed.")]
-Dashboard = Annotated[str, typer.Option(metavar="URL", help="The cluster's dashboard.")]
+LAST_LINES = 10
+JobId = Annotated[str, typer.Argument(metavar="ID", help="What `manyfaces submit` printed.")]
 Address = Annotated[
-    str, typer.Option(metavar="URL", help="The cluster's dashboard, http://HOST:8265.")
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help="The cluster's dashboard; default: RAY_ADDRESS, or this machine's.",
+    ),
+]
+Follow = Annotated[
+    bool, typer.Option("--follow", "-f", help="Go on until the job ends; Ctrl-C leaves it alone.")
 ]
 
 
-def submit(config: Recipe, address: Address, words: Words = None) -> None:
+def submit(config: Recipe, address: Address = None, words: Words = None) -> None:
     """Start a job on a Ray cluster elsewhere.
 
     Code and configuration are shipped; the data has to be where every node sees it.
     """
     tree = load_config(config, words or ())
-    from manyfaces.cluster.jobs import Jobs
     from manyfaces.configs.load import dump
     from manyfaces.train.run import absolute
 
     tree = absolute(tree)
-    say(
-        f"every node must see run.dir {tree.run.dir} and the data in "
-        f"{' and '.join(tree.data.paths)}"
-    )
-    say(Jobs(address).submit(tree.run.name, dump(tree)))
+    jobs = _jobs(address)
+    jobs.refuse_other_version()
+    job = jobs.submit(tree.run.name, dump(tree))
+    say(f"submitted  {job}")
+    say(f"data       {' and '.join(tree.data.paths)}: every node has to see it")
+    say(f"run        {tree.run.dir}/{tree.run.name}: every node has to see it")
+    say(f"follow     manyfaces jobs logs {job} --follow --address {jobs.address}")
+    say(f"look       manyfaces jobs status {job} --address {jobs.address}")
 
 
 @app.command("status")
-def status(job: Job, address: Dashboard = DASHBOARD) -> None:
-    """Show how a job stands."""
-    from manyfaces.cluster.jobs import Jobs
-
-    say(Jobs(address).status(job))
+def status(job: JobId, address: Address = None) -> None:
+    """Show how a job stands, and the last that it printed."""
+    jobs = _jobs(address)
+    found = jobs.job(job)
+    say(f"{found.state}: {found.message}" if found.message else found.state)
+    say(f"run        {found.run}")
+    say(f"started    {_clock(found.started)}")
+    say(f"minutes    {_minutes(found)}")
+    for line in jobs.logs(job).splitlines()[-LAST_LINES:]:
+        say(f"  {line}")
 
 
 @app.command("logs")
-def logs(job: Job, address: Dashboard = DASHBOARD) -> None:
+def logs(job: JobId, address: Address = None, follow: Follow = False) -> None:
     """Show what a job printed."""
-    from manyfaces.cluster.jobs import Jobs
-
-    sys.stdout.write(Jobs(address).logs(job))
+    jobs = _jobs(address)
+    if follow:
+        jobs.follow(job, _write)
+    else:
+        _write(jobs.logs(job))
 
 
 @app.command("stop")
-def stop(job: Job, address: Dashboard = DASHBOARD) -> None:
+def stop(job: JobId, address: Address = None) -> None:
     """Stop a job."""
-    from manyfaces.cluster.jobs import Jobs
-
-    stopped = Jobs(address).stop(job)
+    stopped = _jobs(address).stop(job)
     say(f"{job}: {'stopping' if stopped else 'was not running'}")
 
 
 @app.command("list")
-def list_jobs(address: Dashboard = DASHBOARD) -> None:
-    """List all jobs."""
+def list_jobs(address: Address = None) -> None:
+    """List all jobs, the newest first."""
+    from rich.table import Column, Table
+    from rich.text import Text
+
+    jobs = _jobs(address)
+    found = jobs.list()
+    if not found:
+        say(f"{jobs.address}: no job was submitted to this cluster")
+        return
+    table = Table(Column("job", no_wrap=True), "state", "run", "started", "minutes")
+    for job in found:
+        table.add_row(*map(Text, (job.id, job.state, job.run, _clock(job.started), _minutes(job))))
+    console.print(table)
+
+
+def _jobs(address: str | None) -> "Jobs":
+    from manyfaces.cluster.dashboard import dashboard_address
     from manyfaces.cluster.jobs import Jobs
 
-    for job, state, name in Jobs(address).list():
-        say(f"{job}  {state:10} {name}")
+    return Jobs(dashboard_address(address))
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _clock(seconds: float | None) -> str:
+    return time.strftime("%m-%d %H:%M", time.localtime(seconds)) if seconds else "-"
+
+
+def _minutes(job: "Job") -> str:
+    """How long the job has run so far, or did."""
+    return f"{((job.ended or time.time()) - job.started) / 60:,.1f}" if job.started else "-"

@@ -29,7 +29,7 @@ Resume    by the same command: it goes on from the last checkpoint of NAME. Anot
 
 Submit    the same to a Ray cluster elsewhere, and follow it:
   manyfaces submit CONFIG data.path=DATASET run.dir=RUNS --address http://HOST:8265
-  manyfaces jobs logs ID --address http://HOST:8265
+  manyfaces jobs logs ID --follow --address http://HOST:8265
 
 CONFIG is a recipe: a YAML file, or one of ours, such as demo, quick/arcface or
 pretrain/ms1mv3_r50. `manyfaces --help` lists all verbs, `manyfaces VERB --help` their options."""

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import typer
 
+from manyfaces.cluster.jobs import Job
 from manyfaces.cluster.memory import KEEP_MEMORY
 from manyfaces.configs.schema import Config, UserError
 from manyfaces.train.cli import main as command_line
@@ -99,7 +100,7 @@ def test_every_verb_has_help(words: list[str], capsys: pytest.CaptureFixture[str
         (["check"], "missing argument 'CONFIG', or --explain KEY; see manyfaces check --help"),
         (["train", "demo", "--adress", "x"], "no such option: --adress (Possible options: --address);"),
         (["train", "demo", "--address"], "option '--address' requires an argument;"),
-        (["submit", "demo"], "missing option '--address'; see manyfaces submit --help"),
+        (["submit", "demo", "--address", "host:8265"], "--address host:8265: the scheme is missing; give --address http://host:8265"),
         (["evaluate", "runs/x"], "runs/x: no run there; expected a folder RUN"),
         (["evaluate", "x", "--pairs", "y", "--batch-size", "0"], "invalid value for '--batch-size': must be a whole number above 0, not '0';"),
         (["data", "pairs", "a", "b", "--count", "x"], "invalid value for '--count': must be a whole number above 0, not 'x'; see manyfaces data pairs --help"),
@@ -181,11 +182,14 @@ def test_foreign_text_is_shown_as_it_is(
         def __init__(self, address: str) -> None:
             pass
 
-        def status(self, job: str) -> str:
-            return "FAILED: [x] :cat: [/nothing]"
+        def job(self, job: str) -> Job:
+            return Job(job, "a[x]", "FAILED", "[x] :cat: [/nothing]", 1.0, 2.0)
 
-        def list(self) -> list[tuple[str, str, str]]:
-            return [("id", "RUNNING", "a[x]")]
+        def logs(self, job: str) -> str:
+            return "a line [y]"
+
+        def list(self) -> list[Job]:
+            return [self.job("id")]
 
     results = [Result("set[x]", (Quantity("a", "a", "[a]"),), {"a": 0.5})]
     checkpoint = Path("runs[x]/r/checkpoints/step-00000001")
@@ -194,7 +198,15 @@ def test_foreign_text_is_shown_as_it_is(
     assert main(["jobs", "status", "id"]) == main(["jobs", "list"]) == 0
     assert main(["evaluate", "runs[x]/r", "--pairs", "b.bin"]) == 0
     told = capsys.readouterr().out
-    for text in ("[x] :cat: [/nothing]", "a[x]\n", "set[x]", "[a]", f"checkpoint  {checkpoint}\n"):
+    for text in (
+        "[x] :cat: [/nothing]",
+        "a[x]\n",
+        "a[x] ",
+        "a line [y]",
+        "set[x]",
+        "[a]",
+        f"checkpoint  {checkpoint}\n",
+    ):
         assert text in told
 
 

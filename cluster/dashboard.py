@@ -1,0 +1,110 @@
+"""Where a Ray cluster's dashboard is, which takes jobs: its address, and whether it answers."""
+
+import json
+import os
+from collections.abc import Mapping
+from http import HTTPStatus
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
+
+from manyfaces.configs.errors import UserError
+
+LOCAL = "http://127.0.0.1:8265"
+TIMEOUT_S = 5
+GCS_PORT = 6379  # of `ray start`, where nodes join
+TOKEN_REMEDY = (
+    "set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to a file with it, as `ray get-auth-token` prints "
+    "it on the head node"
+)
+
+
+def dashboard_address(given: str | None, environment: Mapping[str, str] = os.environ) -> str:
+    """The dashboard's URL. Raises `UserError` for what is none. Order of precedence:
+
+    1. what a person gave;
+    2. RAY_API_SERVER_ADDRESS, which Ray's own job commands read;
+    3. RAY_ADDRESS;
+    4. this machine's.
+    """
+    told = f"--address {given}"
+    address = given
+    for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
+        if address is None and (address := environment.get(name) or None):
+            told = f"{name} {address}"
+    if address is None:
+        return LOCAL
+    scheme, host, port = _parts(address)
+    if not scheme and host and port != GCS_PORT:
+        raise UserError(f"{told}: the scheme is missing; give --address http://{address}")
+    if scheme not in ("http", "https") or not host:
+        raise UserError(
+            f"{told}: is not a dashboard's address; give --address http://{host or 'HOST'}:8265, "
+            "as `ray start --head` prints it"
+        )
+    return address.rstrip("/")
+
+
+def _parts(address: str) -> tuple[str, str | None, int | None]:
+    """Scheme, host and port of an address; no host where it cannot be read."""
+    try:
+        parts = urlsplit(address if "://" in address else f"//{address}")
+        return parts.scheme, parts.hostname, parts.port
+    except ValueError:
+        return "", None, None
+
+
+def ray_version(address: str) -> str:
+    """The version of Ray whose dashboard answers there, within seconds. Raises `UserError` where
+    none does."""
+    told = _get(address, "/api/version")
+    if not isinstance(told, dict) or not isinstance(told.get("ray_version"), str):
+        raise UserError(
+            f"{address}: something answers there, but not a Ray dashboard; `ray start --head` "
+            "prints the dashboard's address"
+        )
+    return str(told["ray_version"])
+
+
+def token(environment: Mapping[str, str] = os.environ) -> str | None:
+    """The token that this machine has for clusters, where Ray's own commands look for it: in
+    RAY_AUTH_TOKEN, in the file of RAY_AUTH_TOKEN_PATH, in ~/.ray/auth_token. None where there is
+    none, or RAY_AUTH_MODE says that none is to be shown."""
+    if environment.get("RAY_AUTH_MODE", "token").lower() != "token":
+        return None
+    if "RAY_AUTH_TOKEN" in environment:
+        return environment["RAY_AUTH_TOKEN"].strip()
+    file = Path(environment.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    return file.read_text().strip() if file.is_file() else None
+
+
+def _get(address: str, path: str) -> Any:
+    """What is at this path of the dashboard, read as JSON; None where it is not JSON."""
+    shown = token()
+    headers = {"Authorization": f"Bearer {shown}"} if shown else {}
+    try:
+        with urlopen(Request(address + path, headers=headers), timeout=TIMEOUT_S) as answer:
+            body = answer.read()
+    except HTTPError as error:
+        if error.code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+            has = "this is not it" if shown else "none is here"
+            raise UserError(
+                f"{address}: the cluster wants a token, and {has}; {TOKEN_REMEDY}"
+            ) from error
+        return None
+    except HTTPException:  # what answers speaks another protocol
+        return None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        told = "no answer within 5 s" if isinstance(reason, TimeoutError) else str(reason)
+        raise UserError(
+            f"{address}: no Ray dashboard answers there ({told}); start one by `ray start --head`, "
+            "or give --address http://HOST:8265"
+        ) from error
+    try:
+        return json.loads(body)
+    except ValueError:
+        return None
