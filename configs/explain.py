@@ -16,6 +16,9 @@ from manyfaces.configs.kinds import Kind, families
 from manyfaces.configs.schema import Config, Node, UserError
 from manyfaces.configs.value import KindKeys, Value
 
+_NEAR = 0.8
+"""How alike two words are of which one is a slip of the finger for the other, from 0 to 1."""
+
 
 def _nodes(annotation: Any) -> list[type[Node]]:
     """The mappings of the tree that an annotation allows."""
@@ -227,19 +230,17 @@ def _unknown(place: Place) -> str:
         else ".".join(map(str, place.path[:-1])) or "the top level"
     )
     others = {key: key.rsplit(".")[-1] for key in keys() if key != path}
+    elsewhere = get_close_matches(name, others.values(), 1, _NEAR)
     if "." in name:
         hint = "; dots are for override words, in a file nest one key in the other"
     elif keys().get(path):
         hint = f"; it belongs to kind {_or(keys()[path])}"
-    elif near := get_close_matches(name, mine, 1):
+    # A key of another mapping or kind that is much nearer was meant.
+    elif near := get_close_matches(name, mine, 1, _NEAR if elsewhere else 0.6):
         hint = f"; did you mean {near[0]}?"
     else:
         near = [key for key, last in others.items() if last == name]
-        near = near or [
-            key
-            for key, last in others.items()
-            if last in get_close_matches(name, others.values(), 1, 0.8)
-        ]
+        near = near or [key for key, last in others.items() if last in elsewhere]
         hint = f"; did you mean {_or(near[:3])}?" if near else ""
     return f"unknown key{hint}; {owner} has {', '.join(mine)}"
 

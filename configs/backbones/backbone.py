@@ -1,6 +1,6 @@
 """The family of backbones: networks from images to embeddings."""
 
-from typing import Annotated, ClassVar, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 from pydantic import PositiveFloat, PositiveInt
 
@@ -88,6 +88,20 @@ class Backbone(Kind):
             return self.cost(image_hw).parameters
         depth, width, embedding = self.transformer(image_hw)
         return embedding + sum(each.num_parameters(depth, width) for each in self.adapters)
+
+
+class WithNeck(Backbone):
+    """A backbone whose embedding layer has normalisations to choose, its neck."""
+
+    neck: Literal["batchnorm", "layernorm", "none"] = "batchnorm"
+    """What normalises the features of the embedding layer: BatchNorm, as the published models have
+    it; LayerNorm, which looks at each image alone; or nothing. Where the rest of the network has no
+    BatchNorm (`vit`, timm's transformers), the last two make the loss the same on any number of
+    workers."""
+
+    def neck_parameters(self, width: int) -> int:
+        """Parameters of one normalisation of so many features."""
+        return 0 if self.neck == "none" else 2 * width
 
 
 def half(px: int) -> int:

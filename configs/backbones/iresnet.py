@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from manyfaces.configs.backbones.backbone import Backbone, Cost, half
+from manyfaces.configs.backbones.backbone import Cost, WithNeck, half
 from manyfaces.configs.node import RESULTS
 
 IRESNET_BLOCKS: dict[int, tuple[int, int, int, int]] = {
@@ -18,7 +18,7 @@ IRESNET_BLOCKS: dict[int, tuple[int, int, int, int]] = {
 IRESNET_WIDTHS = (64, 128, 256, 512)
 
 
-class IResNet(Backbone):
+class IResNet(WithNeck):
     """The residual network that most published face models have."""
 
     kind: Literal["iresnet"] = "iresnet"
@@ -51,5 +51,5 @@ class IResNet(Backbone):
                     multiply_adds += channels * out * out_area
                 channels, area = out, out_area
         flat, dim = channels * area, self.embedding_dim
-        parameters += 2 * channels + flat * dim + dim + 2 * dim
+        parameters += 2 * channels + flat * dim + dim + self.neck_parameters(dim)
         return Cost(parameters, multiply_adds + flat * dim, activations + flat)

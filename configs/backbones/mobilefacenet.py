@@ -3,13 +3,13 @@
 
 from typing import ClassVar, Literal
 
-from manyfaces.configs.backbones.backbone import Backbone, Cost, half
+from manyfaces.configs.backbones.backbone import Cost, WithNeck, half
 
 MOBILEFACENET_BLOCKS = (1, 4, 6, 2)
 MOBILEFACENET_OUT = 512
 
 
-class MobileFaceNet(Backbone):
+class MobileFaceNet(WithNeck):
     """For phones, and for experiments on a CPU."""
 
     kind: Literal["mobilefacenet"] = "mobilefacenet"
@@ -53,5 +53,5 @@ class MobileFaceNet(Backbone):
         weights = MOBILEFACENET_OUT * area
         layers.append(Cost(weights + 2 * MOBILEFACENET_OUT, weights, 2 * MOBILEFACENET_OUT))
         last = MOBILEFACENET_OUT * self.embedding_dim
-        layers.append(Cost(last + 2 * self.embedding_dim, last, 0))
+        layers.append(Cost(last + self.neck_parameters(self.embedding_dim), last, 0))
         return Cost(*(sum(column) for column in zip(*layers, strict=True)))

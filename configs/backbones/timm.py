@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
-from manyfaces.configs.backbones.backbone import Backbone, Channels, Cost, Transformer
+from manyfaces.configs.backbones.backbone import Channels, Cost, Transformer, WithNeck
 from manyfaces.configs.kinds import Scalar
 from manyfaces.configs.node import NOTHING, RESULTS
 
@@ -66,11 +66,11 @@ _TRANSFORMER_NAME = re.compile(
 )
 
 
-class Timm(Backbone):
+class Timm(WithNeck):
     """Any network of timm, with weights of Hugging Face's or timm's from a file (`init`) or with
     random ones. timm is an extra: `pip install manyfaces[timm]`.
 
-    Its pooled features become the embedding by a linear layer and BatchNorm1d. Hugging Face's ViT,
+    Its pooled features become the embedding by a linear layer and the neck. Hugging Face's ViT,
     DeiT, DINOv2, DINOv3, CLIP and SigLIP files are read; OpenAI's CLIP takes timm's
     `..._clip_quickgelu_...` names, DINOv3 `..._dinov3_qkvb` with `pool: token`.
     """
@@ -125,7 +125,8 @@ class Timm(Backbone):
         found = self._shape(image_hw)
         if found is None:
             return Transformer(0, 0, 0)
-        embedding = (found.pooled * found.width + 2) * self.embedding_dim
+        embedding = found.pooled * found.width * self.embedding_dim
+        embedding += self.neck_parameters(self.embedding_dim)
         return Transformer(found.depth, found.width, embedding)
 
     def _transformer_cost(self, image_hw: tuple[int, int]) -> Cost:
@@ -136,7 +137,8 @@ class Timm(Backbone):
         depth, width, ratio, tokens = found.depth, found.width, found.mlp_ratio, found.tokens
         patch, last = 3 * found.patch_px**2, found.pooled * width * self.embedding_dim
         block = (4 + 2 * ratio) * width * width
-        parameters: float = (patch + 1 + tokens) * width + last + 2 * self.embedding_dim
+        parameters: float = (patch + 1 + tokens) * width + last
+        parameters += self.neck_parameters(self.embedding_dim)
         parameters += depth * (block + (9 + ratio) * width)
         multiply_adds: float = found.patches * patch * width + last
         multiply_adds += depth * (tokens * block + 2 * tokens * tokens * width)

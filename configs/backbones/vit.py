@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from manyfaces.configs.backbones.backbone import Backbone, Cost, Transformer
+from manyfaces.configs.backbones.backbone import Cost, Transformer, WithNeck
 from manyfaces.configs.node import RESULTS
 
 
@@ -29,8 +29,9 @@ VIT: dict[str, ViTShape] = {
 }
 
 
-class ViT(Backbone):
-    """Transformers, for the largest datasets."""
+class ViT(WithNeck):
+    """Transformers, for the largest datasets. The neck stands behind both linear layers of the
+    embedding."""
 
     kind: Literal["vit"] = "vit"
     target: ClassVar[str] = "manyfaces.models.backbones.vit.ViT"
@@ -44,10 +45,9 @@ class ViT(Backbone):
     """Share of tokens hidden in training."""
 
     def transformer(self, image_hw: tuple[int, int]) -> Transformer:
-        shape, dim = VIT[self.size], self.embedding_dim
+        shape = VIT[self.size]
         tokens = (image_hw[0] // shape.patch_px) * (image_hw[1] // shape.patch_px)
-        embedding = tokens * shape.width**2 + 2 * shape.width + shape.width * dim + 2 * dim
-        return Transformer(shape.depth, shape.width, embedding)
+        return Transformer(shape.depth, shape.width, self._embedding_parameters(tokens))
 
     def cost(self, image_hw: tuple[int, int]) -> Cost:
         shape, dim = VIT[self.size], self.embedding_dim
@@ -58,9 +58,15 @@ class ViT(Backbone):
         # Patches with their bias, positions, and the mask token.
         parameters = patch * width + width + tokens * width + width
         parameters += shape.depth * (block + (2 * 2 + 1 + shape.mlp_ratio + 1) * width) + 2 * width
-        parameters += tokens * width * width + 2 * width + width * dim + 2 * dim
+        parameters += self._embedding_parameters(tokens)
         multiply_adds = tokens * patch * width
         multiply_adds += shape.depth * (tokens * block + 2 * tokens * tokens * width)
         multiply_adds += tokens * width * width + width * dim
         activations = tokens * ((8 + 2 * shape.mlp_ratio) * width + 2 * shape.heads * tokens)
         return Cost(parameters, multiply_adds, shape.depth * activations)
+
+    def _embedding_parameters(self, tokens: int) -> int:
+        """Parameters behind the last block: two linear layers, with a neck behind each."""
+        width, dim = VIT[self.size].width, self.embedding_dim
+        linear = tokens * width * width + width * dim
+        return linear + self.neck_parameters(width) + self.neck_parameters(dim)

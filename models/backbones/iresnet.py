@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from manyfaces.configs.backbones.backbone import half
 from manyfaces.configs.backbones.iresnet import IRESNET_BLOCKS, IRESNET_WIDTHS
 from manyfaces.models.backbones.backbone import Backbone
+from manyfaces.models.backbones.neck import build_neck
 from manyfaces.models.backbones.output import Output
 from manyfaces.models.backbones.prelu import PReLU
 
@@ -45,6 +46,7 @@ class IResNet(Backbone):
         depth: int,
         embedding_dim: int = 512,
         dropout: float = 0.0,
+        neck: str = "batchnorm",
         image_hw: tuple[int, int] = (112, 112),
     ) -> None:
         super().__init__()
@@ -68,9 +70,10 @@ class IResNet(Backbone):
         self.bn2 = nn.BatchNorm2d(width)
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(width * height * width_px, embedding_dim)
-        self.features = nn.BatchNorm1d(embedding_dim)
+        self.features = build_neck(neck, embedding_dim)
         # The scale of an embedding is free under a normalised softmax, so InsightFace freezes it.
-        self.features.weight.requires_grad_(False)
+        if isinstance(self.features, nn.BatchNorm1d):
+            self.features.weight.requires_grad_(False)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, 0, 0.1)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from manyfaces.configs.backbones.backbone import half
 from manyfaces.configs.backbones.mobilefacenet import MOBILEFACENET_BLOCKS, MOBILEFACENET_OUT
 from manyfaces.models.backbones.backbone import Backbone
+from manyfaces.models.backbones.neck import build_neck
 from manyfaces.models.backbones.output import Output
 from manyfaces.models.backbones.prelu import PReLU
 
@@ -65,6 +66,7 @@ class MobileFaceNet(Backbone):
         self,
         scale: int = 2,
         embedding_dim: int = 512,
+        neck: str = "batchnorm",
         image_hw: tuple[int, int] = (112, 112),
     ) -> None:
         super().__init__()
@@ -91,7 +93,7 @@ class MobileFaceNet(Backbone):
             prelu=False,
         )
         self.fc = nn.Linear(MOBILEFACENET_OUT, embedding_dim, bias=False)
-        self.features = nn.BatchNorm1d(embedding_dim)
+        self.features = build_neck(neck, embedding_dim)
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from manyfaces.configs.errors import UserError
 from manyfaces.models.backbones.backbone import Backbone
 from manyfaces.models.backbones.hugging_face import timm_names
+from manyfaces.models.backbones.neck import build_neck
 from manyfaces.models.backbones.output import Output
 
 FLATTEN = "flatten"
@@ -83,6 +84,7 @@ class TimmBackbone(Backbone):
         drop_path: float = 0.0,
         parameters: Mapping[str, Any] | None = None,
         own_pixels: bool = True,
+        neck: str = "batchnorm",
         image_hw: tuple[int, int] = (112, 112),
     ) -> None:
         super().__init__()
@@ -106,7 +108,7 @@ class TimmBackbone(Backbone):
             ) from error
         linear = nn.Linear(num_features, embedding_dim, bias=False)
         nn.init.trunc_normal_(linear.weight, std=0.02)
-        self.feature = nn.Sequential(linear, nn.BatchNorm1d(embedding_dim, eps=2e-5))
+        self.feature = nn.Sequential(linear, build_neck(neck, embedding_dim, eps=2e-5))
         self.own_pixels = own_pixels
         for word in ("mean", "std"):
             values = torch.tensor(self.trunk.pretrained_cfg[word]).view(-1, 1, 1)

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from manyfaces.configs.backbones.vit import VIT, ViTShape
 from manyfaces.models.backbones.backbone import Backbone
 from manyfaces.models.backbones.hugging_face import timm_names
+from manyfaces.models.backbones.neck import build_neck
 from manyfaces.models.backbones.output import Output
 
 _NAMES = (
@@ -77,6 +78,7 @@ class ViT(Backbone):
         embedding_dim: int = 512,
         drop_path: float = 0.1,
         mask_ratio: float = 0.1,
+        neck: str = "batchnorm",
         image_hw: tuple[int, int] = (112, 112),
     ) -> None:
         super().__init__()
@@ -92,9 +94,9 @@ class ViT(Backbone):
         self.norm = nn.LayerNorm(shape.width)
         self.feature = nn.Sequential(
             nn.Linear(num_tokens * shape.width, shape.width, bias=False),
-            nn.BatchNorm1d(shape.width, eps=2e-5),
+            build_neck(neck, shape.width, eps=2e-5),
             nn.Linear(shape.width, embedding_dim, bias=False),
-            nn.BatchNorm1d(embedding_dim, eps=2e-5),
+            build_neck(neck, embedding_dim, eps=2e-5),
         )
         for module in self.modules():
             if isinstance(module, nn.Linear):

@@ -23,12 +23,17 @@ CONVOLUTIONAL = [
     (MobileFaceNet(scale=4, embedding_dim=32), (90, 90)),
     (MobileFaceNet(scale=1, embedding_dim=32), (128, 64)),
     (MobileFaceNet(scale=2, embedding_dim=32), (65, 112)),
+    (MobileFaceNet(scale=1, neck="none"), (64, 64)),
+    (IResNet(depth=18, neck="layernorm"), (64, 64)),
+    (IResNet(depth=18, neck="none"), (64, 64)),
 ]
 TRANSFORMERS = [
     *((ViT(size=size), (112, 112)) for size in VIT),
     (ViT(size="tiny", embedding_dim=64), (96, 96)),
     (ViT(size="tiny", embedding_dim=64), (64, 128)),
     (ViT(size="small", embedding_dim=64), (256, 128)),
+    (ViT(size="tiny", neck="layernorm"), (64, 64)),
+    (ViT(size="tiny", neck="none"), (64, 64)),
 ]
 
 

@@ -24,6 +24,7 @@ def make(**tree: object) -> Config:
         ({"data": {"image_px": 56}}, ["data.image_px"], ["data.image_px"]),
         ({"model": {"kind": "iresnet", "depth": 34}}, ["model.depth"], ["model.depth"]),
         ({"model": {"kind": "iresnet", "depth": 18, "dropout": 0.1}}, ["model.dropout"], []),
+        ({"model": {"kind": "iresnet", "depth": 18, "neck": "none"}}, ["model.neck"], ["model.neck"]),
         ({"model": {"kind": "iresnet", "depth": 18, "init": "x.pth"}}, ["model.init"], []),
         ({"model": {"kind": "iresnet", "depth": 18, "pixel_mean": [1, 2, 3]}}, ["model.pixel_mean"], []),
         ({"head": {"scale": 32, "margin": {"m": 0.4, "kind": "arcface"}}}, ["head.margin.m", "head.scale"], []),

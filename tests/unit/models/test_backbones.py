@@ -69,6 +69,28 @@ def test_images_that_are_not_square(config: BackboneConfig) -> None:
     assert output.embeddings["main"].shape == (2, 8)
 
 
+@pytest.mark.parametrize("config", [config for config, _ in SMALL], ids=lambda c: str(c.word()))
+@pytest.mark.parametrize(("neck", "layer"), [("layernorm", nn.LayerNorm), ("none", nn.Identity)])
+def test_another_neck_takes_the_place_of_every_batchnorm_of_the_embedding(
+    config: BackboneConfig, neck: str, layer: type[nn.Module]
+) -> None:
+    network = config.model_copy(update={"neck": neck}).build(image_hw=(36, 27))
+    last = [part for top in network.embedding_layers() for part in top.modules()]
+    assert not any(isinstance(part, nn.BatchNorm1d) for part in network.modules())
+    assert sum(isinstance(part, layer) for part in last) == (2 if config.word() == "vit" else 1)
+    assert network(torch.randn(2, 3, 36, 27)).embeddings["main"].shape == (2, 8)
+
+
+@pytest.mark.parametrize("neck", ["layernorm", "none"])
+def test_a_vit_with_another_neck_looks_at_each_image_alone(neck: str) -> None:
+    torch.manual_seed(0)
+    config = ViT(size="tiny", embedding_dim=8, drop_path=0, mask_ratio=0, neck=neck)
+    network, images = config.build(image_hw=(36, 27)).train(), torch.randn(3, 3, 36, 27)
+    together = network(images).embeddings["main"]
+    alone = network(images[:1]).embeddings["main"]
+    assert torch.allclose(alone, together[:1], rtol=1e-4, atol=1e-6)
+
+
 def test_a_vit_returns_its_tokens_in_training_too() -> None:
     network = ViT(size="tiny", embedding_dim=8, mask_ratio=0.5).build(image_hw=(36, 27)).train()
     output = network(torch.randn(2, 3, 36, 27))

@@ -228,6 +228,8 @@ def test_what_is_refused_before_anything_is_built(tmp_path: Path, model: str, to
         (Timm(name="eva02_tiny_patch14_224"), HW),
         (Timm(name="deit3_small_patch16_224", parameters={"patch_size": 8, "depth": 3}), HW),
         (vit(parameters=TINY | {"mlp_ratio": 2}), HW),
+        (vit(neck="layernorm"), HW),
+        (vit(neck="none"), HW),
     ],
     ids=lambda value: value.name if isinstance(value, Timm) else "",
 )
