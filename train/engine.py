@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from manyfaces.configs import schema
@@ -19,6 +20,7 @@ from manyfaces.configs.errors import UserError
 from manyfaces.models.backbones.activation_checkpoint import checkpoint_activations
 from manyfaces.models.backbones.output import Output, as_output
 from manyfaces.models.backbones.pixels import to_input
+from manyfaces.models.backbones.sync_batchnorm import synchronise_batchnorm
 from manyfaces.train.parameter_groups import ParamGroup
 
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
@@ -73,12 +75,9 @@ class Engine:
         # The images alone make convolutions NHWC; DeepSpeed cannot broadcast NHWC weights.
         self.module = network.to(device)
         if train.sync_batchnorm and world_size > 1:
-            if device.type == "cpu":
-                raise UserError(
-                    "train.sync_batchnorm needs GPUs: torch has no SyncBatchNorm for CPU; set it "
-                    "to false"
-                )
-            self.module = nn.SyncBatchNorm.convert_sync_batchnorm(self.module)
+            group = dist.group.WORLD
+            assert group is not None
+            self.module = synchronise_batchnorm(self.module, group, device)
         self.parameters = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
         trained = list(self.parameters.values())
         in_groups = [id(p) for group in self.groups for p in group.parameters.values()]

@@ -37,5 +37,5 @@ class Train(Node):
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16 is autocast: weights, BatchNorm and the head stay float32."""
     sync_batchnorm: bool = False
-    """BatchNorm over all workers; needed for results that do not depend on the number of
-    workers."""
+    """BatchNorm over all workers, on GPUs and CPUs; needed for results that do not depend on the
+    number of workers, unless the network has none (`model.neck`)."""
