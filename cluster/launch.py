@@ -17,9 +17,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 
+from manyfaces.cluster.device import HIDE_GPUS, count_gpus, worker_device
 from manyfaces.cluster.memory import KEEP_MEMORY, under_torchrun, works_here
 from manyfaces.configs import schema
 from manyfaces.configs.schema import Elastic, UserError
@@ -27,7 +27,6 @@ from manyfaces.configs.schema import Elastic, UserError
 GROUP_TIMEOUT_S = 1800
 START_TIMEOUT_S = 60
 OBJECT_STORE_BYTES = 100 << 20  # nothing but small messages travels through Ray
-HIDE_GPUS = {"CUDA_VISIBLE_DEVICES": ""}  # Ray hides none from a worker that asked for none
 QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
 RAY_SETTINGS = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(START_TIMEOUT_S),
@@ -69,14 +68,18 @@ def launch(
 def refuse(config: schema.Cluster) -> None:
     """Raise `UserError` for more workers than this machine can hold, where it is to hold them; a
     cluster is asked when it is joined."""
+    if works_here(config) and config.gpus_per_worker == 1 and count_gpus() == 0:
+        raise UserError(
+            "cluster.gpus_per_worker is 1, and torch sees no GPU here; set it to auto or 0"
+        )
     if config.launcher == "ray" and config.address is None and not under_torchrun():
-        gpus = torch.cuda.device_count()
+        gpus = count_gpus()
         _refuse_too_many(config, _workers(config, gpus), os.cpu_count() or 1, gpus, "this machine")
 
 
 def _run_here(work: str, payload: dict[str, Any]) -> None:
     timeout = timedelta(seconds=GROUP_TIMEOUT_S)
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    backend = "cpu:gloo,cuda:nccl" if worker_device().type == "cuda" else "gloo"
     if under_torchrun():
         dist.init_process_group(backend, timeout=timeout)
     else:
@@ -177,6 +180,7 @@ def _trainer(
     workers, uses_gpu = _workers(config, num_gpus), _uses_gpu(config, num_gpus)
     _refuse_too_many(config, workers, int(resources.get("CPU", 0)), num_gpus, "the cluster")
     each: dict[str, float] = {"CPU": config.threads_per_worker}
+    # Ray hides no GPU from a worker that asked for none.
     environment: dict[str, Any] | None = {"env_vars": KEEP_MEMORY | HIDE_GPUS}
     if uses_gpu:
         each["GPU"], environment = 1, None

@@ -1,6 +1,5 @@
 """Who this process is among the workers, and how all of them learn that something went well."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -8,6 +7,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
+from manyfaces.cluster.device import worker_device
 from manyfaces.configs.errors import UserError
 
 T = TypeVar("T")
@@ -19,19 +19,13 @@ class World:
 
     rank: int
     size: int
-    local_rank: int
+    device: torch.device
+    """What it computes on."""
 
     @classmethod
     def current(cls) -> "World":
         """The place of this process, whose process group is up, whoever made it."""
-        return cls(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", "0")))
-
-    @property
-    def device(self) -> torch.device:
-        """One GPU a worker where there are GPUs; Ray shows each worker its own as the first."""
-        if not torch.cuda.is_available():
-            return torch.device("cpu")
-        return torch.device("cuda", self.local_rank % torch.cuda.device_count())
+        return cls(dist.get_rank(), dist.get_world_size(), worker_device())
 
 
 def on_all_ranks(work: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:

@@ -9,12 +9,14 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from manyfaces.cluster.device import count_gpus
 from manyfaces.configs import schema
 from manyfaces.configs.errors import UserError
 from manyfaces.models.backbones.activation_checkpoint import checkpoint_activations
@@ -23,7 +25,7 @@ from manyfaces.models.backbones.pixels import to_input
 from manyfaces.models.backbones.sync_batchnorm import synchronise_batchnorm
 from manyfaces.train.parameter_groups import ParamGroup
 
-os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+os.environ.setdefault("DS_ACCELERATOR", "cuda" if count_gpus() else "cpu")
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of its optional parts, at import
     import deepspeed
@@ -83,6 +85,9 @@ class Engine:
         in_groups = [id(p) for group in self.groups for p in group.parameters.values()]
         assert sorted(in_groups) == sorted(map(id, trained)), "each trained weight is in one group"
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
+            # DeepSpeed would take the GPU of this LOCAL_RANK, which a worker that is shown one of
+            # several does not have.
+            args=SimpleNamespace(device_rank=device.index or 0),
             model=self.module,
             model_parameters=trained,
             optimizer=self._torch_optimizer_of(train.optimizer),

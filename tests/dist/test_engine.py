@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from deepspeed.accelerator import get_accelerator
 from launcher import run_ranks
 from torch import nn
 
@@ -152,12 +153,23 @@ def other_networks(world: World) -> None:
     wrapped(nn.Sequential(nn.Flatten(), nn.Linear(3 * PX * PX, 1)), MODEL)
 
 
+def shown_one_gpu() -> None:
+    """A worker that is not the first of its machine, and is shown one GPU, which is its first."""
+    asked: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOCAL_RANK", "3")
+        patch.setattr(get_accelerator(), "set_device", asked.append)
+        make_engine(1, {"kind": "sgd"}, 1)
+    assert set(asked) == {0}
+
+
 def both_cases() -> tuple[dict[str, object], dict[str, Any]]:
     """With one group and with several, in the same processes: starting them takes longest."""
     world = World.current()
     several = grouped_cases() if world.size < 3 else {}
     if world.size == 1:
         other_networks(world)
+        shown_one_gpu()
     return all_cases(), several
 
 
