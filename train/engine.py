@@ -69,6 +69,7 @@ class Engine:
         self.memory_format = (
             torch.channels_last if settings.channels_last else torch.contiguous_format
         )
+        self.is_first = dist.get_rank() == 0
         self.autocast = train.precision == "bfloat16"
         self.moments = train.optimizer.moments
         self.groups = tuple(groups)
@@ -182,14 +183,18 @@ class Engine:
         return {name: tensor.detach() for name, tensor in self.module.state_dict().items()}
 
     def read_moments(self) -> dict[str, Tensor]:
-        """The whole optimiser state as `KIND.PARAMETER`, and the number of steps. Collective at
-        stages 1 and 2."""
-        state = {
-            f"{kind}.{name}": self._get(p, kind).detach()
-            for kind in self.moments
-            for name, p in self.parameters.items()
-        }
-        return state | {"step": torch.tensor(float(self._steps()))}
+        """The whole optimiser state as `KIND.PARAMETER`, and the number of steps, on the host of
+        rank 0; nothing on the other ranks. Collective at stages 1 and 2.
+
+        No device holds more of it than one gathered tensor at a time.
+        """
+        state: dict[str, Tensor] = {}
+        for kind in self.moments:
+            for name, p in self.parameters.items():
+                whole = self._get(p, kind).detach()
+                if self.is_first:
+                    state[f"{kind}.{name}"] = whole.cpu()
+        return state | {"step": torch.tensor(float(self._steps()))} if self.is_first else {}
 
     def load_moments(self, state: dict[str, Tensor] | None) -> None:
         """Set the optimiser state (None: as before any step) after `warm_up`, and check that it was

@@ -1,11 +1,13 @@
 """DeepSpeed at real gloo ranks: exact gradients with uneven shares, bit-exact state at stages 0 to
 2 with one and with several parameter groups, nothing taken when not finite."""
 
+import weakref
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from launcher import run_ranks
 from torch import nn
@@ -79,10 +81,32 @@ def run_steps(engine, world: World, first: int, last: int) -> list[float]:
     return norms
 
 
+def moments_of(engine) -> dict[str, torch.Tensor]:
+    """What rank 0 reads, on every rank; the others hold one gathered tensor at a time."""
+    from manyfaces.train import engine as module
+
+    gathered: list[weakref.ref[torch.Tensor]] = []
+    gather = module.safe_get_full_optimizer_state
+
+    def counted(*given: object) -> torch.Tensor:
+        assert sum(held() is not None for held in gathered) <= 1
+        tensor = gather(*given)
+        gathered.append(weakref.ref(tensor))
+        return tensor
+
+    with pytest.MonkeyPatch.context() as patch:
+        if dist.get_rank() > 0:
+            patch.setattr(module, "safe_get_full_optimizer_state", counted)
+        read = engine.read_moments()
+    assert bool(read) == (dist.get_rank() == 0)
+    sent = [read]
+    dist.broadcast_object_list(sent)
+    return sent[0]
+
+
 def state_of(engine) -> dict[str, np.ndarray]:
-    return {
-        k: v.float().numpy().copy() for k, v in (engine.weights() | engine.read_moments()).items()
-    }
+    state = engine.weights() | moments_of(engine)
+    return {k: v.float().numpy().copy() for k, v in state.items()}
 
 
 def all_cases() -> dict[str, object]:
@@ -94,7 +118,7 @@ def all_cases() -> dict[str, object]:
             engine.load_moments(None)
             norms = run_steps(engine, world, 0, 3)
             weights = {k: v.clone() for k, v in engine.weights().items()}
-            moments = {k: v.clone() for k, v in engine.read_moments().items()}
+            moments = {k: v.clone() for k, v in moments_of(engine).items()}
             norms += run_steps(engine, world, 3, 5)
             whole = state_of(engine)
             resumed_from = plain_backbone()
