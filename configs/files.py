@@ -4,13 +4,21 @@ import contextlib
 import hashlib
 import os
 import uuid
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
+_BLOCK_BYTES = 1 << 20
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of the file's bytes, hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+
+def file_sha256(path: Path, count: Callable[[int], None] = lambda num_bytes: None) -> str:
+    """SHA-256 of the file's bytes, hexadecimal. `count` is told how many more bytes were read, as
+    they are."""
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(_BLOCK_BYTES))
+    with path.open("rb", buffering=0) as file:
+        while num_bytes := file.readinto(buffer):
+            digest.update(buffer[:num_bytes])
+            count(num_bytes)
+    return digest.hexdigest()
 
 
 def relative_name(name: str) -> str:

@@ -15,8 +15,9 @@ from manyfaces.configs.schema import Config
 from manyfaces.data.dataset.manifest import IDENTITIES
 from manyfaces.data.feed.loader import Batch, Loader
 from manyfaces.train.checkpoint.network import Network
+from manyfaces.train.checkpoint.snapshot import Snapshot
 from manyfaces.train.checkpoint.state import RunState
-from manyfaces.train.checkpoint.writer import Checkpointer, Snapshot, copied, copied_part
+from manyfaces.train.checkpoint.writer import Checkpointer
 from manyfaces.train.engine import Engine, NotFiniteError
 from manyfaces.train.evaluation.embedder import Embedder
 from manyfaces.train.evaluation.evaluate import evaluate
@@ -88,6 +89,7 @@ def train(parts: Parts, progress: Progress) -> list[Result]:
     num_steps = plan.num_steps(config, num_images)
     results: list[Result] = []
     rates = _Rates()
+    parts.checkpointer.reserve(snapshot(parts, progress))
 
     parts.watchdog.phase("data")
     for batch, waited_s, lost in timed(parts.loader):
@@ -106,7 +108,7 @@ def train(parts: Parts, progress: Progress) -> list[Result]:
         if is_end or result.last or _is_due(progress.step, config.checkpoint.every_steps):
             parts.watchdog.phase("checkpoint")
             paused = time.monotonic()
-            parts.checkpointer.save(snapshot(parts, progress))
+            parts.checkpointer.save(snapshot(parts, progress), last=is_end or result.last)
             progress.seconds += time.monotonic() - paused
         if parts.protocols and (is_end or _is_due(progress.step, config.evaluation.every_steps)):
             paused = time.monotonic()
@@ -200,7 +202,8 @@ def _log(
 
 
 def snapshot(parts: Parts, progress: Progress) -> Snapshot:
-    """Copy everything that a checkpoint holds, between two steps. Collective."""
+    """Everything that a checkpoint holds, not copied: it is as it says until the next step.
+    Collective."""
     moments: dict[str, Any] = parts.engine.read_moments()
     first, run_folder = parts.world.rank == 0, parts.checkpointer.folder.parent
     names = run_folder / IDENTITIES
@@ -213,13 +216,10 @@ def snapshot(parts: Parts, progress: Progress) -> Snapshot:
             numbers=parts.objective.numbers(),
             mlflow=mlflow_run(run_folder),
         ),
-        backbone=copied(backbone),
-        beside_backbone=copied(beside_backbone),
-        optimizer=copied(moments if first else {}),
-        objective={
-            name: copied_part(part, parts.world.rank)
-            for name, part in parts.objective.state().items()
-        },
+        backbone=backbone,
+        beside_backbone=beside_backbone,
+        optimizer=moments if first else {},
+        objective=parts.objective.state(),
         identities=names if first and names.exists() else None,
     )
 

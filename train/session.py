@@ -1,6 +1,6 @@
 """What every worker does with a run: build, restore, loop, close."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,9 @@ from manyfaces.data.feed.view import View, main_view
 from manyfaces.train.checkpoint.finder import Found, find, load_parts
 from manyfaces.train.checkpoint.layout import read_optimizer
 from manyfaces.train.checkpoint.network import Network, build_backbone
+from manyfaces.train.checkpoint.progress import nothing, watched
 from manyfaces.train.checkpoint.state import RunState
-from manyfaces.train.checkpoint.writer import Checkpointer
+from manyfaces.train.checkpoint.writer import Checkpointer, Hooks
 from manyfaces.train.engine import Engine
 from manyfaces.train.evaluation.encoders import open_encoder
 from manyfaces.train.evaluation.report import save_report
@@ -78,16 +79,22 @@ def _run(
     dataset, protocols = on_all_ranks(lambda: _open(config, folder))
     checkpointer = Checkpointer(
         folder.checkpoints,
-        config.checkpoint.keep,
-        lambda step, path: record.event("checkpoint", f"checkpoint {path}", step=step),
+        config.checkpoint,
+        Hooks(
+            lambda step, path: record.event("checkpoint", f"checkpoint {path}", step=step),
+            lambda step, message: record.event("checkpoint_failed", message, step=step),
+            watchdog.beat,
+        ),
     )
     watchdog.phase("restore")
-    found = find(folder.checkpoints, config.run.resume_from, checkpointer.group)
+    found = find(folder.checkpoints, config.run.resume_from, checkpointer.group, watchdog.beat)
     if found is not None:
         checkpointer.began_with(found.path)
     total = plan.total_samples(config, dataset.manifest.num_images)
     _refuse_finished(found, folder, total)
-    engine, network, objective = build(config, world, dataset, found, checkpointer.group, record)
+    engine, network, objective = build(
+        config, world, dataset, found, checkpointer.group, record, watchdog.beat
+    )
     progress = _progress(config, found)
     record.rewind(progress.step)
     record.event(
@@ -186,10 +193,14 @@ def build(
     found: Found | None,
     group: dist.ProcessGroup,
     record: Record,
+    beat: Callable[[], None] = nothing,
 ) -> tuple[Engine, Network, Objective]:
     """The engine, the network in it and the objective, fresh or restored. A fresh start takes the
-    same path with empty moments; what `model.init` brought to it is recorded. Collective."""
-    objective, network = on_all_ranks(lambda: _objective_and_network(config, world, dataset, found))
+    same path with empty moments; what `model.init` brought to it is recorded. `beat` is called
+    while a checkpoint is read. Collective."""
+    objective, network = watched(
+        lambda: _objective_and_network(config, world, dataset, found), group, beat
+    )
     if (matched := network.built.matched) is not None and found is None:
         columns = ["model.init", "weights", "of them"]
         table = {"columns": columns, "rows": matched.rows()}
@@ -209,9 +220,10 @@ def build(
         for name, view in objective.views(main_view(config.data)).items()
     }
     engine.warm_up(lambda: objective.dry_run(Forward(engine.run, images)))
-    engine.load_moments(read_optimizer(found.path) if found else None)
+    moments = watched(lambda: read_optimizer(found.path) if found else None, group, beat)
+    engine.load_moments(moments)
     if found is not None:
-        load_parts(found.path, objective.state(), group)
+        load_parts(found.path, objective.state(), group, beat)
         objective.restore(found.state.numbers, found.state.config)
     objective.forget(torch.from_numpy(read_forgotten(dataset).identities))
     return engine, network, objective

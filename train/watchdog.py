@@ -29,6 +29,10 @@ class Watchdog:
         """The process is alive and begins something new."""
         self._phase, self._since = name, time.monotonic()
 
+    def beat(self) -> None:
+        """What it is at gets on, if slowly."""
+        self._since = time.monotonic()
+
     def close(self) -> None:
         """Stop watching."""
         self._closed.set()

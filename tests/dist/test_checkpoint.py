@@ -1,9 +1,14 @@
 """Checkpoints: whole or not there, read at any world size, corrupt bytes found, disk full told, old
 ones kept until newer ones stand."""
 
+import contextlib
+import errno
 import json
+import os
 import re
 import shutil
+import warnings
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,18 +17,27 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from launcher import run_ranks
+from torch.distributed.checkpoint.hf_storage import (
+    HuggingFaceStorageReader,
+    HuggingFaceStorageWriter,
+)
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Shard
 
 from manyfaces.configs.backbones.mobilefacenet import MobileFaceNet
 from manyfaces.configs.errors import UserError
 from manyfaces.configs.schema import Config
+from manyfaces.configs.sections.checkpoint import Checkpoint
 from manyfaces.configs.split import class_share
-from manyfaces.train.checkpoint import layout
+from manyfaces.train.checkpoint import layout, sharded
 from manyfaces.train.checkpoint.finder import find, load_parts
 from manyfaces.train.checkpoint.head_files import HeadFiles, SubCentres
 from manyfaces.train.checkpoint.layout import candidates, chosen, newest, read_backbone, retain
+from manyfaces.train.checkpoint.snapshot import Snapshot
 from manyfaces.train.checkpoint.state import RunState
-from manyfaces.train.checkpoint.writer import Checkpointer, Snapshot
+from manyfaces.train.checkpoint.writer import Checkpointer, Hooks
 from manyfaces.train.objectives.objective import HeldByRank0, ShardedRows
 
 CLASSES, DIM = 11, 4
@@ -63,8 +77,9 @@ def snapshot(step: int, classes: int = CLASSES) -> Snapshot:
     return Snapshot(state, whole, whole, parts)
 
 
-def checkpointer(folder: Path, keep: int = 3) -> Checkpointer:
-    return Checkpointer(folder, keep, lambda step, path: None)
+def checkpointer(folder: Path, keep: int = 3, **settings: Any) -> Checkpointer:
+    """Stops at the first failure, unless told otherwise."""
+    return Checkpointer(folder, Checkpoint(**{"keep": keep, "max_failures": 1} | settings))
 
 
 def save(folder: Path, steps: list[int], keep: int = 3, classes: int = CLASSES) -> None:
@@ -99,10 +114,64 @@ def save_and_load_here(folder: Path) -> None:
     assert load(folder / "few", classes=2)[0] == 7
     disk_full(folder / "full")
     write_failure(folder / "torn")
+    for background in (True, False):
+        training_goes_on(folder / f"background {background}", background)
     not_finite(folder / "infinite")
     failure_after_commit(folder / "unrecorded")
     leftover(folder / "left")
     rotten_ahead(folder / "rotten")
+
+
+def dcp_head(classes: int) -> tuple[dict[str, torch.Tensor], dict[str, DTensor]]:
+    """This rank's rows of the state of a head, all NaN, and the same as torch's checkpoints have
+    them."""
+    mesh = DeviceMesh.from_group(dist.group.WORLD, "cpu")
+    here = shard(dist.get_rank(), dist.get_world_size(), classes)
+    mine, whole = {}, {}
+    for name, tensor in head_state(0, classes).items():
+        mine[name] = torch.full_like(tensor[here], torch.nan)
+        like, place = torch.empty(tensor.shape, device="meta"), [Shard(0)]
+        whole[name] = DTensor.from_local(
+            mine[name], mesh, place, run_check=False, shape=like.shape, stride=like.stride()
+        )
+    return mine, whole
+
+
+def torch_reads_and_is_read(folder: Path, classes: int) -> None:
+    """torch.distributed.checkpoint reads a head, in files of a row or two, and what it writes is
+    read, as earlier checkpoints have it."""
+    here = shard(dist.get_rank(), dist.get_world_size(), classes)
+    expected = {name: tensor[here] for name, tensor in head_state(3, classes).items()}
+    if dist.get_rank() == 0:
+        (folder / "ours").mkdir(parents=True)
+    dist.barrier()
+    real, sharded.FILE_BYTES = sharded.FILE_BYTES, 40
+    try:
+        sharded.write_rows(folder / "ours", expected, here.start, dist.get_rank())
+    finally:
+        sharded.FILE_BYTES = real
+    dist.barrier()
+    mine, whole = dcp_head(classes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's about itself
+        dcp.load(whole, storage_reader=HuggingFaceStorageReader(str(folder / "ours")))
+        assert all(torch.equal(mine[name], tensor) for name, tensor in expected.items())
+        writer = HuggingFaceStorageWriter(str(folder / "theirs"), save_distributed=True)
+        dcp.save(whole, storage_writer=writer)
+    read = {name: torch.full_like(tensor, torch.nan) for name, tensor in expected.items()}
+    sharded.load_rows(sorted((folder / "theirs").iterdir()), read, here.start)
+    assert all(torch.equal(read[name], tensor) for name, tensor in expected.items())
+    # In another dtype, and with rows that no file has.
+    other = {"rows": torch.zeros(expected["rows"].shape, dtype=torch.float64)}
+    sharded.load_rows(sorted((folder / "ours").iterdir()), other, here.start)
+    assert torch.equal(other["rows"], expected["rows"].double())
+    with pytest.raises(UserError, match="has not all rows of 'rows', 1 of 1 are missing"):
+        sharded.load_rows(sorted((folder / "ours").iterdir()), {"rows": rows(0, 1)}, classes)
+
+
+@pytest.mark.parametrize("classes", [CLASSES, 1])
+def test_torch_reads_what_is_written_and_is_read(classes: int, tmp_path: Path) -> None:
+    run_ranks(2, torch_reads_and_is_read, tmp_path, classes)
 
 
 def load_both(folder: Path) -> None:
@@ -119,7 +188,8 @@ def disk_full(folder: Path) -> None:
     try:
         with pytest.raises(
             UserError,
-            match=r"a checkpoint needs .* the last good checkpoint is step-00000001; free some space",
+            match=r"checkpoint of step 2 FAILED \(disk full: needs .* MB, free 0\.0 MB, at .*full\),"
+            r" 1 in a row .* checkpoint is step-00000001; free some space there .* to resume",
         ):
             saver.save(snapshot(2))
     finally:
@@ -132,20 +202,67 @@ def write_failure(folder: Path) -> None:
     saver = checkpointer(folder)
     saver.save(snapshot(1))
     saver.wait()
-    real = saver._write_local
-
-    def fail(path: Path, written: Snapshot) -> None:
-        if dist.get_rank() == dist.get_world_size() - 1:
-            raise OSError(28, "No space left on device")
-        real(path, written)
-
-    saver._write_local = fail  # type: ignore[method-assign]
-    saver.save(snapshot(2))
-    with pytest.raises(
-        UserError, match=r"checkpoint of step 2 could not be written: .*No space left on device"
-    ):
-        saver.wait()
+    with failing_disk(errno.EIO):
+        saver.save(snapshot(2))
+        with pytest.raises(
+            UserError,
+            match=r"checkpoint of step 2 FAILED \(.*Input/output error at .*safetensors\)",
+        ):
+            saver.wait()
     assert load(folder)[0] == 1
+
+
+@contextlib.contextmanager
+def failing_disk(number: int) -> Iterator[None]:
+    """The last rank's writes fail, once some bytes are written."""
+    real = os.write
+
+    def write(descriptor: int, part: memoryview) -> int:
+        if dist.get_rank() == dist.get_world_size() - 1:
+            real(descriptor, part[:5])
+            raise OSError(number, os.strerror(number))
+        return real(descriptor, part)
+
+    os.write = write  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        os.write = real
+
+
+def save_whole(saver: Checkpointer, step: int, *, last: bool = False) -> None:
+    saver.save(snapshot(step), last=last)
+    saver.wait()
+
+
+def training_goes_on(folder: Path, background: bool) -> None:
+    """After a write that failed the next one is tried, and only as many in a row as are allowed
+    stop the run; the last one of a run must not fail. All ranks agree, and nothing is left over."""
+    told: list[tuple[int, str]] = []
+    settings = Checkpoint(max_failures=2, background=background)
+    saver = Checkpointer(folder, settings, Hooks(failed=lambda *each: told.append(each)))
+    with failing_disk(errno.ENOSPC):
+        save_whole(saver, 1)
+    save_whole(saver, 2)
+    with failing_disk(errno.ENOSPC):
+        save_whole(saver, 3)
+        dist.barrier()
+        assert [path.name for path in folder.iterdir()] == ["step-00000002"]
+        with pytest.raises(UserError, match=r"step 4 FAILED .*, 2 in a row .* step-00000002; free"):
+            save_whole(saver, 4)
+    assert [step for step, _ in told] == [1, 3]
+    pattern = (
+        r"step 3 FAILED \(.*disk full: needs .* MB, free .* MB, at .*/step-.*\), training goes"
+    )
+    assert re.search(pattern, told[1][1])
+    assert told[1][1].endswith("the last good checkpoint is step-00000002")
+    assert load(folder)[0] == 2
+    saver = Checkpointer(folder, settings)
+    with (
+        failing_disk(errno.EDQUOT),
+        pytest.raises(UserError, match=r"step 5 FAILED \(.*disk full.*\): the last of the run; .*"),
+    ):
+        save_whole(saver, 5, last=True)
 
 
 def not_finite(folder: Path) -> None:
@@ -178,11 +295,11 @@ def failure_after_commit(folder: Path) -> None:
     def fail(step: int, path: Path) -> None:
         raise OSError(116, "Stale file handle")
 
-    saver = Checkpointer(folder, 3, fail)
+    saver = Checkpointer(folder, Checkpoint(max_failures=1), Hooks(committed=fail))
     saver.save(snapshot(1))
     with pytest.raises(
         UserError,
-        match=r"step 1 is committed, but .*Stale file handle; the last good .* is step-00000001;",
+        match=r"step 1 is committed, but .*Stale file handle at .*; the last good .* is step-00000001;",
     ):
         saver.wait()
     assert load(folder)[0] == 1

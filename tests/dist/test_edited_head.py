@@ -10,10 +10,12 @@ from launcher import run_ranks
 
 from manyfaces.configs.backbones.mobilefacenet import MobileFaceNet
 from manyfaces.configs.schema import Config
+from manyfaces.configs.sections.checkpoint import Checkpoint
 from manyfaces.data.dataset.names import Names
 from manyfaces.train.checkpoint.finder import find, load_parts
+from manyfaces.train.checkpoint.snapshot import Snapshot
 from manyfaces.train.checkpoint.state import RunState
-from manyfaces.train.checkpoint.writer import Checkpointer, Snapshot
+from manyfaces.train.checkpoint.writer import Checkpointer
 from manyfaces.train.curation.head_edit import merge, remove
 from manyfaces.train.objectives.objective import ShardedRows
 
@@ -39,7 +41,7 @@ def save(folder: Path) -> None:
         whole = {"w": torch.ones(3)} if dist.get_rank() == 0 else {}
         config = Config(model=MobileFaceNet())
         state = RunState(config, prefix, classes, seed=0, step=5, position=50)
-        saver = Checkpointer(folder / prefix / "checkpoints", 3, lambda step, path: None)
+        saver = Checkpointer(folder / prefix / "checkpoints", Checkpoint())
         parts = {"head": ShardedRows(mine(tensors(classes)), classes)}
         identities = names if dist.get_rank() == 0 else None
         saver.save(Snapshot(state, whole, whole, parts, identities))
@@ -47,7 +49,7 @@ def save(folder: Path) -> None:
 
 
 def load(folder: Path, expected: dict[str, np.ndarray]) -> None:
-    loader = Checkpointer(folder / "new run", 3, lambda step, path: None)
+    loader = Checkpointer(folder / "new run", Checkpoint())
     found = find(loader.folder, str(folder / "merged"), loader.group)
     assert found is not None
     wanted = mine({name: torch.from_numpy(array) for name, array in expected.items()})

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeIn
 
 from manyfaces.configs.errors import UserError
 from manyfaces.configs.files import file_sha256, relative_name, write_atomic
+from manyfaces.train.checkpoint.progress import MOVED
 
 COMMIT = "COMMIT.json"
 FORMAT = 1
@@ -144,7 +145,7 @@ def digest(folder: Path, names: Iterable[str]) -> Files:
     for name in names:
         _fsync(folder / name)
         size = (folder / name).stat().st_size
-        files[name] = FileFacts(bytes=size, sha256=file_sha256(folder / name))
+        files[name] = FileFacts(bytes=size, sha256=file_sha256(folder / name, MOVED.add))
     return files
 
 
@@ -175,9 +176,10 @@ def _check_files(checkpoint: Path, commit: Commit) -> Fault | None:
 
 def _corrupt(checkpoint: Path, name: str, commit: Commit) -> Fault | None:
     try:
-        same = file_sha256(checkpoint / name) == commit.files[name].sha256
+        found = file_sha256(checkpoint / name, MOVED.add)
     except OSError as error:
         return _damaged(f"{name}: cannot be read ({error.strerror})")
+    same = found == commit.files[name].sha256
     return None if same else _damaged(f"{name}: digest differs")
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from torch import Tensor
 
 from manyfaces.configs.errors import UserError
+from manyfaces.train.checkpoint.progress import MOVED
 
 
 def refuse_not_finite(tensors: Iterable[tuple[str, Tensor]]) -> None:
@@ -16,3 +17,4 @@ def refuse_not_finite(tensors: Iterable[tuple[str, Tensor]]) -> None:
             low, high = tensor.aminmax()  # either is NaN where one number is
             if not (low.isfinite() and high.isfinite()):
                 raise UserError(f"{name} is not finite")
+            MOVED.add(tensor.nbytes)

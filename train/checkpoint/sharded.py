@@ -1,62 +1,91 @@
-"""State that is sharded by rows, on disk: through torch.distributed.checkpoint as safetensors, so
-that any world size reads what any other wrote."""
+"""State that is sharded by rows, on disk: safetensors files as torch.distributed.checkpoint writes
+and reads them, so that any world size reads what any other wrote.
 
-import warnings
-from collections.abc import Mapping
+It is not asked to write and read them itself: it takes twice a file's size in memory on top.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from math import prod
 from pathlib import Path
 
-import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed import ProcessGroup
-from torch.distributed.checkpoint.hf_storage import (
-    HuggingFaceStorageReader,
-    HuggingFaceStorageWriter,
+
+from manyfaces.configs.errors import UserError
+from manyfaces.train.checkpoint.commit import FileFacts
+from manyfaces.train.checkpoint.tensor_file import (
+    SHARDING,
+    read_rows,
+    stored_tensors,
+    write_tensors,
 )
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Shard
+
+FILE_BYTES = 256 << 20
+"""Most bytes of rows in one file; a single row may be more. Ranks divide a checkpoint's files among
+them to compare their bytes."""
 
 
-def save_rows(
-    folder: Path, tensors: Mapping[str, Tensor], num_rows: int, group: ProcessGroup
-) -> None:
-    """Write every rank's rows. Collective over the gloo group."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's about itself
-        dcp.save(
-            _whole(tensors, num_rows, group),
-            storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True),
-            process_group=group,
-        )
+def write_rows(
+    folder: Path, tensors: Mapping[str, Tensor], first: int, rank: int
+) -> dict[str, FileFacts]:
+    """Write this rank's rows, of which the first is number `first` of all; facts by the name of the
+    file. Raises `OSError` with the path."""
+    files = list(_filled(tensors))
+    written = {}
+    for number, rows in enumerate(files, 1):
+        file = f"shard-{rank + 1:05d}-model-{number:05d}-of-{len(files):05d}.safetensors"
+        parts = {name: tensors[name][lo:hi] for name, lo, hi in rows}
+        places = {name: [first + lo] + [0] * (tensors[name].dim() - 1) for name, lo, _ in rows}
+        written[file] = write_tensors(folder / file, parts, sharding_metadata(places))
+    return written
 
 
-def load_rows(
-    folder: Path, tensors: Mapping[str, Tensor], num_rows: int, group: ProcessGroup
-) -> None:
-    """Fill this rank's rows in place from a checkpoint of any world size. Collective."""
-    local = {name: tensor.cpu() for name, tensor in tensors.items()}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's about itself
-        dcp.load(
-            _whole(local, num_rows, group),
-            storage_reader=HuggingFaceStorageReader(str(folder)),
-            process_group=group,
-        )
+def sharding_metadata(places: Mapping[str, Sequence[int]]) -> dict[str, str]:
+    """What torch.distributed.checkpoint wants in a file: where in the whole its tensors begin."""
+    told = {name: {"saved_offsets": list(place)} for name, place in places.items()}
+    return {SHARDING: json.dumps(told), "DCP_VERSION": "1.0", "format": "pt"}
+
+
+def _filled(tensors: Mapping[str, Tensor]) -> Iterator[list[tuple[str, int, int]]]:
+    """The rows of each file: name, first row and the one after the last; files as few as can be."""
+    rows: list[tuple[str, int, int]] = []
+    room = FILE_BYTES
     for name, tensor in tensors.items():
-        tensor.copy_(local[name])
+        row_bytes = max(1, tensor.element_size() * prod(tensor.shape[1:]))
+        lo = 0
+        while lo < len(tensor):
+            if room < row_bytes and rows:
+                yield rows
+                rows, room = [], FILE_BYTES
+            hi = min(len(tensor), lo + max(1, room // row_bytes))
+            rows.append((name, lo, hi))
+            room -= (hi - lo) * row_bytes
+            lo = hi
+            if lo < len(tensor):  # a file holds one part of a tensor
+                yield rows
+                rows, room = [], FILE_BYTES
+    if rows:
+        yield rows
 
 
-def _whole(tensors: Mapping[str, Tensor], num_rows: int, group: ProcessGroup) -> dict[str, DTensor]:
-    mesh = DeviceMesh.from_group(group, "cpu")
-    sharded = {}
-    for name, tensor in tensors.items():
-        whole = torch.empty(num_rows, *tensor.shape[1:], device="meta")
-        sharded[name] = DTensor.from_local(
-            tensor,
-            mesh,
-            [Shard(0)],
-            run_check=False,
-            shape=whole.shape,
-            stride=whole.stride(),
-        )
-    return sharded
+def load_rows(files: Sequence[Path], tensors: Mapping[str, Tensor], first: int) -> None:
+    """Fill this rank's rows, of which the first is number `first` of all, in place from the files
+    of any world size, in any dtype. Raises `UserError` where these do not have them all."""
+    missing = {name: len(tensor) for name, tensor in tensors.items()}
+    for file in files:
+        for stored in stored_tensors(file):
+            if stored.name not in tensors or not stored.shape[0]:
+                continue
+            tensor = tensors[stored.name]
+            lo = max(first, stored.first)
+            hi = min(first + len(tensor), stored.first + stored.shape[0])
+            if lo < hi:
+                read_rows(file, stored, lo - stored.first, tensor[lo - first : hi - first])
+                missing[stored.name] -= hi - lo
+    for name, count in missing.items():
+        if count:
+            where = files[0].parent if files else "the checkpoint"
+            raise UserError(
+                f"{where}: has not all rows of {name!r}, {count:,} of {len(tensors[name]):,} are "
+                "missing; use another checkpoint"
+            )

@@ -1,25 +1,27 @@
 """Checkpoints are written in the background to a temporary folder and committed by one rename: they
 exist whole or not at all."""
 
+import contextlib
+import errno
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import save_file
-from torch import Tensor
 
 from manyfaces.cluster.world import on_all_ranks
 from manyfaces.configs.errors import UserError
 from manyfaces.configs.files import write_atomic
+from manyfaces.configs.sections.checkpoint import Checkpoint
+from manyfaces.configs.split import class_share
 from manyfaces.data.dataset.manifest import IDENTITIES
-from manyfaces.train.checkpoint.commit import Files, commit_folder, digest, written_files
+from manyfaces.train.checkpoint.commit import Files, commit_folder, digest
 from manyfaces.train.checkpoint.finite import refuse_not_finite
 from manyfaces.train.checkpoint.layout import (
     BACKBONE,
@@ -32,65 +34,52 @@ from manyfaces.train.checkpoint.layout import (
     retain,
     sweep,
 )
-from manyfaces.train.checkpoint.sharded import save_rows
-from manyfaces.train.checkpoint.state import RunState
-from manyfaces.train.objectives.objective import HeldByRank0, ShardedRows, StatePart
+from manyfaces.train.checkpoint.progress import nothing, watched
+from manyfaces.train.checkpoint.sharded import write_rows
+from manyfaces.train.checkpoint.snapshot import HostCopy, Snapshot
+from manyfaces.train.checkpoint.tensor_file import write_tensors
+from manyfaces.train.objectives.objective import ShardedRows
 
-Tensors = Mapping[str, Tensor]
+POLL_S = 0.5
+"""Seconds between two looks at a write that is waited for."""
 
 
 @dataclass(frozen=True)
-class Snapshot:
-    """All that a checkpoint holds, already copied."""
+class Hooks:
+    """Whom a checkpointer tells what, on every rank."""
 
-    state: RunState
-    backbone: Tensors
-    """Weights and buffers of the backbone, on rank 0 only."""
-    optimizer: Tensors
-    """Moments, on rank 0 only."""
-    objective: Mapping[str, StatePart] = field(default_factory=dict)
-    """State of the objective, this rank's part."""
-    identities: Path | None = None
-    """The file of the classes' names, copied as it is."""
-    beside_backbone: Tensors = field(default_factory=dict)
-    """Weights and buffers of the rest of the network, on rank 0 only."""
-
-    @property
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Every tensor of this rank's part, with the name of its file and its own."""
-        files: dict[str, Tensors] = {
-            BACKBONE: self.backbone,
-            BESIDE_BACKBONE: self.beside_backbone,
-            OPTIMIZER: self.optimizer,
-            **{name: part.tensors for name, part in self.objective.items()},
-        }
-        for file, tensors in files.items():
-            for name, tensor in tensors.items():
-                yield f"{file}: {name}", tensor
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of this rank's part."""
-        return sum(tensor.nbytes for _, tensor in self.tensors)
+    committed: Callable[[int, Path], None] = lambda step, path: None
+    """A checkpoint of this step stands."""
+    failed: Callable[[int, str], None] = lambda step, message: None
+    """That of this step could not be written, and training goes on."""
+    beat: Callable[[], None] = nothing
+    """What is waited for gets on."""
 
 
 class Checkpointer:
-    """Writes one checkpoint at a time in a background thread of every rank; its collectives use a
-    gloo group of their own. Only who holds the run's lock may save.
+    """Writes one checkpoint at a time on every rank, in a background thread from a copy of the
+    state, or at once from the state itself; its collectives use a gloo group of their own. Only who
+    holds the run's lock may save.
 
-    All methods are collective. `save` and `wait` raise `UserError`, on every rank alike, if the
-    write before failed.
+    All methods are collective. A write that fails is told and the next one is tried;
+    `settings.max_failures` in a row, one of the last checkpoint of a run, or a state that is not
+    finite make the next `save` or `wait` raise `UserError`, on every rank alike.
     """
 
-    def __init__(self, folder: Path, keep: int, on_commit: Callable[[int, Path], None]) -> None:
-        self.folder, self.keep, self.on_commit = folder, keep, on_commit
+    def __init__(self, folder: Path, settings: Checkpoint, hooks: Hooks = Hooks()) -> None:
+        self.folder, self.settings, self.hooks = folder, settings, hooks
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.group = dist.new_group(backend="gloo")
         attempt = [os.urandom(4).hex()]
         dist.broadcast_object_list(attempt, 0, group=self.group)
         self.attempt = attempt[0]
+        self._copy = HostCopy()
         self._trusted: list[Path] = []
         self._thread: threading.Thread | None = None
+        self._got_on = threading.Event()
+        """The background thread has moved bytes, on some rank."""
+        self._failures = 0
+        """Writes that failed since the last that did not; the same on all ranks."""
         self._error: str | None = None
 
     @property
@@ -103,51 +92,107 @@ class Checkpointer:
         """Tell which checkpoint the session resumes from, all of whose bytes are as committed."""
         self._trusted.append(checkpoint)
 
-    def save(self, snapshot: Snapshot) -> None:
-        """Start writing. Waits for the write before."""
+    def reserve(self, snapshot: Snapshot) -> None:
+        """Take the memory that snapshots like this one are copied to: where there is not enough, it
+        is told before the first step, and no step waits for fresh pages. Raises `UserError`."""
+        if self.settings.background:
+            mine = snapshot.of_rank(self.rank)
+            on_all_ranks(lambda: self._copy.take(mine), self.group)
+
+    def save(self, snapshot: Snapshot, *, last: bool = False) -> None:
+        """Copy the state and start to write it, or write it; waits for the write before. `last`
+        says that the run ends here."""
         self.wait()
-        needed = torch.tensor([snapshot.num_bytes])
+        mine, step = snapshot.of_rank(self.rank), snapshot.state.step
+        needed = torch.tensor([mine.num_bytes])
         dist.all_reduce(needed, group=self.group)
-        free = torch.tensor([on_all_ranks(self._free_bytes, self.group)])
-        dist.all_reduce(free, dist.ReduceOp.MIN, group=self.group)
-        if free.item() < needed.item() * FREE_SPACE_FACTOR:
-            raise UserError(
-                f"{self.folder}: a checkpoint needs {needed.item() / 1e6:,.1f} MB, "
-                f"{free.item() / 1e6:,.1f} MB free; {self._resume_line()}"
-            )
+        needed_bytes = int(needed.item() * FREE_SPACE_FACTOR)
+        try:
+            on_all_ranks(partial(self._refuse_full_disk, needed_bytes), self.group)
+        except UserError as error:
+            self._failed(step, f"checkpoint of step {step} FAILED ({error})", last)
+            self._raise()
+            return
+        if not self.settings.background:
+            self._write(mine, needed_bytes, last, self.hooks.beat)
+            self._raise()
+            return
+        copy = on_all_ranks(lambda: self._copy.take(mine), self.group)
         self._thread = threading.Thread(
-            target=self._write, args=(snapshot,), name="checkpoint", daemon=True
+            target=self._write,
+            args=(copy, needed_bytes, last, self._got_on.set),
+            name="checkpoint",
+            daemon=True,
         )
         self._thread.start()
 
     def wait(self) -> None:
-        """Wait until what is being written is committed."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        """Wait until what is being written is committed or has failed."""
+        while self._thread is not None:
+            self._thread.join(POLL_S)
+            if self._got_on.is_set():
+                self._got_on.clear()
+                self.hooks.beat()
+            if not self._thread.is_alive():
+                self._thread = None
+        self._raise()
+
+    def _raise(self) -> None:
         if self._error is not None:
             raise UserError(f"{self.folder}: {self._error}")
 
-    def _free_bytes(self) -> int:
-        """The free space, once what writes that were cut off had taken of it is given back."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if self.rank == 0:
-            sweep(self.folder)
-        return shutil.disk_usage(self.folder).free
+    def _refuse_full_disk(self, needed_bytes: int) -> None:
+        """Raise `UserError` where the free space, once what writes that were cut off had taken of
+        it is given back, is too little for all ranks' parts."""
+        with self._told(needed_bytes):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if self.rank == 0:
+                sweep(self.folder)
+            if shutil.disk_usage(self.folder).free < needed_bytes:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder))
 
-    def _resume_line(self) -> str:
+    @contextlib.contextmanager
+    def _told(self, needed_bytes: int) -> Iterator[None]:
+        """Raises what the system refuses as `UserError` that says where, and what is missing."""
+        try:
+            yield
+        except OSError as error:
+            where = error.filename or self.folder
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise UserError(f"{error.strerror or error} at {where}") from error
+            free = shutil.disk_usage(self.folder).free
+            raise UserError(
+                f"disk full: needs {needed_bytes / 1e6:,.1f} MB, free {free / 1e6:,.1f} MB, at "
+                f"{where}"
+            ) from error
+
+    def _failed(self, step: int, told: str, last: bool) -> None:
+        """Tell what failed, or that training has to stop because of it."""
+        self._failures += 1
         good = self.last_good
-        return (
-            f"the last good checkpoint is {good.name if good else 'none'}; free some space and run "
-            "the same command to resume"
-        )
+        known = f"the last good checkpoint is {good.name if good else 'none'}"
+        limit = self.settings.max_failures
+        if last or self._failures >= limit:
+            row = "" if last else f", {self._failures} in a row (checkpoint.max_failures={limit})"
+            what = "the last of the run" if last else "training stops"
+            self._error = (
+                f"{told}{row}: {what}; {known}; free some space there or see to the disk, and run "
+                "the same command to resume"
+            )
+            return
+        # A full disk may not take this line either, and that ends no training.
+        with contextlib.suppress(OSError):
+            self.hooks.failed(step, f"{told}, training goes on; {known}")
 
-    def _write(self, snapshot: Snapshot) -> None:
+    def _write(
+        self, snapshot: Snapshot, needed_bytes: int, last: bool, beat: Callable[[], None]
+    ) -> None:
+        """Write, commit and what comes after it; `snapshot` is this rank's part."""
         step = snapshot.state.step
         final = self.folder / folder_name(step)
         temporary = self.folder / f"{final.name}.tmp-{self.attempt}"
         try:
-            on_all_ranks(partial(refuse_not_finite, snapshot.tensors), self.group)
+            watched(partial(refuse_not_finite, snapshot.tensors), self.group, beat)
         except UserError as error:
             good = self.last_good or "none"
             self._error = (
@@ -156,72 +201,77 @@ class Checkpointer:
                 "run.name with run.resume_from"
             )
             return
-        told = f"checkpoint of step {step} could not be written"
         try:
-            on_all_ranks(partial(self._write_local, temporary, snapshot), self.group)
+            written = partial(self._write_local, temporary, snapshot, needed_bytes)
+            files = self._gathered(watched(written, self.group, beat))
+            commit = partial(self._commit, temporary, final, step, files, needed_bytes)
+            on_all_ranks(commit, self.group)
+        except UserError as error:
+            # All ranks are done with the folder, and the run needs the space.
+            if self.rank == 0:
+                shutil.rmtree(temporary, ignore_errors=True)
+            self._failed(step, f"checkpoint of step {step} FAILED ({error})", last)
+            return
+        except Exception as error:  # some rank is gone
+            self._error = f"checkpoint of step {step}: {error}"
+            return
+        self._trusted.append(final)
+        try:
+            on_all_ranks(partial(self._after_commit, step, final, needed_bytes), self.group)
+        except UserError as error:
+            told = (
+                f"checkpoint of step {step} is committed, but what comes after it FAILED ({error})"
+            )
+            self._failed(step, told, last=False)
+            return
+        self._failures = 0
+
+    def _write_local(self, folder: Path, snapshot: Snapshot, needed_bytes: int) -> Files:
+        """Write this rank's part; facts of its files."""
+        with self._told(needed_bytes):
+            folder.mkdir(parents=True, exist_ok=True)
+            files: Files = {}
             for name, part in snapshot.objective.items():
                 if isinstance(part, ShardedRows):
-                    save_rows(temporary / name, part.tensors, part.num_rows, self.group)
-            files = self._digests(temporary)
-            on_all_ranks(partial(self._commit, temporary, final, step, files), self.group)
-            self._trusted.append(final)
-            told = f"checkpoint of step {step} is committed, but what comes after it failed"
-            on_all_ranks(partial(self._after_commit, step, final), self.group)
-        except Exception as error:
-            self._error = f"{told}: {error}; {self._resume_line()}"
+                    (folder / name).mkdir(exist_ok=True)
+                    first, _ = class_share(part.num_rows, self.rank, self.world_size)
+                    rows = write_rows(folder / name, part.tensors, first, self.rank)
+                    files |= {f"{name}/{file}": facts for file, facts in rows.items()}
+                elif self.rank == 0:
+                    file = f"{name}.safetensors"
+                    files[file] = write_tensors(folder / file, part.tensors)
+            return files | (self._write_network(folder, snapshot) if self.rank == 0 else {})
 
-    def _write_local(self, folder: Path, snapshot: Snapshot) -> None:
-        """What this rank writes alone."""
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, part in snapshot.objective.items():
-            if isinstance(part, ShardedRows):
-                (folder / name).mkdir(exist_ok=True)
-            elif self.rank == 0:
-                save_file(dict(part.tensors), folder / f"{name}.safetensors")
+    @staticmethod
+    def _write_network(folder: Path, snapshot: Snapshot) -> Files:
+        """Write the network and what is no tensor; facts of the files."""
+        network = {BACKBONE: snapshot.backbone, OPTIMIZER: snapshot.optimizer}
+        if snapshot.beside_backbone:
+            network[BESIDE_BACKBONE] = snapshot.beside_backbone
+        files = {file: write_tensors(folder / file, each) for file, each in network.items()}
+        write_atomic(folder / STATE, snapshot.state.to_json())
+        others = [STATE]
+        if snapshot.identities is not None:
+            shutil.copyfile(snapshot.identities, folder / IDENTITIES)
+            others.append(IDENTITIES)
+        return files | digest(folder, others)
+
+    def _gathered(self, mine: Files) -> Files:
+        """Facts of the files of all ranks."""
+        found: list[Any] = [None] * self.world_size
+        dist.all_gather_object(found, mine, group=self.group)
+        return {name: facts for files in found for name, facts in files.items()}
+
+    def _commit(
+        self, temporary: Path, final: Path, step: int, files: Files, needed_bytes: int
+    ) -> None:
         if self.rank == 0:
-            save_file(dict(snapshot.backbone), folder / BACKBONE)
-            if snapshot.beside_backbone:
-                save_file(dict(snapshot.beside_backbone), folder / BESIDE_BACKBONE)
-            save_file(dict(snapshot.optimizer), folder / OPTIMIZER)
-            write_atomic(folder / STATE, snapshot.state.to_json())
-            if snapshot.identities is not None:
-                shutil.copyfile(snapshot.identities, folder / IDENTITIES)
+            with self._told(needed_bytes):
+                make_way(final, self.attempt)
+                commit_folder(temporary, final, step, self.world_size, files)
 
-    def _digests(self, temporary: Path) -> Files:
-        """Facts of all files, each rank having read its part of them."""
-        # Rank 0 lists for all: on a network file system another node may not see every file yet.
-        is_first = self.rank == 0
-        names: list[Any] = [
-            on_all_ranks(lambda: written_files(temporary) if is_first else None, self.group)
-        ]
-        dist.broadcast_object_list(names, 0, group=self.group)
-        mine = names[0][self.rank :: self.world_size]
-        digests: list[Any] = [None] * self.world_size
-        told = on_all_ranks(partial(digest, temporary, mine), self.group)
-        dist.all_gather_object(digests, told, group=self.group)
-        return {name: facts for part in digests for name, facts in part.items()}
-
-    def _commit(self, temporary: Path, final: Path, step: int, files: Files) -> None:
-        if self.rank == 0:
-            make_way(final, self.attempt)
-            commit_folder(temporary, final, step, self.world_size, files)
-
-    def _after_commit(self, step: int, final: Path) -> None:
-        if self.rank == 0:
-            self.on_commit(step, final)
-            retain(self.folder, self.keep, self._trusted)
-
-
-def copied(tensors: Tensors) -> Tensors:
-    """The same on the host, which later steps do not change, as safetensors writes it."""
-    return {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, tensor in tensors.items()
-    }
-
-
-def copied_part(part: StatePart, rank: int) -> StatePart:
-    """What this rank writes of a part, copied."""
-    if isinstance(part, ShardedRows):
-        return ShardedRows(copied(part.tensors), part.num_rows)
-    return HeldByRank0(copied(part.tensors) if rank == 0 else {})
+    def _after_commit(self, step: int, final: Path, needed_bytes: int) -> None:
+        with self._told(needed_bytes):
+            self.hooks.committed(step, final)
+            if self.rank == 0:
+                retain(self.folder, self.settings.keep, self._trusted)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from manyfaces.configs.load import load
 from manyfaces.configs.schema import Config
+from manyfaces.configs.sections.checkpoint import Checkpoint
 from manyfaces.data.dataset.dataset import Dataset, open_data, open_dataset
 from manyfaces.data.dataset.forget import forget
 from manyfaces.data.dataset.forgotten import read_forgotten
@@ -24,8 +25,9 @@ from manyfaces.data.store.mapped import Stores
 from manyfaces.data.synthetic.dataset import synthesise
 from manyfaces.models.backbones.pixels import normalise
 from manyfaces.train.__main__ import main
+from manyfaces.train.checkpoint.snapshot import Snapshot
 from manyfaces.train.checkpoint.state import RunState
-from manyfaces.train.checkpoint.writer import Checkpointer, Snapshot
+from manyfaces.train.checkpoint.writer import Checkpointer
 from manyfaces.train.curation import cleaning, cleaning_angles
 from manyfaces.train.objectives.objective import ShardedRows
 
@@ -112,7 +114,7 @@ def checkpoint(
     state = RunState(config, dataset.manifest.fingerprint, num_classes, seed=0, step=7)
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
-        saver = Checkpointer(folder / "checkpoints", 1, lambda step, path: None)
+        saver = Checkpointer(folder / "checkpoints", Checkpoint())
         saver.save(Snapshot(state, weights, {}, {"head": ShardedRows(head, num_classes)}))
         saver.wait()
     finally:

@@ -23,7 +23,8 @@ from manyfaces.models.backbones.encoder import Encoder
 from manyfaces.models.backbones.output import Output
 from manyfaces.models.head.partial_fc import PartialFC
 from manyfaces.train.checkpoint.network import Built, Network
-from manyfaces.train.checkpoint.writer import copied_part
+from manyfaces.train.checkpoint.snapshot import HostCopy, Snapshot
+from manyfaces.train.checkpoint.state import RunState
 from manyfaces.train.objectives import objective as base
 from manyfaces.train.objectives.objective import (
     Forward,
@@ -190,13 +191,28 @@ def test_a_step_prefetches_before_the_network_runs(
 
 
 def test_what_rank_0_holds_is_copied_there_alone() -> None:
-    kept = HeldByRank0({"mean": torch.arange(6.0).reshape(2, 3).T})
-    written, elsewhere = copied_part(kept, rank=0), copied_part(kept, rank=1)
-    assert written.tensors["mean"].is_contiguous()
-    assert torch.equal(written.tensors["mean"], kept.tensors["mean"])
-    assert not elsewhere.tensors
+    mean = torch.arange(6.0).reshape(2, 3).T
     rows = ShardedRows({"rows": torch.ones(2, 3)}, num_rows=4)
-    assert set(copied_part(rows, rank=1).tensors) == {"rows"}
+    config = Config(model=MobileFaceNet())
+    parts = {"mean": HeldByRank0({"mean": mean}), "rows": rows}
+    whole = Snapshot(RunState(config, "", 4, seed=0), {"w": mean}, {}, parts)
+    written, elsewhere = (HostCopy().take(whole.of_rank(rank)).objective for rank in (0, 1))
+    assert written["mean"].tensors["mean"].is_contiguous()
+    assert torch.equal(written["mean"].tensors["mean"], mean)
+    assert not elsewhere["mean"].tensors
+    assert set(elsewhere["rows"].tensors) == {"rows"}
+
+
+def test_snapshots_share_the_memory_that_they_are_copied_to() -> None:
+    rows = torch.ones(2, 3)
+    state = RunState(Config(model=MobileFaceNet()), "", 4, seed=0)
+    copy, snapshot = HostCopy(), Snapshot(state, {}, {}, {"rows": ShardedRows({"rows": rows}, 4)})
+    first = copy.take(snapshot).objective["rows"].tensors["rows"]
+    rows += 1
+    assert torch.equal(first, torch.ones(2, 3))
+    second = copy.take(snapshot).objective["rows"].tensors["rows"]
+    assert second.data_ptr() == first.data_ptr()
+    assert torch.equal(second, rows)
 
 
 def test_the_backbone_is_told_apart_from_what_stands_beside_it() -> None:
