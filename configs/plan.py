@@ -76,13 +76,26 @@ class Plan:
     upload_bytes: int
     """Bytes of images that go to a worker's device in a step."""
     kept_checkpoints: int
+    has_gpus: bool
+    """Whether workers have GPUs; else all memory is the host's."""
+    copies_state: bool
+    """Whether checkpoints are written from a copy of the state in host memory."""
 
     @property
     def memory_bytes(self) -> int:
-        """Memory of one worker, all together."""
+        """Memory of one worker's device, all together."""
         return (
-            self.network.memory_bytes + self.objective.device_bytes + self.objective.workspace_bytes
+            self.network.memory_bytes
+            + self.objective.device_bytes
+            + self.objective.workspace_bytes
+            + (0 if self.has_gpus else self.snapshot_bytes(self.objective))
         )
+
+    def snapshot_bytes(self, objective: ObjectiveCost) -> int:
+        """Host memory that checkpoints are written from: a copy of what the first worker, which
+        writes the network too, puts into one, with this share of the objective."""
+        state = self.network.checkpoint_bytes + objective.state_bytes
+        return state if self.copies_state else 0
 
     @property
     def checkpoint_bytes(self) -> int:
@@ -119,6 +132,8 @@ def plan(config: Config, num_images: int, num_identities: int, world_size: int) 
         read_bytes=batch * JPEG_BYTES * num_pixels // 112**2,
         upload_bytes=share * 3 * num_pixels,  # uint8: normalisation belongs to the device
         kept_checkpoints=config.checkpoint.keep,
+        has_gpus=has_gpus(config),
+        copies_state=config.checkpoint.background,
     )
 
 

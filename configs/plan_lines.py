@@ -1,7 +1,7 @@
 """The plan in lines for people, and what other settings of the head would cost."""
 
 from manyfaces.configs.head_cost import Machine, alternatives, describe, head_cost
-from manyfaces.configs.objectives.objective import Sizes
+from manyfaces.configs.objectives.objective import ObjectiveCost, Sizes
 from manyfaces.configs.plan import Plan
 from manyfaces.configs.schema import Config
 
@@ -51,8 +51,14 @@ def _memory_lines(found: Plan) -> Lines:
         told.append(("  head rows and state", _size(objective.device_bytes)))
     told.append((f"  {_objective(found)} workspace", _size(objective.workspace_bytes)))
     told.append(("  activations", f"about {_size(network.activation_bytes)}"))
-    if objective.host_bytes:
-        told.append(("host memory a worker", f"head rows and state, {_size(objective.host_bytes)}"))
+    snapshot = found.snapshot_bytes(objective)
+    if snapshot and not found.has_gpus:
+        told.append(("  checkpoint snapshot", _size(snapshot)))
+    held = {"head rows and state": objective.host_bytes}
+    if found.has_gpus:
+        held["checkpoint snapshot"] = snapshot
+    if host := [f"{name}, {_size(size)}" for name, size in held.items() if size]:
+        told.append(("host memory a worker", "; ".join(host)))
     return told
 
 
@@ -70,11 +76,12 @@ def _step_lines(found: Plan) -> Lines:
     if found.has_head:
         flops += f", head {_count(found.whole_objective.flops)}FLOP"
     kept = _size(found.kept_checkpoints * found.checkpoint_bytes)
+    waits = "" if found.copies_state else "; without a copy in memory: training waits for it"
     return [
         *told,
         ("sent a step", sent),
         ("arithmetic a step", flops),
-        ("checkpoint", f"{_size(found.checkpoint_bytes)}, {kept} in all"),
+        ("checkpoint", f"{_size(found.checkpoint_bytes)}, {kept} in all{waits}"),
     ]
 
 
@@ -93,7 +100,7 @@ def head_lines(config: Config, found: Plan, machine: Machine) -> Lines:
     )
     told: Lines = [("head settings", header)]
     own = head_cost(config.head, _sizes(config, found, machine))
-    others = found.memory_bytes - own.device_bytes - own.workspace_bytes
+    others = found.memory_bytes - _on_device(own, found)
     fitting: list[tuple[float, float, int, str]] = []  # of equals, the first
     for head in alternatives(
         config.head,
@@ -102,7 +109,7 @@ def head_lines(config: Config, found: Plan, machine: Machine) -> Lines:
         world_size=found.world_size,
     ):
         cost = head_cost(head, _sizes(config, found, machine))
-        total, seconds = others + cost.device_bytes + cost.workspace_bytes, machine.seconds(cost)
+        total, seconds = others + _on_device(cost, found), machine.seconds(cost)
         remarks = ["this recipe"] if head == config.head else []
         if total <= machine.memory_bytes:
             fitting.append((seconds, total, len(fitting), describe(head)))
@@ -111,10 +118,18 @@ def head_lines(config: Config, found: Plan, machine: Machine) -> Lines:
         moved = " ".join(f"{_size(n):>9}" for n in (total, cost.traffic_bytes, cost.wire_bytes))
         figures = f"{moved} {_count(cost.flops):>7}FLOP {1e3 * seconds:>8.3g} ms"
         told.append((f"  {describe(head)}", f"{figures}  {', '.join(remarks)}".rstrip()))
-    best = "none: more workers, a lower head.sample_rate, a smaller batch or head.placement=host"
+    best = "none: more workers, a lower head.sample_rate, a smaller batch or "
+    best += "head.placement=host" if found.has_gpus else "checkpoint.background=false"
     if fitting:
         best = min(fitting)[-1]
     return [*told, (f"cheapest in {_size(machine.memory_bytes)}", best)]
+
+
+def _on_device(cost: ObjectiveCost, found: Plan) -> int:
+    """Memory of a worker's device that depends on the head: on a CPU, its copy for checkpoints
+    too."""
+    copied = cost.state_bytes if found.copies_state and not found.has_gpus else 0
+    return cost.device_bytes + cost.workspace_bytes + copied
 
 
 def _sizes(config: Config, found: Plan, machine: Machine) -> Sizes:

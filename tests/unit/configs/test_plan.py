@@ -275,11 +275,10 @@ def test_a_plan_with_rows_on_the_host() -> None:
     assert on_device.memory_bytes - on_host.memory_bytes == 100_000_000 * 1032 - 10_000_256 * 1036
     assert on_host.checkpoint_bytes == on_device.checkpoint_bytes
     told = dict(lines(on_host))
-    assert set(told) - set(dict(lines(on_device))) == {
-        "host memory a worker",
-        "chosen rows a step",
-    }
-    assert told["host memory a worker"] == "head rows and state, 106 GiB"
+    assert set(told) - set(dict(lines(on_device))) == {"chosen rows a step"}
+    snapshot = "checkpoint snapshot, 96.4 GiB"
+    assert dict(lines(on_device))["host memory a worker"] == snapshot
+    assert told["host memory a worker"] == f"head rows and state, 106 GiB; {snapshot}"
     assert (
         told["chosen rows a step"]
         == "19.2 GiB to the device and back a worker, beside the backbone"
@@ -290,6 +289,37 @@ def test_a_plan_with_rows_on_the_host() -> None:
     assert dict(head_lines(config, on_host, machine(config, 8)))["cheapest in 7.45 GiB"].startswith(
         "none"
     )
+
+
+def test_the_copy_that_a_checkpoint_is_written_from_counts_as_memory() -> None:
+    """18 million identities of 1,032 bytes each fit 24 GB only without it."""
+
+    def planned(background: bool, gpus: int = 0) -> tuple[Config, Plan]:
+        config = make(
+            model={"kind": "mobilefacenet"},
+            head={"rows": {"optimizer": "rowwise", "dtype": "float16"}, "sample_rate": 0.1},
+            train={"batch_size": 64},
+            cluster={"gpus_per_worker": gpus, "workers": 1},
+            checkpoint={"background": background},
+        )
+        return config, plan(config, 100_000_000, 18_000_000, 1)
+
+    (config, copied), (_, waiting) = planned(True), planned(False)
+    copy = 18_000_000 * 1032 + copied.network.checkpoint_bytes
+    assert copied.memory_bytes - waiting.memory_bytes == copy
+    assert dict(lines(copied))["  checkpoint snapshot"] == "17.3 GiB"
+    assert "snapshot" not in str(lines(waiting))
+    assert dict(lines(waiting))["checkpoint"].endswith("training waits for it")
+    fits = [
+        dict(head_lines(config, each, machine(config, 24)))["cheapest in 22.4 GiB"]
+        for each in (copied, waiting)
+    ]
+    assert fits[0].startswith("none: ")
+    assert fits[0].endswith("checkpoint.background=false")
+    assert fits[1].startswith("rowwise float16")
+    on_gpu = planned(True, gpus=1)[1]
+    assert on_gpu.memory_bytes == planned(False, gpus=1)[1].memory_bytes
+    assert dict(lines(on_gpu))["host memory a worker"] == "checkpoint snapshot, 17.3 GiB"
 
 
 def test_lazy_decay_moves_drawn_rows_and_their_momentum_once_more() -> None:
