@@ -4,6 +4,7 @@ checkpoint goes through here, so that no other file and no other byte is ever ta
 import json
 import os
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
@@ -17,6 +18,8 @@ from manyfaces.train.checkpoint.progress import MOVED
 
 COMMIT = "COMMIT.json"
 FORMAT = 1
+_READERS = 4
+"""Files that are hashed at a time, while nothing else goes on: a restore waits for it."""
 REMEDY = "restore it, or give another checkpoint"
 
 
@@ -103,7 +106,9 @@ def corrupt_file(checkpoint: Path, part: int = 0, parts: int = 1) -> Fault | Non
     if isinstance(commit, Fault):
         return commit
     names = sorted(commit.files)[part::parts]
-    return next((fault for name in names if (fault := _corrupt(checkpoint, name, commit))), None)
+    with ThreadPoolExecutor(_READERS) as pool:
+        faults = pool.map(lambda name: _corrupt(checkpoint, name, commit), names)
+        return next((fault for fault in faults if fault), None)
 
 
 def committed(checkpoint: Path) -> Commit:

@@ -16,21 +16,20 @@ from numpy.typing import NDArray
 from rich.markup import escape
 from rich.progress import track
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from manyfaces.configs.errors import UserError
 from manyfaces.models.head.rows import SHORTEST
 from manyfaces.train.checkpoint.commit import committed, committed_files
 from manyfaces.train.checkpoint.layout import HEAD
+from manyfaces.train.checkpoint.sharded import sharding_metadata
+from manyfaces.train.checkpoint.tensor_file import SHARDING, write_tensors
 
 Ints = NDArray[np.int64]
 PART_BYTES = 256 << 20
-"""Most bytes of a tensor in one file that is written; some four times this is held at a time."""
+"""Most bytes of a tensor in one file that is written; it and its making are held at a time."""
 BARRED = 8
 """Number of files from which on a progress bar is shown."""
-_SHARDING = "DCP_SHARDING_INFO"
-"""Key of torch.distributed.checkpoint's metadata: where in the whole a file's tensor begins."""
 
 
 class HeadFiles:
@@ -44,7 +43,7 @@ class HeadFiles:
         parts: dict[str, list[tuple[int, Tensor]]] = defaultdict(list)
         for file in self._files(checkpoint):
             with safe_open(file, "pt") as opened:
-                places = json.loads((opened.metadata() or {}).get(_SHARDING, "{}"))
+                places = json.loads((opened.metadata() or {}).get(SHARDING, "{}"))
                 for name in opened.keys():  # noqa: SIM118 - it is no mapping
                     first = places[name]["saved_offsets"][0] if name in places else 0
                     if len(tensor := opened.get_tensor(name)):
@@ -162,10 +161,6 @@ def write_head(
         track(parts, "writing class rows", disable=len(parts) < BARRED), 1
     ):
         tensor = rows(name, np.arange(lo, hi))
-        place = {name: {"saved_offsets": [lo] + [0] * (tensor.dim() - 1)}}
-        metadata = {_SHARDING: json.dumps(place), "DCP_VERSION": "1.0", "format": "pt"}
-        save_file(
-            {name: tensor},
-            folder / f"shard-{number:05d}-model-00001-of-00001.safetensors",
-            metadata,
-        )
+        metadata = sharding_metadata({name: [lo] + [0] * (tensor.dim() - 1)})
+        file = f"shard-{number:05d}-model-00001-of-00001.safetensors"
+        write_tensors(folder / file, {name: tensor}, metadata)
