@@ -22,6 +22,7 @@ from manyfaces.data.dataset.manifest import INDEX, Shard
 from manyfaces.data.dataset.part import Part
 from manyfaces.data.feed.decode import Decoder
 from manyfaces.data.parallel import run_parallel
+from manyfaces.data.store.open_file import OpenFile
 
 T = TypeVar("T")
 Fault = dict[str, str | int | None]
@@ -104,22 +105,40 @@ def _check_piece(folder: Path, piece: _Piece) -> list[Fault]:
     if not path.is_file():
         missing = _fault(shard.name, None, None, f"missing ({shard.samples:,} images)")
         return [missing] if piece.is_first else []
-    faults = _check_whole(path, shard) if piece.is_first else []
+    try:
+        faults = _check_whole(path, shard) if piece.is_first else []
+        file = OpenFile(path)
+    except OSError as error:
+        return [_fault(shard.name, None, None, f"cannot be read ({error.strerror})")]
     limit = dataset.manifest.num_identities
     # The bytes are not read through the store, which refuses a shard of another length: what is
     # left of it is looked at too.
-    body = np.memmap(path, np.uint8, mode="r") if path.stat().st_size else np.empty(0, np.uint8)
     for start in range(piece.begin, piece.end, _BATCH):
         rows = slice(start, min(start + _BATCH, piece.end))
-        places = zip(dataset.offset_N[rows].tolist(), dataset.size_N[rows].tolist(), strict=True)
-        blobs = [np.asarray(body[offset : offset + size]) for offset, size in places]
-        reasons = _broken(blobs, decode)
+        blobs, unreadable = _read(file, dataset.offset_N[rows], dataset.size_N[rows])
+        reasons = _broken(blobs, decode) | unreadable
         for row in np.flatnonzero(dataset.identity_N[rows] >= limit).tolist():
             reasons[row] = f"label {dataset.identity_N[start + row]} is not in [0, {limit})"
         for row, reason in sorted(reasons.items()):
             key = dataset.name(start + row).partition(":")[2]
             faults.append(_fault(shard.name, key, start + row, reason))
     return faults
+
+
+def _read(
+    file: OpenFile, offset_N: NDArray[np.uint64], size_N: NDArray[np.uint32]
+) -> tuple[list[NDArray[np.uint8]], dict[int, str]]:
+    """Read the blobs; returns them, fewer bytes than wanted where the file ends, and says why for
+    each that the disk does not give."""
+    blobs, unreadable = list[NDArray[np.uint8]](), dict[int, str]()
+    for row, place in enumerate(zip(offset_N.tolist(), size_N.tolist(), strict=True)):
+        body = b""
+        try:
+            body = file.read(*place)
+        except OSError as error:
+            unreadable[row] = f"cannot be read ({error.strerror})"
+        blobs.append(np.frombuffer(body, np.uint8))
+    return blobs, unreadable
 
 
 def _check_whole(path: Path, shard: Shard) -> list[Fault]:

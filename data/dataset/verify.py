@@ -4,6 +4,7 @@ tell."""
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -75,12 +76,19 @@ def _local_faults(part: Part) -> list[str]:
             faults.append(
                 f"{shard.name}: {size:,} bytes, expected {shard.bytes:,} ({shard.samples} samples)"
             )
-        elif any(
-            member_at(file, int(part.offset_N[i]))[1] != part.size_N[i]
-            for i in (end - shard.samples, end - 1)
-        ):
-            faults.append(f"{shard.name}: its samples do not lie where {INDEX} says")
+        elif fault := _place_fault(part, file, (end - shard.samples, end - 1)):
+            faults.append(f"{shard.name}: {fault}")
     return faults
+
+
+def _place_fault(part: Part, file: Path, rows: Sequence[int]) -> str:
+    """What is wrong with the places of these samples of the shard, empty where nothing is."""
+    try:
+        sizes = [member_at(file, int(part.offset_N[row]))[1] for row in rows]
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    there = sizes == part.size_N[list(rows)].tolist()
+    return "" if there else f"its samples do not lie where {INDEX} says"
 
 
 def _hash_faults(part: Part, shows_progress: bool) -> list[str]:
@@ -88,14 +96,19 @@ def _hash_faults(part: Part, shows_progress: bool) -> list[str]:
     shards = part.manifest.shards
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         files = (part.shard_path(n) for n in range(len(shards)))
-        digests: Iterable[str] = pool.map(file_sha256, files)
+        faults: Iterable[str] = pool.map(_hash_fault, files, shards)
         if shows_progress:
-            digests = track(digests, "hashing shards", total=len(shards))
-        return [
-            f"{s.name}: other bytes than when it was indexed"
-            for s, d in zip(shards, digests, strict=True)
-            if d != s.sha256
-        ]
+            faults = track(faults, "hashing shards", total=len(shards))
+        return [fault for fault in faults if fault]
+
+
+def _hash_fault(file: Path, shard: Shard) -> str:
+    """What is wrong with the bytes of the shard, empty where they are those that were indexed."""
+    try:
+        digest = file_sha256(file)
+    except OSError as error:
+        return f"{shard.name}: cannot be read ({error.strerror})"
+    return "" if digest == shard.sha256 else f"{shard.name}: other bytes than when it was indexed"
 
 
 def _remote_faults(source: RemoteSource, shards: Sequence[Shard]) -> list[str]:

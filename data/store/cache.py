@@ -18,6 +18,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from manyfaces.data.store.open_file import OpenFile
 from manyfaces.data.store.remote import Remote
 from manyfaces.data.store.shard_cache import Patience, ShardCache, locked, shard_path
 
@@ -77,7 +78,7 @@ def fetch_once(source: RemoteSource, remote: Remote, name: str, to: Path, sha256
 
 
 class CachedShards:
-    """The shards of one remote dataset, through the node's cache. `map` gives a shard's bytes;
+    """The shards of one remote dataset, through the node's cache. `open` opens a shard;
     `need` says which come next, so that they are fetched meanwhile. `close` ends the threads.
 
     `tell` gets a line about a store that goes on failing. Not for several threads at once.
@@ -129,16 +130,20 @@ class CachedShards:
             self._threads[-1].start()
         return True
 
-    def map(self, shard: int) -> NDArray[np.uint8]:
-        """The shard's bytes, memory-mapped: they stay readable when the file is evicted. Waits for
-        what is not here yet.
+    def open(self, shard: int) -> OpenFile:
+        """Open the shard: its bytes stay readable when the file is evicted. Waits for what is not
+        here yet; a file of another length than the shard's is removed and fetched anew.
 
         Raises `UserError` where it cannot be had: `data.store_patience_s` is counted from now, or
-        from a fetch that is under way in any process of the node.
+        from a fetch that is under way in any process of the node. Raises `OSError` where the
+        cache's disk fails.
         """
         while True:
             with contextlib.suppress(FileNotFoundError):
-                return np.asarray(np.memmap(self._path(shard), np.uint8, mode="r"))
+                file = OpenFile(self._path(shard))
+                if file.size == self.shards[shard].bytes:
+                    return file
+                self._path(shard).unlink()
             pending = self._pending.pop(shard, None)
             if pending is not None and not pending.cancel() and not pending.done():
                 pending.result()
@@ -146,7 +151,7 @@ class CachedShards:
                 self._fetch(shard, None)
 
     def close(self) -> None:
-        """End the threads, and every wait of another one in `map`."""
+        """End the threads, and every wait of another one in `open`."""
         self._stopping.set()
         for _ in self._threads:
             self._jobs.put(None)

@@ -1,5 +1,6 @@
-"""Bytes of samples as views into memory-mapped shards, so that reading one copies nothing."""
+"""Bytes of samples, read from shards that stay open."""
 
+import resource
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 
@@ -10,11 +11,15 @@ from manyfaces.configs.errors import UserError
 from manyfaces.data.dataset.dataset import Dataset
 from manyfaces.data.dataset.part import Part
 from manyfaces.data.store.cache import CachedShards
+from manyfaces.data.store.open_file import OpenFile
+
+_MOST_OPEN = 1024
 
 
 class Store:
-    """The samples of one part, by row. It maps shards on first use and lets the least recently used
-    go; a map needs address space, not memory.
+    """The samples of one part, by row. It opens shards on first use and closes the least recently
+    used of more than `max_open`; by default it takes a quarter of the files that this process may
+    open, and at most 1,024.
 
     A remote part's shards come through the node's cache; `tell` then gets a line about a store that
     goes on failing.
@@ -23,73 +28,103 @@ class Store:
     def __init__(
         self,
         part: Part,
-        max_open: int = 1024,
+        max_open: int | None = None,
         tell: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.part = part
-        self.max_open = max_open
+        self.max_open = max_open or _files_at_a_time()
         self._cached: CachedShards | None = None
         if part.remote is not None:
             self._cached = CachedShards(part.remote, part.manifest.shards, tell)
-        self._maps: OrderedDict[int, NDArray[np.uint8]] = OrderedDict()
+        self._files: OrderedDict[int, OpenFile] = OrderedDict()
 
     def read(self, rows: Iterable[int]) -> list[NDArray[np.uint8]]:
-        """JPEG bytes of each row's sample, as read-only views. Raises `UserError` for a shard that
-        went away, shrank or cannot be fetched."""
+        """JPEG bytes of each row's sample, read-only. Raises `UserError` naming shard and sample
+        for a shard that went away, shrank or cannot be fetched, and for a disk that fails."""
         index = self.part
         rows_N = np.fromiter(rows, np.int64)
         places = zip(
+            rows_N.tolist(),
             index.shard_N[rows_N].tolist(),
             index.offset_N[rows_N].tolist(),
             index.size_N[rows_N].tolist(),
             strict=True,
         )
-        return [self._map(shard)[offset : offset + size] for shard, offset, size in places]
+        return [np.frombuffer(self._read(*place), np.uint8) for place in places]
 
     def prefetch(self, windows: Sequence[NDArray[np.int64]]) -> None:
         """Say in which windows of shards, numbered as in the part, reading goes on: the shards of a
         remote part are fetched meanwhile."""
         if self._cached is not None and self._cached.need(windows):
-            # An evicted shard takes room on the disk as long as it is mapped.
-            for shard in self._maps.keys() - self._cached.needs:
-                del self._maps[shard]
+            # An evicted shard takes room on the disk as long as it is open.
+            for shard in self._files.keys() - self._cached.needs:
+                del self._files[shard]
 
     def close(self) -> None:
-        """End what is fetched in the background, and every wait for it."""
+        """End what is fetched in the background, and every wait for it; close the shards."""
         if self._cached is not None:
             self._cached.close()
+        self._files.clear()
 
-    def _map(self, shard: int) -> NDArray[np.uint8]:
-        if shard in self._maps:
-            self._maps.move_to_end(shard)
-            return self._maps[shard]
-        self._maps[shard] = self._local(shard) if self._cached is None else self._cached.map(shard)
-        if len(self._maps) > self.max_open:
-            self._maps.popitem(last=False)
-        return self._maps[shard]
+    def _read(self, row: int, shard: int, offset: int, size: int) -> bytes:
+        try:
+            body = self._file(shard).read(offset, size)
+        except OSError as error:
+            raise self._lost(row, shard, error.strerror or str(error)) from error
+        if len(body) < size:
+            why = f"cut short: {len(body):,} of its {size:,} bytes are there"
+            raise self._lost(row, shard, why)
+        return body
 
-    def _local(self, shard: int) -> NDArray[np.uint8]:
+    def _file(self, shard: int) -> OpenFile:
+        if shard in self._files:
+            self._files.move_to_end(shard)
+            return self._files[shard]
+        self._files[shard] = (
+            self._local(shard) if self._cached is None else self._cached.open(shard)
+        )
+        if len(self._files) > self.max_open:
+            self._files.popitem(last=False)
+        return self._files[shard]
+
+    def _local(self, shard: int) -> OpenFile:
         path, expected = self.part.shard_path(shard), self.part.manifest.shards[shard].bytes
         try:
-            view: NDArray[np.uint8] = np.memmap(path, np.uint8, mode="r")
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"{path}: cannot be read ({error}); restore it and run the same command again to "
-                "resume"
-            ) from error
-        if len(view) != expected:
-            raise UserError(
-                f"{path}: {len(view):,} bytes, expected {expected:,}; restore it and run the same "
-                "command again to resume"
-            )
-        return np.asarray(view)
+            file = OpenFile(path)
+            found = file.size
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error}); {self._remedy}") from error
+        if found != expected:
+            raise UserError(f"{path}: {found:,} bytes, expected {expected:,}; {self._remedy}")
+        return file
+
+    def _lost(self, row: int, shard: int, why: str) -> UserError:
+        """What to raise for a sample that cannot be read any more."""
+        path, name = self.part.shard_path(shard), self.part.name(row)
+        return UserError(f"{path}: cannot be read at sample {name} ({why}); {self._remedy}")
+
+    @property
+    def _remedy(self) -> str:
+        again = "run the same command again to resume"
+        if self._cached is None:
+            return f"restore it and {again}"
+        return f"look after the cache's disk and {again}; a shard that is not there is fetched anew"
+
+
+def _files_at_a_time() -> int:
+    """How many files a store may keep open: the rest of this process needs some too."""
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if allowed == resource.RLIM_INFINITY:
+        return _MOST_OPEN
+    return max(min(_MOST_OPEN, allowed // 4), 1)
 
 
 class Stores:
     """The samples of a whole dataset, by id: a `Store` for each of its parts."""
 
     def __init__(self, dataset: Dataset, tell: Callable[[str], None] = lambda line: None) -> None:
-        self._stores = [(part, Store(part, tell=tell)) for part in dataset.parts]
+        max_open = max(_files_at_a_time() // len(dataset.parts), 1)
+        self._stores = [(part, Store(part, max_open, tell)) for part in dataset.parts]
 
     def read(self, ids_N: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
         """JPEG bytes of each sample, as `Store.read` gives them."""

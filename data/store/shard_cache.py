@@ -128,7 +128,7 @@ class ShardCache:
                 over -= whole[path][1]
             if over > 0:
                 return False
-            for path in evicted:  # a process that has it mapped keeps its bytes
+            for path in evicted:  # a process that has it open keeps its bytes
                 path.unlink(missing_ok=True)
             part.touch()
             return True

@@ -49,7 +49,7 @@ for now, window in enumerate(windows):
     cache.need([np.array(w) for w in windows[now : now + 2]])
     (folder / f"{me}-{now}").touch()
     for shard in window:
-        assert hashlib.sha256(cache.map(shard)).hexdigest() == shards[shard].sha256
+        assert hashlib.sha256(cache.open(shard).read(0, 50_000)).hexdigest() == shards[shard].sha256
         time.sleep(0.01)
 cache.close()
 """
@@ -149,7 +149,9 @@ def test_the_bytes_on_disk_are_bounded(
     for now, window in enumerate(windows):
         cache.need([np.array(w) for w in windows[now : now + 2]])
         for shard in window:
-            assert hashlib.sha256(cache.map(shard)).hexdigest() == shards[shard].sha256
+            assert (
+                hashlib.sha256(cache.open(shard).read(0, SIZE)).hexdigest() == shards[shard].sha256
+            )
             time.sleep(0.01)
     cache.close()
     assert (
@@ -166,7 +168,7 @@ def test_what_is_needed_next_is_fetched_before_it_is_asked_for(
     cache.need([np.array([5, 3, 1]), np.array([2, 4, 6])])
     until(lambda: len(list((tmp_path / "cache" / "shards").glob("*.tar"))) == 6)
     for shard in (5, 3, 1, 2, 4, 6):
-        cache.map(shard)
+        cache.open(shard)
     # A window on: what nobody needs goes, least recently needed first; what is needed stays.
     cache.need([np.array([2, 4, 6]), np.array([7, 8, 9])])
     until(lambda: all(cache._path(s).exists() for s in (2, 4, 6, 7, 8, 9)))
@@ -221,7 +223,7 @@ def test_who_waits_for_a_killed_fetcher_takes_over(proxy: Proxy, shards, tmp_pat
     cache = CachedShards(source(tmp_path, WINDOW), shards)
     threading.Timer(0.3, killed.kill).start()
     began = time.monotonic()
-    assert hashlib.sha256(cache.map(0)).hexdigest() == shards[0].sha256
+    assert hashlib.sha256(cache.open(0).read(0, SIZE)).hexdigest() == shards[0].sha256
     assert time.monotonic() - began < 3
     killed.communicate(timeout=10)
     cache.close()
@@ -235,13 +237,24 @@ def test_a_shard_that_vanishes_is_told_when_it_is_needed(
     cache = CachedShards(source(tmp_path, 2 * WINDOW, patience_s=60), shards)
     cache.need([np.array([0, 1, 2]), np.array([3, 4, 5])])
     for shard in (0, 1, 2, 3, 5):
-        cache.map(shard)
+        cache.open(shard)
     with pytest.raises(
         UserError, match=r"s3://faces/random/04\.tar: FileNotFoundError.*; restore it"
     ):
-        cache.map(4)
+        cache.open(4)
     proxy.put("/faces/random/04.tar", np.random.default_rng(4).bytes(SIZE))
-    assert hashlib.sha256(cache.map(4)).hexdigest() == shards[4].sha256
+    assert hashlib.sha256(cache.open(4).read(0, SIZE)).hexdigest() == shards[4].sha256
+    cache.close()
+
+
+def test_a_cached_shard_that_was_cut_short_is_fetched_anew(
+    proxy: Proxy, shards, tmp_path: Path
+) -> None:
+    cache = CachedShards(source(tmp_path, WINDOW), shards)
+    first = cache.open(0)
+    os.truncate(cache._path(0), 100)
+    assert len(first.read(0, SIZE)) == 100
+    assert hashlib.sha256(cache.open(0).read(0, SIZE)).hexdigest() == shards[0].sha256
     cache.close()
 
 
@@ -254,7 +267,7 @@ def test_all_processes_of_a_node_have_one_patience(proxy: Proxy, shards, tmp_pat
     def told(cache: CachedShards) -> tuple[str, float]:
         began = time.monotonic()
         with pytest.raises(UserError) as error:
-            cache.map(0)
+            cache.open(0)
         return str(error.value), time.monotonic() - began
 
     with ThreadPoolExecutor(4) as ranks:
