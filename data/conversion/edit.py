@@ -5,17 +5,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import cv2
-import numpy as np
-from numpy.typing import NDArray
 
 from manyfaces.data.conversion.align import Points, align
-from manyfaces.data.dataset.sample import too_large, whole_jpeg
-from manyfaces.data.limits import MOST_BYTES, MOST_PIXELS
+from manyfaces.data.conversion.pixels import Pixels, decoded, is_jpeg
 from manyfaces.data.sources.source import Dropped, Place
 
 QUALITY = 95  # as InsightFace's record builder writes
-
-Pixels = NDArray[np.uint8]
 
 
 class SourceImage(NamedTuple):
@@ -44,14 +39,9 @@ class Edit:
         if self.align and image.points is None:
             raise Dropped("no landmarks for it")
         blob = image.place.read()
-        if too_large(blob):
-            raise Dropped(f"more than {MOST_PIXELS:,} pixels or {MOST_BYTES:,} bytes")
-        pixels = _decoded(blob)
-        is_jpeg = blob[:2] == b"\xff\xd8"
-        if is_jpeg and not whole_jpeg(blob):
-            raise Dropped("a JPEG that is cut off")
+        pixels = decoded(blob)
         edited = self._edited(pixels, image.points)
-        if is_jpeg and edited is pixels and self.reencode is None:
+        if is_jpeg(blob) and edited is pixels and self.reencode is None:
             return blob
         quality = [cv2.IMWRITE_JPEG_QUALITY, self.reencode or QUALITY]
         return cv2.imencode(".jpg", edited, quality)[1].tobytes()
@@ -69,14 +59,3 @@ class Edit:
             size = (self.resize, self.resize)
             edited = cv2.resize(edited, size, interpolation=interpolation)
         return edited
-
-
-def _decoded(blob: bytes) -> Pixels:
-    """The pixels, [height, width, 3] BGR. Raises `Dropped`."""
-    try:
-        pixels = cv2.imdecode(np.frombuffer(blob, np.uint8), cv2.IMREAD_COLOR) if blob else None
-    except cv2.error:  # for a size that OpenCV refuses
-        pixels = None
-    if pixels is None:
-        raise Dropped("not a decodable image")
-    return np.asarray(pixels, np.uint8)

@@ -3,12 +3,9 @@ one process a core."""
 
 import functools
 import json
-import os
-import tempfile
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -22,13 +19,12 @@ from manyfaces.data.dataset.manifest import INDEX, Shard
 from manyfaces.data.dataset.part import Part
 from manyfaces.data.feed.decode import Decoder
 from manyfaces.data.parallel import run_parallel
+from manyfaces.data.stderr import MISSING_DATA, with_stderr
 from manyfaces.data.store.open_file import OpenFile
 
-T = TypeVar("T")
 Fault = dict[str, str | int | None]
 
 CHECK = "check.json"
-MISSING_DATA = "premature end of data"  # libjpeg's words for what it then paints gray
 _BATCH, _PIECE = 256, 4096
 
 
@@ -152,26 +148,11 @@ def _check_whole(path: Path, shard: Shard) -> list[Fault]:
 
 def _broken(blobs: list[NDArray[np.uint8]], decode: Decoder) -> dict[int, str]:
     """Say why, for each blob that is not a whole image."""
-    (_, good), said = _with_stderr(partial(decode, blobs))
+    (_, good), said = with_stderr(partial(decode, blobs))
     reasons = {int(row): "not a whole, decodable JPEG" for row in np.flatnonzero(~good)}
     if MISSING_DATA in said:
         for row in np.flatnonzero(good).tolist():
-            _, said = _with_stderr(partial(cv2.imdecode, blobs[row], cv2.IMREAD_COLOR))
+            _, said = with_stderr(partial(cv2.imdecode, blobs[row], cv2.IMREAD_COLOR))
             if MISSING_DATA in said:
                 reasons[row] = "a JPEG with data missing: part of the image is gray"
     return reasons
-
-
-def _with_stderr(work: Callable[[], T]) -> tuple[T, str]:
-    """Do the work; returns its result and what C libraries wrote to file descriptor 2, as libjpeg
-    tells of missing data nowhere else."""
-    kept = os.dup(2)
-    with tempfile.TemporaryFile() as file:
-        try:
-            os.dup2(file.fileno(), 2)
-            result = work()
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-        file.seek(0)
-        return result, file.read().decode(errors="replace")

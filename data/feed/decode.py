@@ -13,7 +13,7 @@ from nvidia.dali.pipeline import Pipeline
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from manyfaces.data.dataset.sample import too_large, whole_jpeg
+from manyfaces.data.dataset.sample import usable_jpeg
 from manyfaces.data.transforms.augmentation import Augmentation, Choices
 from manyfaces.data.transforms.transform import Transform
 
@@ -30,7 +30,7 @@ class Decoding:
     blobs: Blobs
     choices: Choices | None
     good: NDArray[np.bool_]
-    """[N]: which blobs begin and end as a JPEG does and are not too large."""
+    """[N]: which blobs hold a whole JPEG that is not too large."""
     pipeline: Pipeline | None
     """The pipeline that has the good blobs; none where no blob is good, or it did not take them."""
 
@@ -82,7 +82,7 @@ class Decoder:
         after the next."""
         assert choices is not None or not self.augmentation.steps
         packed = _pack(blobs)
-        good = _whole(blobs, packed)
+        good = np.fromiter(map(usable_jpeg, blobs), bool, len(blobs))
         rows = np.flatnonzero(good)
         if len(rows) == 0:
             return Decoding(blobs, choices, good, None)
@@ -230,25 +230,6 @@ def _pack(blobs: Blobs) -> NDArray[np.uint8] | None:
         row[: len(blob)] = blob
         row[len(blob) :] = 0
     return packed
-
-
-def _whole(blobs: Blobs, packed: NDArray[np.uint8] | None) -> NDArray[np.bool_]:
-    """[N]: `whole_jpeg` of each, and not `too_large`."""
-    if packed is None:
-        return np.array([whole_jpeg(blob) and not too_large(blob) for blob in blobs], bool)
-    ends = np.fromiter(map(len, blobs), np.int64) - 1
-    at = np.arange(len(blobs))
-    good: NDArray[np.bool_] = (
-        (ends >= _LEAST_BYTES - 1)
-        & (packed[:, :3] == (0xFF, 0xD8, 0xFF)).all(1)
-        & (packed[at, ends - 1] == 0xFF)
-        & (packed[at, ends] == 0xD9)
-    )
-    for i in np.flatnonzero(~good).tolist():  # some have zeros behind their end
-        good[i] = whole_jpeg(blobs[i])
-    for i in np.flatnonzero(good).tolist():
-        good[i] = not too_large(blobs[i])
-    return good
 
 
 def _input(number: int, name: str) -> str:
