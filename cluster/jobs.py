@@ -109,10 +109,8 @@ class Jobs:
 
     def submit(self, name: str, config_yaml: str) -> str:
         """Start `manyfaces train` on the cluster's head with this configuration; returns the job's
-        id. Raises `UserError`, as the methods below do."""
-        tracking = {
-            name: os.environ[name] for name in ("MLFLOW_TRACKING_URI",) if name in os.environ
-        }
+        id. The configuration travels as a file: what stands in the job's command or environment is
+        shown on the dashboard. Raises `UserError`, as the methods below do."""
         with tempfile.TemporaryDirectory(prefix="manyfaces-job-") as folder, package() as code:
             (Path(folder) / CONFIG).write_text(config_yaml)
             job = self._ask(
@@ -121,7 +119,7 @@ class Jobs:
                 runtime_env={
                     "working_dir": folder,
                     "py_modules": [str(code)],
-                    "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S), **tracking},
+                    "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)},
                 },
                 metadata={"run": name},
             )

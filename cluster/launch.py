@@ -5,13 +5,14 @@ Ray places, starts and restarts the workers; it is given no checkpoint, because 
 newest committed one by itself.
 """
 
+import contextlib
 import math
 import os
 import pkgutil
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from pathlib import Path
@@ -22,6 +23,7 @@ import torch.distributed as dist
 from manyfaces.cluster.device import HIDE_GPUS, count_gpus, worker_device
 from manyfaces.cluster.memory import KEEP_MEMORY, under_torchrun, works_here
 from manyfaces.configs import schema
+from manyfaces.configs.redact import redact
 from manyfaces.configs.schema import Elastic, UserError
 
 GROUP_TIMEOUT_S = 1800
@@ -52,7 +54,8 @@ def launch(
 ) -> None:
     """Run `work(payload)` in all workers and wait; `work` names a function as `MODULE:FUNCTION`,
     which only the workers import. Ray keeps its own notes in `scratch`, a folder that every node
-    sees; `code` gives the folder of the `manyfaces` package, for nodes that lack it.
+    sees; `code` gives the folder of the `manyfaces` package, for nodes that lack it. The payload
+    may hold credentials: it travels where Ray's dashboard does not show it.
 
     Raises `UserError` for more workers than there are resources, `WorkersFailedError` after
     `config.max_failures` restarts.
@@ -133,13 +136,14 @@ def _start_ray() -> None:
 
     try:
         # The dashboard and its metrics are for clusters.
-        ray.init(
-            address="local",
-            num_cpus=os.cpu_count(),
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
-            **QUIET,
-        )
+        with _redacted_command():
+            ray.init(
+                address="local",
+                num_cpus=os.cpu_count(),
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                **QUIET,
+            )
     except Exception as error:  # what Ray raises when its daemons take too long is a bare Exception
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
@@ -156,13 +160,27 @@ def _join_cluster(config: schema.Cluster, code: Callable[[], AbstractContextMana
         if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
             ray.init(address=config.address, **QUIET)
             return
-        with code() as package:
+        with code() as package, _redacted_command():
             ray.init(address=config.address, runtime_env={"py_modules": [str(package)]}, **QUIET)
     except ConnectionError as error:
         raise UserError(
             f"cluster.address {config.address}: no Ray cluster answers there; `ray start --head` "
             "starts one"
         ) from error
+
+
+@contextlib.contextmanager
+def _redacted_command() -> Iterator[None]:
+    """Let Ray, whose dashboard shows the command line of each driver that joins, see this one's
+    without credentials."""
+    from ray._private import utils
+
+    told = utils.get_entrypoint_name
+    utils.get_entrypoint_name = lambda: redact(told())
+    try:
+        yield
+    finally:
+        utils.get_entrypoint_name = told
 
 
 def _trainer(
@@ -189,8 +207,7 @@ def _trainer(
     waits = max(math.ceil(config.schedule_timeout_s / START_TIMEOUT_S), 1)
     placements = -1 if config.max_failures < 0 else waits * (config.max_failures + 1)
     return TorchTrainer(
-        _silenced(work),
-        train_loop_config=payload,
+        _silenced(work, payload),
         torch_config=TorchConfig(timeout_s=GROUP_TIMEOUT_S),
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers, use_gpu=uses_gpu, resources_per_worker=each
@@ -206,8 +223,11 @@ def _trainer(
     )
 
 
-def _silenced(work: str) -> Callable[[dict[str, Any]], None]:
-    def worker(payload: dict[str, Any]) -> None:
+def _silenced(work: str, payload: dict[str, Any]) -> Callable[[], None]:
+    """What a worker runs. It holds the payload itself: Ray shows what is given as
+    `train_loop_config` on its dashboard."""
+
+    def worker() -> None:
         warnings.simplefilter("ignore")  # in a worker nobody reads them
         pkgutil.resolve_name(work)(payload)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from manyfaces.configs.files import file_sha256
 from manyfaces.configs.node import FILE, RESULTS, Decides, Node
+from manyfaces.configs.redact import is_redacted, redacted
 from manyfaces.configs.schema import Config
 
 OBJECTIVE = "objective"
@@ -17,7 +18,8 @@ SHA256 = "_sha256"
 
 def identity(config: Config) -> dict[str, Any]:
     """What decides the results of a run, by dotted key: a run name that exists with another value
-    is refused. Files are told by their SHA-256."""
+    is refused. Files are told by their SHA-256, and URLs without their credentials: with a new
+    password it is the same experiment."""
     return {
         key: _plain(value)
         for key, _, value, decides in _fields(config)
@@ -64,6 +66,17 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def keys_with_credentials(config: Config) -> list[str]:
+    """The dotted keys whose values are URLs with credentials in them."""
+    values = flatten(config.model_dump())
+    return [key for key, value in values.items() if redacted(value) != value]
+
+
+def keys_without_credentials(config: Config) -> list[str]:
+    """The dotted keys whose values are URLs in which credentials were hidden."""
+    return [k for k, value in flatten(config.model_dump()).items() if is_redacted(str(value))]
+
+
 _Field = tuple[str, Node, Any, Decides]
 
 
@@ -100,5 +113,5 @@ def _value(key: str, owner: Node, value: Any, decides: Decides) -> Iterator[_Fie
 
 
 def _plain(value: Any) -> Any:
-    """The value as JSON has it: tuples are lists."""
-    return list(map(_plain, value)) if isinstance(value, tuple) else value
+    """The value as JSON has it, without credentials: tuples are lists."""
+    return list(map(_plain, value)) if isinstance(value, tuple) else redacted(value)

@@ -58,7 +58,8 @@ def load_stored(tree: Mapping[str, Any], where: str) -> Config:
 
 
 def dump(config: Config) -> str:
-    """The whole tree as YAML that loads back to an equal one."""
+    """The whole tree as YAML that loads back to an equal one, with the credentials that it has:
+    what is kept or shown is the text of the `redacted` tree."""
     tree = config.model_dump(mode="json")
     text: str = yaml.dump(tree, Dumper=Dumper, sort_keys=False, allow_unicode=True)
     return text

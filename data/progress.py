@@ -3,6 +3,8 @@
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from manyfaces.configs.redact import redact
+
 
 class ImageBar(Progress):
     """A progress bar of `total` images, with their rate and the time that is left."""
@@ -19,7 +21,7 @@ class ImageBar(Progress):
             console=console,
             transient=transient,
         )
-        self._images = self.add_task(title, total=total, rate="")
+        self._images = self.add_task(redact(title), total=total, rate="")
 
     def count(self, images: int) -> None:
         """Say that so many more images are done."""

@@ -8,6 +8,7 @@ from manyfaces.configs.errors import UserError
 from manyfaces.configs.files import file_sha256, write_atomic
 from manyfaces.configs.identity import differences, tensors
 from manyfaces.configs.load import dump
+from manyfaces.configs.redact import redacted
 from manyfaces.configs.schema import Config
 from manyfaces.data.dataset.dataset import Dataset
 from manyfaces.data.dataset.manifest import IDENTITIES
@@ -48,7 +49,7 @@ def claim(config: Config, dataset: Dataset, folder: RunFolder) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
     write_names(dataset, folder.path / IDENTITIES)  # each checkpoint holds a copy
     write_identity(folder, config, here)
-    write_atomic(folder.config, dump(config))
+    write_atomic(folder.config, dump(redacted(config)))
     lines = plan_lines.lines(planned)
     write_atomic(folder.plan, "".join(f"{label}: {text}\n" for label, text in lines))
 

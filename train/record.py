@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from manyfaces.configs.files import write_atomic
+from manyfaces.configs.redact import redacted
 
 METRICS, EVENTS = "metrics.jsonl", "events.jsonl"
 
@@ -26,8 +27,10 @@ class Record:
         self._append(METRICS, {"step": step, "time": time.time(), **values})
 
     def event(self, kind: str, message: str, **facts: Any) -> None:
-        """Append what happened: its kind, a line for people, and facts for programs."""
-        self._append(EVENTS, {"kind": kind, "time": time.time(), "message": message, **facts})
+        """Append what happened: its kind, a line for people, and facts for programs, all without
+        credentials."""
+        row = {"kind": kind, "time": time.time(), "message": message, **facts}
+        self._append(EVENTS, redacted(row))
 
     def rewind(self, step: int) -> None:
         """Forget metrics after `step`: a resumed run measures those steps again."""

@@ -14,6 +14,7 @@ from manyfaces.configs import paths, plan
 from manyfaces.configs.errors import UserError
 from manyfaces.configs.identity import flatten
 from manyfaces.configs.node import WEIGHTS
+from manyfaces.configs.redact import redacted
 from manyfaces.configs.schema import Config
 from manyfaces.data.dataset.dataset import Dataset, open_data
 from manyfaces.data.dataset.forgotten import read_forgotten
@@ -57,7 +58,7 @@ def run(config: Config, console: Console) -> None:
         refuse_lost(folder)
     quantities = _check_protocols(config, images=not complete)
     claim(config, dataset, folder)
-    mirror = Mirror(folder.path, config, flatten(config.model_dump()))
+    mirror = Mirror(folder.path, config, flatten(redacted(config).model_dump()))
     outcome: dict[str, Any] = {"kind": "stopped", "message": "the workers ended without a word"}
     try:
         if complete:

@@ -9,6 +9,7 @@ from manyfaces.configs.errors import UserError
 from manyfaces.configs.files import write_atomic
 from manyfaces.configs.identity import differences, identity
 from manyfaces.configs.load import load_stored
+from manyfaces.configs.redact import redacted
 from manyfaces.configs.schema import Config
 from manyfaces.data.dataset.dataset import Dataset
 from manyfaces.train.folder import RunFolder
@@ -25,7 +26,8 @@ def identity_here(config: Config, dataset: Dataset) -> dict[str, Any]:
 def write_identity(folder: RunFolder, config: Config, here: dict[str, Any]) -> None:
     """Write `run.json`: the tree, and the digests that cannot be made of it later."""
     digests = {key: here[key] for key in here if key.endswith("sha256") or key == FINGERPRINT}
-    stored = {"format": FORMAT, "config": config.model_dump(mode="json"), "digests": digests}
+    tree = redacted(config).model_dump(mode="json")
+    stored = {"format": FORMAT, "config": tree, "digests": digests}
     write_atomic(folder.identity, json.dumps(stored, indent=1))
 
 

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from manyfaces.configs import schema
 from manyfaces.configs.files import write_atomic
+from manyfaces.configs.redact import redact
 from manyfaces.train.record import METRICS, read_rows
 
 RUN_FILE = "mlflow.json"
@@ -74,7 +75,7 @@ class Mirror:
         self._ended.set()
         self._thread.join(timeout_s)
         if self._thread.is_alive():
-            self.problem = f"no answer from {self.uri} in {timeout_s:.0f} s"
+            self.problem = redact(f"no answer from {self.uri} in {timeout_s:.0f} s")
         return self.problem
 
     def _follow(self) -> None:
@@ -91,7 +92,7 @@ class Mirror:
             except (
                 Exception
             ) as error:  # whatever a server or its client raises must not reach the run
-                self.problem = (
+                self.problem = redact(
                     f"{self.uri}: {type(error).__name__}: "
                     f"{str(error).splitlines()[0] if str(error) else ''}"
                 )
@@ -106,7 +107,7 @@ class Mirror:
         logging.getLogger("alembic").setLevel(logging.ERROR)
         client = mlflow.MlflowClient(self.uri)
         known = mlflow_run(self.folder) or {}
-        if known.get("uri") == self.uri:
+        if redact(known.get("uri", "")) == redact(self.uri):
             run_id = known["run_id"]
             client.update_run(run_id, status="RUNNING")
             for key in client.get_run(run_id).data.metrics:
@@ -128,7 +129,9 @@ class Mirror:
             params = [mlflow.entities.Param(k, str(v)[:500]) for k, v in self.params.items()]
             for start in range(0, len(params), 100):
                 client.log_batch(run_id, params=params[start : start + 100])
-            write_atomic(self.folder / RUN_FILE, json.dumps({"uri": self.uri, "run_id": run_id}))
+            write_atomic(
+                self.folder / RUN_FILE, json.dumps({"uri": redact(self.uri), "run_id": run_id})
+            )
         self._client, self._run_id = client, run_id
 
     def _send(self) -> None:

@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from manyfaces.configs.node import PATH
 from manyfaces.configs.protocols.protocol import Protocol
+from manyfaces.configs.redact import redact
 
 
 class Verification(Protocol):
@@ -21,4 +22,4 @@ class Verification(Protocol):
     protocol has it, or that of the image alone."""
 
     def called(self) -> str:
-        return self.result_name or Path(self.path).stem
+        return self.result_name or Path(redact(self.path)).stem

@@ -9,6 +9,7 @@ from pathlib import Path
 from manyfaces.configs import schema
 from manyfaces.configs.errors import UserError
 from manyfaces.configs.files import write_atomic
+from manyfaces.configs.redact import redact
 from manyfaces.data.dataset.index_shards import (
     BYTES_AN_IMAGE,
     IndexedShard,
@@ -40,6 +41,11 @@ def index_url(
             f"{url}: nothing can be written there; give --out FOLDER for the index, the shards "
             "stay where they are"
         )
+    if out is not None and redact(url) != url:
+        raise UserError(
+            f"{url}: --out keeps the URL for whoever reads {out}, so that it may hold no "
+            "credentials; give it without them, and set the store's own in the environment"
+        )
     shards = remote.listing(".tar")
     if not shards:
         raise UserError(
@@ -49,7 +55,7 @@ def index_url(
     shards |= remote.sizes([name for name, size in shards.items() if size is None])
     folder = out
     if folder is None:
-        digest = hashlib.sha256(url.encode()).hexdigest()[:16]
+        digest = hashlib.sha256(redact(url).encode()).hexdigest()[:16]
         folder = Path(config.cache_dir).expanduser() / "indexed" / digest
     folder.mkdir(parents=True, exist_ok=True)
     if out is not None and any(out.glob("*.tar")):
@@ -61,7 +67,7 @@ def index_url(
     weights = [max((size or 0) // BYTES_AN_IMAGE, 1) for size in shards.values()]
     indexed = run_parallel(tasks, weights, f"indexing {url}", processes)
     there = commit_foreign_shards(folder, indexed, url)
-    here = there.model_copy(update={"shards_url": url})
+    here = there.model_copy(update={"shards_url": redact(url)})
     write_atomic(folder / MANIFEST, _as_json(here))
     if out is not None:
         return here, str(out)

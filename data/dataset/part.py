@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from manyfaces.configs.redact import redact
 from manyfaces.data.dataset.manifest import Manifest
 from manyfaces.data.dataset.sample import TAR_NAME, member_at, scan
 from manyfaces.data.store.cache import RemoteSource
@@ -39,9 +40,9 @@ class Part:
 
     @property
     def where(self) -> str:
-        """The folder or URL, for people."""
+        """The folder or URL, for people: without credentials."""
         if self.remote is not None and self.remote.with_index:
-            return self.remote.url
+            return redact(self.remote.url)
         return str(self.path)
 
     @functools.cached_property

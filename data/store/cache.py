@@ -18,6 +18,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from manyfaces.configs.redact import redact
 from manyfaces.data.store.open_file import OpenFile
 from manyfaces.data.store.remote import Remote
 from manyfaces.data.store.shard_cache import Patience, ShardCache, locked, shard_path
@@ -60,8 +61,8 @@ class RemoteSource:
 
     def dataset(self, fingerprint: str) -> Path:
         """The folder of this dataset's index. Copies of a dataset at several URLs have one each, as
-        what is forgotten may differ."""
-        of_url = hashlib.sha256(self.url.encode()).hexdigest()[:16]
+        what is forgotten may differ; with other credentials it is the same copy."""
+        of_url = hashlib.sha256(redact(self.url).encode()).hexdigest()[:16]
         return self.folder / "datasets" / f"{of_url}-{fingerprint[:16]}"
 
 

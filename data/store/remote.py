@@ -20,6 +20,7 @@ import tenacity
 from fsspec.callbacks import Callback
 
 from manyfaces.configs.errors import UserError
+from manyfaces.configs.redact import is_redacted, redact
 from manyfaces.data.store.faults import WrongBytesError, remedy, status, words
 from manyfaces.data.store.shard_cache import Stopped
 
@@ -54,7 +55,13 @@ class Remote:
         tell: Callable[[str], None] = lambda line: None,
         stopping: threading.Event | None = None,
     ) -> None:
-        self.url, self.patience_s, self.tell = url.rstrip("/"), patience_s, tell
+        if is_redacted(url):
+            raise UserError(
+                f"{url}: what is kept of a run does not tell credentials; give the URL with them, "
+                "or without them and with the store's own in the environment"
+            )
+        self.url, self.patience_s = url.rstrip("/"), patience_s
+        self.tell: Callable[[str], None] = lambda line: tell(redact(line))
         self.stopping = stopping or threading.Event()
         self._fs, self._root = _driver(self.url, patience_s)
         self.read_only = self._fs.protocol == ("http", "https")

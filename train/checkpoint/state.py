@@ -9,6 +9,7 @@ from typing import Any
 
 from manyfaces.configs.errors import UserError
 from manyfaces.configs.load import load_stored
+from manyfaces.configs.redact import redacted
 from manyfaces.configs.schema import Config
 from manyfaces.train.checkpoint.commit import committed_file
 from manyfaces.train.checkpoint.layout import STATE
@@ -49,11 +50,11 @@ class RunState:
         return replace(self, **changes)
 
     def to_json(self) -> str:
-        """The text of `state.json`."""
+        """The text of `state.json`, without credentials."""
         tree = {**vars(self), "config": self.config.model_dump(mode="json"), "format": FORMAT}
         if self.edited is None:
             del tree["edited"]
-        return json.dumps(tree, indent=1)
+        return json.dumps(redacted(tree), indent=1)
 
     @classmethod
     def read(cls, checkpoint: Path) -> "RunState":

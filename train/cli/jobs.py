@@ -1,17 +1,20 @@
 """`manyfaces submit` and `manyfaces jobs VERB ...`: jobs on a Ray cluster that is up."""
 
+import os
 import sys
 import time
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from manyfaces.configs.redact import redact
 from manyfaces.train.cli.options import Recipe, Words
 from manyfaces.train.cli.output import console, load_config, say
 from manyfaces.train.cli.verbs import Verbs
 
 if TYPE_CHECKING:
     from manyfaces.cluster.jobs import Job, Jobs
+    from manyfaces.configs.schema import Config
 
 app = typer.Typer(cls=Verbs)
 
@@ -32,13 +35,15 @@ Follow = Annotated[
 def submit(config: Recipe, address: Address = None, words: Words = None) -> None:
     """Start a job on a Ray cluster elsewhere.
 
-    Code and configuration are shipped; the data has to be where every node sees it.
+    Code and configuration are shipped, with MLFLOW_TRACKING_URI as tracking.uri where that is not
+    set; the data has to be where every node sees it. Passwords of MLflow and of stores are best set
+    in the environment of the cluster's nodes.
     """
     tree = load_config(config, words or ())
     from manyfaces.configs.load import dump
     from manyfaces.train.run import absolute
 
-    tree = absolute(tree)
+    tree = _with_tracking_uri(absolute(tree))
     jobs = _jobs(address)
     jobs.refuse_other_version()
     job = jobs.submit(tree.run.name, dump(tree))
@@ -47,6 +52,13 @@ def submit(config: Recipe, address: Address = None, words: Words = None) -> None
     say(f"run        {tree.run.dir}/{tree.run.name}: every node has to see it")
     say(f"follow     manyfaces jobs logs {job} --follow --address {jobs.address}")
     say(f"look       manyfaces jobs status {job} --address {jobs.address}")
+
+
+def _with_tracking_uri(tree: "Config") -> "Config":
+    """The same with the MLflow server that this environment names, if the configuration names
+    none."""
+    uri = tree.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
+    return tree.model_copy(update={"tracking": tree.tracking.model_copy(update={"uri": uri})})
 
 
 @app.command("status")
@@ -104,7 +116,7 @@ def _jobs(address: str | None) -> "Jobs":
 
 
 def _write(text: str) -> None:
-    sys.stdout.write(text)
+    sys.stdout.write(redact(text))
     sys.stdout.flush()
 
 

@@ -91,9 +91,10 @@ def check(
     tree = load_config(config, words or ())
     from manyfaces.configs import plan, plan_lines
     from manyfaces.configs.load import dump
+    from manyfaces.configs.redact import redacted
     from manyfaces.data.dataset.size import dataset_size
 
-    print(dump(tree))  # noqa: T201 - for pipes, as it is
+    print(dump(redacted(tree)))  # noqa: T201 - for pipes, as it is
     images, identities, sources = dataset_size(tree.data)
     found = plan.plan(tree, images, identities, plan.world_size(tree))
     settings = plan_lines.head_lines(tree, found, plan.machine(tree, memory_gb))

@@ -347,3 +347,18 @@ def test_a_shell_completes_verbs_recipes_and_keys(
         check=False,
     )
     assert done.stdout.split() == offered
+
+
+def test_no_screen_shows_credentials_and_what_hides_them_is_no_recipe(
+    capsys: pytest.CaptureFixture[str], mistake: Callable[..., str], tmp_path: Path
+) -> None:
+    words = ["tracking.uri=http://u:PLANTED@h", "evaluation.pairs=['https://h/x?token=PLANTED']"]
+    assert main(["check", "demo", *words]) == 0
+    out, err = capsys.readouterr()
+    assert "PLANTED" not in out + err
+    assert "note: credentials stand in tracking.uri, evaluation.pairs: no file" in err
+    (tmp_path / "shown.yaml").write_text("base: demo\ntracking: {uri: 'http://***@h'}\n")
+    told = "tracking.uri: the credentials of its URL were hidden when this configuration was writt"
+    assert mistake("check", str(tmp_path / "shown.yaml")).startswith(told)
+    assert "PLANTED" not in mistake("data", "check", "https://u:PLANTED@127.0.0.1:1/faces")
+    assert "PLANTED" not in mistake("check", "demo", "train.data=http://u:PLANTED@h")

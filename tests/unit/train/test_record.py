@@ -79,10 +79,13 @@ def test_a_server_that_is_away_costs_nothing_and_is_caught_up(
     record = Record(folder)
     record.metrics(1, **{"train/loss": 1.0})
     away = config.model_copy(
-        update={"tracking": config.tracking.model_copy(update={"uri": "http://127.0.0.1:9"})}
+        update={
+            "tracking": config.tracking.model_copy(update={"uri": "http://u:PLANTED@127.0.0.1:9"})
+        }
     )
     problem = Mirror(folder, away, {}, period_s=0.1).close("FINISHED", timeout_s=20)
-    assert "127.0.0.1:9" in problem
+    assert problem.startswith("http://***@127.0.0.1:9: ")
+    assert "PLANTED" not in problem
     record.metrics(2, **{"train/loss": 2.0})
     assert mirror_once(folder, config) == ""
     assert history(folder) == [(1, 1.0), (2, 2.0)]
