@@ -16,6 +16,7 @@ from manyfaces.train.folder import RunFolder
 
 FORMAT = 2
 FINGERPRINT = "data.fingerprint"
+_NOT_FITTING = (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError)
 
 
 def identity_here(config: Config, dataset: Dataset) -> dict[str, Any]:
@@ -45,7 +46,7 @@ def stored_identity(folder: RunFolder) -> dict[str, Any]:
         return {**known, **digests}
     except UserError:  # of another version's configuration, which it names
         raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+    except (OSError, RecursionError, *_NOT_FITTING) as error:
         raise UserError(
             f"{folder.identity}: cannot be read ({error!r}); give another run.name"
         ) from error

@@ -7,13 +7,47 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel
 
 from manyfaces.configs.files import write_atomic
+from manyfaces.configs.parsed import parsed
 from manyfaces.data.dataset.write import DROPPED, Written
 
 REPORT, HISTOGRAM = "report.json", "histogram.png"
 _NAMED = 20
 """How many of the identities without an image are named."""
+
+
+class _DroppedImages(BaseModel):
+    images: int
+    by_reason: dict[str, int]
+
+
+class _Duplicates(BaseModel):
+    images: int
+    within_an_identity: int
+    between_identities: int
+
+
+class _Spread(BaseModel):
+    min: int
+    median: float
+    mean: float
+    max: int
+
+
+class _Counted(BaseModel):
+    count: int
+
+
+class _Report(BaseModel):
+    """What is told to people of `report.json`."""
+
+    dropped: _DroppedImages
+    duplicates: _Duplicates
+    images_per_identity: _Spread
+    identities_without_images: _Counted
+    notes: list[str]
 
 
 def write_report(
@@ -82,24 +116,25 @@ def histogram_edges(highest: int) -> NDArray[np.int64]:
 
 
 def lines(out: Path) -> list[str]:
-    """Read the report and tell it in a few lines."""
-    report = json.loads((out / REPORT).read_text())
-    dropped, twice, spread = report["dropped"], report["duplicates"], report["images_per_identity"]
-    reasons = [f"{count:,} {reason}" for reason, count in dropped["by_reason"].items()]
+    """Read the report and tell it in a few lines. Raises `UserError` for one that is none."""
+    body, remedy = (out / REPORT).read_bytes(), "remove it; the dataset is whole without it"
+    report = parsed(_Report, body, str(out / REPORT), remedy)
+    dropped, twice, spread = report.dropped, report.duplicates, report.images_per_identity
+    reasons = [f"{count:,} {reason}" for reason, count in dropped.by_reason.items()]
     why = f": {'; '.join(reasons)} (see {out / DROPPED})" if reasons else ""
     found = [
-        f"images per identity  {spread['min']:,} to {spread['max']:,}, median "
-        f"{spread['median']:,g}, mean {spread['mean']:,}",
-        f"dropped              {dropped['images']:,} images{why}",
-        f"exact duplicates     {twice['images']:,} images kept: {twice['within_an_identity']:,} "
-        f"within an identity, {twice['between_identities']:,} between identities",
+        f"images per identity  {spread.min:,} to {spread.max:,}, median {spread.median:,g}, mean "
+        f"{spread.mean:,}",
+        f"dropped              {dropped.images:,} images{why}",
+        f"exact duplicates     {twice.images:,} images kept: {twice.within_an_identity:,} within "
+        f"an identity, {twice.between_identities:,} between identities",
     ]
-    if num_empty := report["identities_without_images"]["count"]:
+    if num_empty := report.identities_without_images.count:
         found.append(
             f"without images       {num_empty:,} identities: none of their images could be used; "
             "their class ids stay, unused"
         )
-    return [*found, *report["notes"], f"report               {out / REPORT}, {out / HISTOGRAM}"]
+    return [*found, *report.notes, f"report               {out / REPORT}, {out / HISTOGRAM}"]
 
 
 def histogram(count_C: NDArray[np.int64], path: Path) -> None:

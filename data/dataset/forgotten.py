@@ -6,16 +6,28 @@ runs resume. The shards still hold the bytes, and older checkpoints the centres,
 removed: `compact` makes a dataset without them.
 """
 
-import json
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, NonNegativeInt
 
 from manyfaces.configs.errors import UserError
+from manyfaces.configs.parsed import parsed
 from manyfaces.data.dataset.dataset import Dataset
-from manyfaces.data.dataset.manifest import FORGOTTEN
+from manyfaces.data.dataset.manifest import FORGOTTEN, Manifest
 from manyfaces.data.dataset.part import Part
+
+_REMEDY = "restore it, or remove it and forget the same people again"
+
+
+class _File(BaseModel):
+    """The content of `forgotten.json`: rows and identities of the index that has this SHA-256."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+    index_sha256: str
+    identities: tuple[NonNegativeInt, ...]
+    samples: tuple[NonNegativeInt, ...]
 
 
 @dataclass(frozen=True)
@@ -56,19 +68,30 @@ def read_forgotten_part(part: Part) -> Forgotten:
     """What is forgotten in the part, by rows and identities of its own index; nothing where there
     is no `forgotten.json`. Raises `UserError` if it was written for another index."""
     file = part.path / FORGOTTEN
-    if not file.exists():
-        return Forgotten(np.empty(0, np.int64), np.empty(0, np.int64))
     try:
-        told = json.loads(file.read_text())
-        samples, identities, index = told["samples"], told["identities"], told["index_sha256"]
-    except (ValueError, KeyError, TypeError) as error:
+        body = file.read_bytes()
+    except FileNotFoundError:
+        body = None
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror}); {_REMEDY}") from error
+    return parse_forgotten(body, str(file), part.manifest)
+
+
+def parse_forgotten(body: bytes | None, where: str, manifest: Manifest) -> Forgotten:
+    """What the bytes of a `forgotten.json` say, which stands at `where` beside this manifest;
+    nothing is forgotten where there is none. Raises `UserError` as `read_forgotten_part` does."""
+    if body is None:
+        return Forgotten(np.empty(0, np.int64), np.empty(0, np.int64))
+    told = parsed(_File, body, where, _REMEDY)
+    if told.index_sha256 != manifest.index_sha256:
         raise UserError(
-            f"{file}: cannot be read ({error!r}); restore it, or forget the same people again and "
-            "remove it"
-        ) from error
-    if index != part.manifest.index_sha256:
-        raise UserError(
-            f"{file}: is of another index than {part.path} has now; remove it and run "
+            f"{where}: is of another index than the dataset has now; remove it and run "
             "`manyfaces data forget` again"
         )
-    return Forgotten(np.array(samples, np.int64), np.array(identities, np.int64))
+    for what, numbers, limit in (
+        ("sample", told.samples, manifest.num_images),
+        ("identity", told.identities, manifest.num_identities),
+    ):
+        if (highest := max(numbers, default=-1)) >= limit:
+            raise UserError(f"{where}: {what} {highest} is not in [0, {limit}); {_REMEDY}")
+    return Forgotten(*(np.unique(np.array(n, np.int64)) for n in (told.samples, told.identities)))

@@ -6,10 +6,11 @@ import hashlib
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
 from manyfaces.configs.errors import UserError
 from manyfaces.configs.files import relative_name
+from manyfaces.configs.parsed import parsed
 
 MANIFEST = "manyfaces.json"
 INDEX = "index.arrow"
@@ -24,9 +25,9 @@ class Shard:
     """What one shard file must be."""
 
     name: Annotated[str, AfterValidator(relative_name)]
-    bytes: int
-    samples: int
-    sha256: str
+    bytes: NonNegativeInt
+    samples: PositiveInt
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class Manifest(BaseModel):
@@ -34,9 +35,9 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(frozen=True)
     format: Literal[1] = 1
-    num_images: int
-    num_identities: int
-    image_px: tuple[int, int] | None
+    num_images: NonNegativeInt
+    num_identities: NonNegativeInt
+    image_px: tuple[PositiveInt, PositiveInt] | None
     """(height, width) that all images share; null where they differ."""
     template: str | None = None
     """How faces are aligned, if known: "arcface-112" is InsightFace's five-point template."""
@@ -61,11 +62,8 @@ class Manifest(BaseModel):
 def parse_manifest(body: bytes, where: str) -> Manifest:
     """The manifest in the bytes of a `manyfaces.json` of the folder or URL `where`. Raises
     `UserError` naming the first field that is wrong."""
-    try:
-        return Manifest.model_validate_json(body)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"]))
-        raise UserError(
-            f"{where}/{MANIFEST}: {field}: {first['msg']}; run `manyfaces data index {where}`"
-        ) from error
+    file, remedy = f"{where}/{MANIFEST}", f"run `manyfaces data index {where}`"
+    manifest = parsed(Manifest, body, file, remedy)
+    if manifest.num_images < 1 or not manifest.shards:
+        raise UserError(f"{file}: lists no image; {remedy}")
+    return manifest

@@ -1,11 +1,10 @@
 """How large a dataset is, by its manifest alone: for a plan, before anything is opened."""
 
-import json
 from pathlib import Path
 
 from manyfaces.configs import schema
 from manyfaces.configs.errors import UserError
-from manyfaces.data.dataset.manifest import MANIFEST
+from manyfaces.data.dataset.manifest import MANIFEST, parse_manifest
 
 PATIENCE_S = 5.0
 """How long a plan waits for a store; the run itself waits longer."""
@@ -48,8 +47,5 @@ def _read(path: str, patience_s: float) -> tuple[int, int]:
         body = manifest.read_bytes()
     else:
         raise UserError(f"{Path(path) / MANIFEST} is not there")
-    try:
-        facts = json.loads(body)
-        return int(facts["num_images"]), int(facts["num_identities"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}/{MANIFEST}: no manifest ({error!r})") from error
+    facts = parse_manifest(body, path)
+    return facts.num_images, facts.num_identities

@@ -15,9 +15,11 @@ from typing import BinaryIO, NamedTuple, Protocol
 import numpy as np
 import webdataset
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
 
 from manyfaces.configs.errors import UserError
 from manyfaces.configs.files import write_atomic
+from manyfaces.configs.parsed import parsed
 from manyfaces.data.dataset.index_shards import IndexedShard, commit_shards, index_shard
 from manyfaces.data.dataset.manifest import IDENTITIES, Manifest
 from manyfaces.data.parallel import run_parallel
@@ -33,6 +35,15 @@ class Item(NamedTuple):
     source: object
     key: str
     identity: int
+
+
+class _DroppedImage(BaseModel):
+    """A line of a shard's `.dropped` file."""
+
+    model_config = ConfigDict(strict=True)
+    key: str
+    source: str
+    reason: str
 
 
 class Items(Protocol):
@@ -119,7 +130,7 @@ def _begin(out: Path, plan: str) -> None:
     """Make the folder ready to be written, or completed, by this plan. Raises `UserError` where it
     holds other shards."""
     out.mkdir(parents=True, exist_ok=True)
-    if (out / PLAN).exists() and (out / PLAN).read_text() != plan:
+    if (out / PLAN).exists() and (out / PLAN).read_bytes() != plan.encode():
         raise UserError(
             f"{out}: holds shards of another source or other options (see {out / PLAN}); give an "
             "empty folder"
@@ -158,11 +169,30 @@ def _write_shard(
             write_atomic(dropped_file, "".join(json.dumps(row) + "\n" for row in dropped))
         temporary.replace(path)
     elif dropped_file.exists():
-        dropped = [json.loads(line) for line in dropped_file.read_text().splitlines()]
+        dropped = _read_dropped(dropped_file, path)
     reasons = Counter(row["reason"] for row in dropped)
     if len(dropped) == len(items):
         return None, reasons
-    return _with_digests(path, index_shard(path)), reasons
+    indexed = index_shard(path)
+    if len(indexed.size_N) + len(dropped) != len(items):
+        raise UserError(
+            f"{path}: holds {len(indexed.size_N):,} of {len(items):,} images and {len(dropped):,} "
+            f"are told as left out; {_anew(path)}"
+        )
+    return _with_digests(path, indexed), reasons
+
+
+def _read_dropped(file: Path, shard: Path) -> list[dict[str, str]]:
+    """The rows of a shard's `.dropped` file. Raises `UserError` for a line that is none."""
+    lines = file.read_bytes().removesuffix(b"\n").split(b"\n")
+    return [
+        parsed(_DroppedImage, line, f"{file}:{number}", _anew(shard)).model_dump()
+        for number, line in enumerate(lines, 1)
+    ]
+
+
+def _anew(shard: Path) -> str:
+    return f"remove {shard.name} beside it and run the same command, which writes that shard anew"
 
 
 def _write_tar(

@@ -17,17 +17,22 @@ import fcntl
 import json
 import math
 import os
+import re
 import shutil
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Annotated
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from manyfaces.configs.errors import UserError
 
 POLL_S = 0.02
+_PART = re.compile(r"\.([^.]+)\.(\d+)\.part")
+_NEEDS = TypeAdapter(dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]])
 
 
 class Stopped(Exception):
@@ -142,21 +147,19 @@ class ShardCache:
             if path.suffix == ".tar":
                 facts = path.stat()
                 whole[path] = facts.st_mtime, facts.st_size
-            elif path.suffix == ".part":
-                _, sha256, size, _ = path.name.split(".")
-                with locked(self.folder / f".{sha256}.lock") as left_behind:
+            elif begun := _PART.fullmatch(path.name):
+                with locked(self.folder / f".{begun[1]}.lock") as left_behind:
                     if left_behind:
                         path.unlink()
                     else:
-                        taken += int(size)
+                        taken += int(begun[2])
             elif path.name.startswith(".needs-"):
                 with locked(path) as left_behind:
                     if left_behind:
                         path.unlink()
                     else:
-                        with contextlib.suppress(FileNotFoundError):  # its process ended just now
-                            for sha256, distance in json.loads(path.read_text()).items():
-                                needs[sha256] = min(distance, needs.get(sha256, math.inf))
+                        for sha256, distance in _needs_in(path).items():
+                            needs[sha256] = min(distance, needs.get(sha256, math.inf))
         return whole, taken, needs
 
     @contextlib.contextmanager
@@ -166,6 +169,15 @@ class ShardCache:
 
     def _patience(self, growing: Path | None = None) -> "Patience":
         return Patience(self.folder, self.patience_s, growing, self.stopping)
+
+
+def _needs_in(path: Path) -> dict[str, float]:
+    """What the file of another process says that it needs; nothing where that does not fit, so that
+    no process is held up by it, nor where the process ended just now."""
+    try:
+        return _NEEDS.validate_json(path.read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return {}
 
 
 def shard_path(folder: Path, sha256: str) -> Path:

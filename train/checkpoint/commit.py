@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeIn
 
 from manyfaces.configs.errors import UserError
 from manyfaces.configs.files import file_sha256, relative_name, write_atomic
+from manyfaces.configs.parsed import first_fault
 from manyfaces.train.checkpoint.progress import MOVED
 
 COMMIT = "COMMIT.json"
@@ -79,7 +80,7 @@ def read_commit(checkpoint: Path) -> Commit | Fault:
         return _damaged(f"{COMMIT} cannot be read ({error.strerror})")
     try:
         told = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return _damaged(f"{COMMIT} is torn")
     number = told.get("format") if isinstance(told, dict) else None
     if isinstance(number, int) and number != FORMAT:
@@ -87,9 +88,7 @@ def read_commit(checkpoint: Path) -> Commit | Fault:
     try:
         return Commit.model_validate_json(body)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        return _damaged(f"{COMMIT} is damaged: {key}: {first['msg']}".replace(": :", ":"))
+        return _damaged(f"{COMMIT} is damaged: {first_fault(error)}")
 
 
 def check_commit(checkpoint: Path) -> Fault | None:

@@ -7,16 +7,36 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, NonNegativeFloat, NonNegativeInt, ValidationError
+
 from manyfaces.configs.errors import UserError
 from manyfaces.configs.load import load_stored
+from manyfaces.configs.parsed import first_fault
 from manyfaces.configs.redact import redacted
 from manyfaces.configs.schema import Config
 from manyfaces.train.checkpoint.commit import committed_file
 from manyfaces.train.checkpoint.layout import STATE
 
 FORMAT = 2
-_REQUIRED = ("config", "dataset", "num_classes", "seed", "step", "position")
-"""What every checkpoint says of itself. A field that came later has its default."""
+
+
+class _Stored(BaseModel):
+    """The content of `state.json` in today's format; a field that came later has its default."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+    format: int
+    config: dict[str, Any]
+    dataset: str
+    num_classes: NonNegativeInt
+    seed: NonNegativeInt
+    step: NonNegativeInt
+    position: NonNegativeInt
+    seconds: NonNegativeFloat = 0.0
+    numbers: dict[str, dict[str, float]] = {}
+    mlflow: dict[str, Any] | None = None
+    versions: dict[str, str] = {}
+    base_sha256: str | None = None
+    edited: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -61,16 +81,21 @@ class RunState:
         """The state of a checkpoint of any format. Raises `UserError` for one that this version
         does not know, naming file and key."""
         tree, where = read_state(checkpoint), str(checkpoint / STATE)
-        del tree["format"]
-        known = cls.__dataclass_fields__
-        if unknown := sorted(tree.keys() - known):
-            raise UserError(
-                f"{where}: unknown key {unknown[0]}; the checkpoint is of another version of "
-                "manyfaces: read it with that one"
-            )
-        if missing := [name for name in _REQUIRED if name not in tree]:
-            raise UserError(f"{where}: {missing[0]} is missing; use another checkpoint")
-        return cls(**{**tree, "config": load_stored(tree["config"], where)})
+        try:
+            stored = dict(_Stored.model_validate(tree))
+        except ValidationError as error:
+            if unknown := sorted(tree.keys() - _Stored.model_fields):
+                raise UserError(
+                    f"{where}: unknown key {unknown[0]}; the checkpoint is of another version of "
+                    "manyfaces: read it with that one"
+                ) from error
+            if missing := [each for each in error.errors() if each["type"] == "missing"]:
+                raise UserError(
+                    f"{where}: {missing[0]['loc'][0]} is missing; use another checkpoint"
+                ) from error
+            raise UserError(f"{where}: {first_fault(error)}; use another checkpoint") from error
+        del stored["format"]
+        return cls(**{**stored, "config": load_stored(stored["config"], where)})
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
@@ -80,8 +105,10 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     path = committed_file(checkpoint, STATE)
     try:
         tree = json.loads(path.read_bytes())
-        number = int(tree["format"])
-    except (ValueError, KeyError, TypeError) as error:
+        number = tree["format"]
+        if not isinstance(number, int) or number < 1:
+            raise ValueError(f"format {number!r}")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read ({error!r}); use another checkpoint") from error
     if number > FORMAT:
         raise UserError(

@@ -2,13 +2,12 @@
 images by it."""
 
 import copy
-import json
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -17,12 +16,22 @@ from manyfaces.configs.backbones.backbone import Backbone
 from manyfaces.configs.errors import UserError
 from manyfaces.configs.files import file_sha256
 from manyfaces.configs.node import FILE, Node
+from manyfaces.configs.parsed import first_fault, parsed
 from manyfaces.configs.paths import mapped
+from manyfaces.configs.sections.data import Px
 from manyfaces.models.adapters.adapter import merge
 from manyfaces.models.backbones.encoder import Encoder
 
 FORMAT = 1
 _KEY = "manyfaces"
+_REMEDY = "give a run, a checkpoint, or a file that `manyfaces export` wrote"
+
+
+class _Format(BaseModel):
+    """What the metadata of every format say."""
+
+    format: int
+    version: str
 
 
 class Exported(Node):
@@ -34,7 +43,7 @@ class Exported(Node):
     source: str
     """The run and the step that the weights are of, for people."""
     model: Backbone
-    image_hw: tuple[int, int]
+    image_hw: tuple[Px, Px]
     autocast: bool
     files: dict[str, str] = Field(default_factory=dict)
     """SHA-256 by path of the Python files that hold classes of one's own."""
@@ -81,7 +90,7 @@ def read_exported(file: Path, device: torch.device) -> Encoder:
     backbone: nn.Module = facts.model.build(image_hw=facts.image_hw)
     try:
         backbone.load_state_dict(load_file(file))
-    except RuntimeError as error:
+    except (RuntimeError, SafetensorError) as error:
         told = " ".join(str(error).split())
         raise UserError(f"{file}: does not fit the network that it names: {told}") from error
     return Encoder(backbone.to(device), facts.model, facts.image_hw, device, facts.autocast)
@@ -104,24 +113,19 @@ def read_facts(file: Path) -> Exported:
         with safe_open(file, "pt") as opened:
             metadata: dict[str, Any] = opened.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{file}: is no whole safetensors file ({error})") from error
+        raise UserError(f"{file}: is no whole safetensors file ({error}); {_REMEDY}") from error
     if _KEY not in metadata:
+        raise UserError(f"{file}: does not say which network its weights are of; {_REMEDY}")
+    told = parsed(_Format, metadata[_KEY], f"{file}: metadata", "export it again")
+    if told.format != FORMAT:
         raise UserError(
-            f"{file}: does not say which network its weights are of; give a run, a checkpoint, or "
-            "a file that `manyfaces export` wrote"
-        )
-    tree = json.loads(metadata[_KEY])
-    if tree.get("format") != FORMAT:
-        raise UserError(
-            f"{file}: format {tree.get('format')}, and this version of manyfaces reads {FORMAT}; "
-            "read it with the version that wrote it"
+            f"{file}: format {told.format}, and this version of manyfaces reads {FORMAT}; read it "
+            "with the version that wrote it"
         )
     try:
-        return Exported.model_validate(tree)
+        return Exported.model_validate_json(metadata[_KEY])
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
         raise UserError(
-            f"{file}: {key}: {first['msg']}; this version of manyfaces does not know it: read it "
-            f"with {tree.get('version')}, which wrote it"
+            f"{file}: {first_fault(error)}; this version of manyfaces does not know it: read it "
+            f"with {told.version}, which wrote it"
         ) from error

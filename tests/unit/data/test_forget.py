@@ -152,7 +152,7 @@ def test_a_list_for_another_index_is_never_passed_over(mine) -> None:
     with pytest.raises(UserError, match="of another index"):
         read_forgotten(mine)
     (mine.part.path / FORGOTTEN).write_text("{")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match=r"forgotten\.json: Invalid JSON: .*; restore it, or"):
         read_forgotten(mine)
 
 
