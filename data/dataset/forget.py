@@ -13,13 +13,18 @@ from numpy.typing import NDArray
 
 from manyfaces.configs.errors import UserError
 from manyfaces.configs.files import write_atomic
-from manyfaces.data.dataset.forgotten import Forgotten, read_forgotten_part
+from manyfaces.data.dataset.forgotten import Forgotten, parse_forgotten, read_forgotten_part
 from manyfaces.data.dataset.manifest import FORGOTTEN, IDENTITIES
 from manyfaces.data.dataset.names import identity_names
 from manyfaces.data.dataset.part import Part
 from manyfaces.data.dataset.sample import scan
 from manyfaces.data.parallel import run_parallel
+from manyfaces.data.store.cache import RemoteSource
+from manyfaces.data.store.lock import store_lock
 from manyfaces.data.store.remote import Remote
+
+FORGOTTEN_LOCK = f"{FORGOTTEN}.lock"
+_TRIES = 10
 
 
 def forget(
@@ -28,39 +33,63 @@ def forget(
     """Add identities (class ids, or names of `identities.txt`) and samples (`KEY` or `SHARD:KEY`)
     to what is forgotten; returns all that is forgotten then.
 
-    An identity whose last sample goes is forgotten too. Raises `UserError` naming each that is not
+    An identity whose last sample goes is forgotten too. Of several requests at once none is lost in
+    a folder; at an URL as far as `store_lock` holds. Raises `UserError` naming each that is not
     there; then nothing is changed.
     """
-    more_classes, more_samples = _class_ids(part, identities), _rows(part, keys, processes)
+    more = Forgotten(_rows(part, keys, processes), _class_ids(part, identities))
+    if part.remote is not None and part.remote.with_index:
+        return _forget_at_url(part, part.remote, more)
     folder = os.open(part.path, os.O_RDONLY)
     try:  # of two requests at once the second must find what the first has written
         fcntl.flock(folder, fcntl.LOCK_EX)
-        return _merge(part, more_classes, more_samples)
+        merged = _merged(part, read_forgotten_part(part), more)
+        write_atomic(part.path / FORGOTTEN, _body(part, merged))
+        return merged
     finally:
         os.close(folder)
 
 
-def _merge(
-    part: Part, more_classes: NDArray[np.int64], more_samples: NDArray[np.int64]
-) -> Forgotten:
-    """Add these numbers to what is forgotten, and write it."""
-    known = read_forgotten_part(part)
-    classes = np.union1d(known.identities, more_classes)
-    samples = np.union1d(known.samples, more_samples)
+def _forget_at_url(part: Part, source: RemoteSource, more: Forgotten) -> Forgotten:
+    """Add to what is forgotten at the URL, and in the node's copy of it."""
+    remote, where = Remote(source.url, source.patience_s), f"{source.url}/{FORGOTTEN}"
+    if remote.read_only:
+        raise UserError(
+            f"{source.url}: nothing can be written there; forget in a local copy and put its "
+            f"{FORGOTTEN} there"
+        )
+    body = b""
+    with store_lock(remote, FORGOTTEN_LOCK):
+        for _ in range(_TRIES):
+            there = remote.read_if_there(FORGOTTEN)
+            if body and there == body:
+                write_atomic(part.path / FORGOTTEN, body)
+                return parse_forgotten(body, where, part.manifest)
+            known = parse_forgotten(there, where, part.manifest)
+            body = _body(part, _merged(part, known, more)).encode()
+            remote.write(FORGOTTEN, body)
+    raise UserError(f"{where}: other requests write it all the time; run the same command again")
+
+
+def _body(part: Part, forgotten: Forgotten) -> str:
+    """The text of `forgotten.json`."""
+    told = {
+        "index_sha256": part.manifest.index_sha256,
+        "identities": forgotten.identities.tolist(),
+        "samples": forgotten.samples.tolist(),
+    }
+    return json.dumps(told) + "\n"
+
+
+def _merged(part: Part, known: Forgotten, more: Forgotten) -> Forgotten:
+    """What is forgotten with more added, and with it the identities that have no sample left."""
+    classes = np.union1d(known.identities, more.identities)
+    samples = np.union1d(known.samples, more.samples)
     touched = np.setdiff1d(np.unique(part.identity_N[samples]).astype(np.int64), classes)
     if len(touched):  # whether any sample of theirs is left
         of_theirs = np.flatnonzero(np.isin(part.identity_N, touched))
         left = np.unique(part.identity_N[np.setdiff1d(of_theirs, samples)])
         classes = np.union1d(classes, np.setdiff1d(touched, left))
-    told = {
-        "index_sha256": part.manifest.index_sha256,
-        "identities": classes.tolist(),
-        "samples": samples.tolist(),
-    }
-    body = json.dumps(told) + "\n"
-    if part.remote is not None and part.remote.with_index:
-        Remote(part.remote.url, part.remote.patience_s).write(FORGOTTEN, body.encode())
-    write_atomic(part.path / FORGOTTEN, body)
     return Forgotten(samples, classes)
 
 

@@ -79,8 +79,10 @@ def status(error: BaseException) -> int | None:
         for name in ("status", "code"):  # aiohttp's, gcsfs's
             if isinstance(number := getattr(each, name, None), int):
                 return number
-    # fsspec's HTTP calls a refused connection "not found" as well, but names the cause.
-    return 404 if isinstance(list(_chain(error))[-1], FileNotFoundError) else None
+    # fsspec's HTTP calls a refused connection "not found" as well, but names the cause. The cause
+    # of what is not in the memory's store is a mapping's KeyError.
+    causes = [each for each in _chain(error) if not isinstance(each, KeyError)]
+    return 404 if causes and isinstance(causes[-1], FileNotFoundError) else None
 
 
 def words(error: BaseException) -> str:

@@ -5,6 +5,7 @@ Credentials and endpoints are the drivers' own: AWS_ACCESS_KEY_ID, AWS_PROFILE, 
 their like, Google's defaults.
 """
 
+import contextlib
 import hashlib
 import re
 import threading
@@ -139,6 +140,29 @@ class Remote:
     def write(self, name: str, body: bytes) -> None:
         """Put a small file there; object stores show it whole or not at all."""
         self._patiently(name, lambda: self._fs.pipe_file(self._at(name), body))
+
+    def create(self, name: str, body: bytes) -> bool:
+        """Put a small file there unless there is one; returns whether it was put. Two processes at
+        once cannot both put it, as far as the store knows to tell."""
+
+        def once() -> bool:
+            try:
+                with self._fs.open(self._at(name), "xb") as file:
+                    file.write(body)
+            except FileExistsError:
+                return False
+            return True
+
+        return self._patiently(name, once)
+
+    def remove(self, name: str) -> None:
+        """Remove a file, which need not be there."""
+
+        def once() -> None:
+            with contextlib.suppress(FileNotFoundError):
+                self._fs.rm_file(self._at(name))
+
+        self._patiently(name, once)
 
     def _at(self, name: str) -> str:
         return f"{self._root}/{name}"

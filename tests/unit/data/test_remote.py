@@ -311,3 +311,14 @@ def test_an_url_without_shards(proxy: Proxy, url: str, tmp_path: Path) -> None:
         index_url("s3://faces/notars", tmp_path)
     with pytest.raises(UserError, match=r"nothing can be written there; give --out FOLDER"):
         index_url(f"http://127.0.0.1:{proxy.port}/faces/foreign")
+
+
+def test_a_file_is_created_once(url: str) -> None:
+    remote = Remote(url, 3)
+    assert remote.create("lock", b"mine")
+    assert not remote.create("lock", b"theirs")
+    assert remote.read("lock") == b"mine"
+    remote.remove("lock")
+    remote.remove("lock")
+    assert remote.read_if_there("lock") is None
+    assert remote.create("lock", b"theirs")
