@@ -38,6 +38,7 @@ from manyfaces.train.checkpoint.commit import (
     committed,
     committed_file,
 )
+from manyfaces.train.checkpoint.edit_lock import is_being_written, sweep_edits
 
 STATE, BACKBONE, BESIDE_BACKBONE, OPTIMIZER, HEAD = (
     "state.json",
@@ -148,9 +149,10 @@ def retain(folder: Path, keep: int, trusted: Collection[Path]) -> None:
 
 def sweep(folder: Path) -> None:
     """Remove what writes that were cut off have left, and what was found damaged; while none is
-    going on. A failed removal stops nothing."""
+    going on but edits of heads, whose folders stay. A failed removal stops nothing."""
+    sweep_edits(folder)
     for path in folder.glob("step-*"):
-        if _LEFTOVER.fullmatch(path.name):
+        if _LEFTOVER.fullmatch(path.name) and not is_being_written(path):
             _remove(path)
 
 

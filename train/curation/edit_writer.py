@@ -3,7 +3,6 @@
 Shapes: C classes of the new head, n some of them.
 """
 
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +22,7 @@ from manyfaces.train.checkpoint.commit import (
     digest,
     written_files,
 )
+from manyfaces.train.checkpoint.edit_lock import sweep_edits, unfinished_folder
 from manyfaces.train.checkpoint.head_files import Ints, write_head
 from manyfaces.train.checkpoint.layout import FREE_SPACE_FACTOR, HEAD, STATE
 from manyfaces.train.checkpoint.state import RunState
@@ -57,9 +57,7 @@ def write_edited(
     edited_files = (STATE, IDENTITIES)
     copied = [n for n in files if not n.startswith(f"{HEAD}/") and n not in edited_files]
     _refuse_full_disk(source, out, len(row_C), sum(files[name].bytes for name in copied))
-    temporary = out.with_name(f"{out.name}.tmp-{os.urandom(4).hex()}")
-    temporary.mkdir()
-    try:
+    with unfinished_folder(out) as temporary:
         for name in copied:
             (temporary / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source.path / name, temporary / name)
@@ -69,8 +67,6 @@ def write_edited(
         write_atomic(temporary / STATE, state.to_json())
         written = digest(temporary, written_files(temporary))
         commit_folder(temporary, out, source.state.step, 1, written)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _rows(source: Source, row_C: Ints, added: Added) -> Callable[[str, Ints], Tensor]:
@@ -102,6 +98,7 @@ def _refuse_full_disk(source: Source, out: Path, num_classes: int, copied_bytes:
     )
     needed = (row_bytes * num_classes + copied_bytes) * FREE_SPACE_FACTOR
     out.parent.mkdir(parents=True, exist_ok=True)
+    sweep_edits(out.parent)  # what a killed edit has left takes of the free space
     if (free := shutil.disk_usage(out.parent).free) < needed:
         raise UserError(
             f"{out}: needs {needed / 1e6:,.1f} MB, {free / 1e6:,.1f} MB free; free some space"
