@@ -129,9 +129,8 @@ class Mirror:
             params = [mlflow.entities.Param(k, str(v)[:500]) for k, v in self.params.items()]
             for start in range(0, len(params), 100):
                 client.log_batch(run_id, params=params[start : start + 100])
-            write_atomic(
-                self.folder / RUN_FILE, json.dumps({"uri": redact(self.uri), "run_id": run_id})
-            )
+        told = {"uri": redact(self.uri), "run_id": run_id}
+        write_atomic(self.folder / RUN_FILE, json.dumps(told))
         self._client, self._run_id = client, run_id
 
     def _send(self) -> None:

@@ -13,7 +13,9 @@ class Tracking(Node):
     decides: ClassVar[Decides] = NOTHING
 
     uri: str | None = None
-    """MLflow tracking server; default is `MLFLOW_TRACKING_URI`, else sqlite in the runs folder."""
+    """MLflow tracking server; default is `MLFLOW_TRACKING_URI`, else sqlite in the runs folder. Its
+    user and password are best set as `MLFLOW_TRACKING_USERNAME` and `MLFLOW_TRACKING_PASSWORD`; in
+    this or any other URL they are hidden in all that is written or shown."""
     experiment: str = "manyfaces"
     """MLflow experiment that the run belongs to."""
     log_every_steps: PositiveInt = 10

@@ -6,6 +6,8 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 from made_head import named_dataset
@@ -198,3 +200,30 @@ def test_the_watchdog_names_rank_and_phase_and_ends_the_process(tmp_path: Path) 
     assert ended.returncode == 75
     assert "rank 3 has been in 'stuck'" in ended.stdout
     assert "Thread" in ended.stderr
+
+
+class Server:
+    """What the mirror asks of MLflow's client."""
+
+    uris: ClassVar[list[str]] = []
+
+    def __init__(self, uri: str) -> None:
+        self.uris.append(uri)
+
+    def get_run(self, run_id: str) -> Any:
+        return SimpleNamespace(data=SimpleNamespace(metrics={}))
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_, **__: None
+
+
+def test_with_a_new_password_the_same_mlflow_run_goes_on_and_none_is_kept(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlflow.MlflowClient", Server)
+    tracking = config.tracking.model_copy(update={"uri": "http://u:PLANTED2@h"})
+    told = {"uri": "http://u:PLANTED1@h", "run_id": "r1"}  # as earlier versions wrote it
+    (tmp_path / RUN_FILE).write_text(json.dumps(told))
+    assert mirror_once(tmp_path, config.model_copy(update={"tracking": tracking})) == ""
+    assert Server.uris == ["http://u:PLANTED2@h"]
+    assert mlflow_run(tmp_path) == {"uri": "http://***@h", "run_id": "r1"}
