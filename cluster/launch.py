@@ -14,19 +14,16 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-
-from manyfaces.cluster.device import HIDE_GPUS, count_gpus, worker_device
+from manyfaces.cluster.device import HIDE_GPUS, count_gpus
+from manyfaces.cluster.group import GROUP_TIMEOUT_S, joined
 from manyfaces.cluster.memory import KEEP_MEMORY, under_torchrun, works_here
 from manyfaces.configs import schema
 from manyfaces.configs.redact import redact
 from manyfaces.configs.schema import Elastic, UserError
 
-GROUP_TIMEOUT_S = 1800
 START_TIMEOUT_S = 60
 OBJECT_STORE_BYTES = 100 << 20  # nothing but small messages travels through Ray
 QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
@@ -61,9 +58,8 @@ def launch(
     `config.max_failures` restarts.
     """
     if works_here(config):
-        if config.gpus_per_worker == 0:
-            os.environ.update(HIDE_GPUS)
-        _run_here(work, payload)
+        with joined(config):
+            pkgutil.resolve_name(work)(payload)
     else:
         _run_on_ray(work, payload, config, scratch, code)
 
@@ -78,22 +74,6 @@ def refuse(config: schema.Cluster) -> None:
     if config.launcher == "ray" and config.address is None and not under_torchrun():
         gpus = count_gpus()
         _refuse_too_many(config, _workers(config, gpus), os.cpu_count() or 1, gpus, "this machine")
-
-
-def _run_here(work: str, payload: dict[str, Any]) -> None:
-    timeout = timedelta(seconds=GROUP_TIMEOUT_S)
-    backend = "cpu:gloo,cuda:nccl" if worker_device().type == "cuda" else "gloo"
-    if under_torchrun():
-        dist.init_process_group(backend, timeout=timeout)
-    else:
-        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")  # DeepSpeed asks for them
-        dist.init_process_group(
-            backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout
-        )
-    try:
-        pkgutil.resolve_name(work)(payload)
-    finally:
-        dist.destroy_process_group()
 
 
 def _run_on_ray(

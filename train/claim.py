@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 from manyfaces.configs import plan, plan_lines
 from manyfaces.configs.errors import UserError
@@ -17,6 +18,7 @@ from manyfaces.train.checkpoint.commit import Condition
 from manyfaces.train.checkpoint.layout import STATE, candidates
 from manyfaces.train.checkpoint.state import RunState
 from manyfaces.train.folder import RunFolder
+from manyfaces.train.lease import Lease, take_launch
 from manyfaces.train.record import EVENTS, last_event
 from manyfaces.train.run_identity import (
     differing,
@@ -26,15 +28,12 @@ from manyfaces.train.run_identity import (
 )
 
 
-def claim(config: Config, dataset: Dataset, folder: RunFolder) -> None:
-    """Make the run folder, or check that the one that stands is of the same experiment. Raises
-    `UserError` with the differing keys."""
+def claim(config: Config, dataset: Dataset, folder: RunFolder, *, takeover: bool = False) -> Lease:
+    """Make the run folder, or check that the one that stands is of the same experiment; gives the
+    lease of the launch, which `takeover` takes from whoever has it. Raises `UserError` with the
+    differing keys, and where another process writes the run."""
     here = identity_here(config, dataset)
-    if folder.identity.exists() and (told := differing(here, stored_identity(folder))):
-        raise UserError(
-            f"{folder.path}: the run exists with other settings: {told}; give another run.name "
-            "(with run.resume_from to start from its checkpoint), or the old values"
-        )
+    _refuse_other(here, folder)
     resume_from = config.run.resume_from
     if resume_from is not None and not candidates(folder.checkpoints):
         check_source(config, dataset, Path(resume_from))
@@ -43,15 +42,29 @@ def claim(config: Config, dataset: Dataset, folder: RunFolder) -> None:
         config, manifest.num_images, manifest.num_identities, plan.world_size(config)
     )
     folder.path.mkdir(parents=True, exist_ok=True)
-    # One that another process holds is told before anything of its run is touched.
-    folder.lock(wait_s=1).close()
-    for leftover in folder.path.glob(".ray-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    write_names(dataset, folder.path / IDENTITIES)  # each checkpoint holds a copy
-    write_identity(folder, config, here)
-    write_atomic(folder.config, dump(redacted(config)))
-    lines = plan_lines.lines(planned)
-    write_atomic(folder.plan, "".join(f"{label}: {text}\n" for label, text in lines))
+    lease = take_launch(folder.path, takeover=takeover)
+    try:
+        _refuse_other(here, folder)  # another launch may have begun and ended just now
+        for leftover in folder.path.glob(".ray-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        write_names(dataset, folder.path / IDENTITIES)  # each checkpoint holds a copy
+        write_identity(folder, config, here)
+        write_atomic(folder.config, dump(redacted(config)))
+        lines = plan_lines.lines(planned)
+        write_atomic(folder.plan, "".join(f"{label}: {text}\n" for label, text in lines))
+    except BaseException:
+        lease.release()
+        raise
+    return lease
+
+
+def _refuse_other(here: dict[str, Any], folder: RunFolder) -> None:
+    """Raise `UserError` where the run that stands is of another experiment."""
+    if folder.identity.exists() and (told := differing(here, stored_identity(folder))):
+        raise UserError(
+            f"{folder.path}: the run exists with other settings: {told}; give another run.name "
+            "(with run.resume_from to start from its checkpoint), or the old values"
+        )
 
 
 def refuse_lost(folder: RunFolder) -> None:

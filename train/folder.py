@@ -1,16 +1,9 @@
 """The files of a run's folder."""
 
-import contextlib
-import fcntl
-import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
-from manyfaces.configs.errors import UserError
 from manyfaces.configs.schema import Config
-
-LOCK_WAIT_S = 20  # a killed group's last process may hold the lock for a moment
 
 
 @dataclass(frozen=True)
@@ -58,16 +51,3 @@ class RunFolder:
     def quarantine(self) -> Path:
         """Samples that could not be decoded."""
         return self.path / "quarantine.jsonl"
-
-    def lock(self, wait_s: int = LOCK_WAIT_S) -> IO[str]:
-        """Held by rank 0 while the run is written; the system lets it go with the process, however
-        that ends. Raises `UserError` where another process holds it."""
-        file = (self.path / ".lock").open("w")
-        for _ in range(wait_s):
-            with contextlib.suppress(OSError):
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return file
-            time.sleep(1)
-        raise UserError(
-            f"{self.path}: another process is writing this run; stop it, or give another run.name"
-        )

@@ -1,14 +1,16 @@
 """A run in the process that a person started: check, claim the folder, launch, show, summarise."""
 
-import os
 import sys
 import time
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from manyfaces.cluster import jobs, launch
+from manyfaces.cluster.group import first_alone, joined
 from manyfaces.cluster.memory import under_torchrun
 from manyfaces.configs import paths, plan
 from manyfaces.configs.errors import UserError
@@ -28,6 +30,7 @@ from manyfaces.train.evaluation.result import QuantitiesByName
 from manyfaces.train.folder import RunFolder
 from manyfaces.train.follow import Follower, summary_table
 from manyfaces.train.initial_weights import check_initial
+from manyfaces.train.lease import Lease, LeaseLostError, refuse_held
 from manyfaces.train.protocols.open import check_images, open_protocols
 from manyfaces.train.record import METRICS, last_event, read_rows
 from manyfaces.train.tracking import Mirror, tracking_uri
@@ -37,15 +40,39 @@ WORK = "manyfaces.train.session:work"
 without waiting for DeepSpeed."""
 
 
-def run(config: Config, console: Console) -> None:
-    """Check, launch, show, summarise. Raises `UserError` where the run cannot start or had to
-    stop."""
+@dataclass(frozen=True)
+class _Claimed:
+    """A run that this process may launch."""
+
+    lease: Lease
+    num_steps: int
+    complete: bool
+    quantities: QuantitiesByName
+
+
+def run(config: Config, console: Console, *, takeover: bool = False) -> None:
+    """Check, launch, show, summarise. `takeover` takes the run from another process that has it.
+    Raises `UserError` where the run cannot start or had to stop."""
     began = time.monotonic()
     config = paths.mapped(absolute(config), WEIGHTS, checked_file)
     folder = RunFolder.of(config)
-    if under_torchrun() and os.environ["RANK"] != "0":
-        _launch(config, folder)
+    check_and_claim = partial(_claim, config, folder, console, takeover=takeover)
+    if not under_torchrun():
+        _run(config, folder, console, check_and_claim(), began)
         return
+    with joined(config.cluster):
+        claimed = first_alone(check_and_claim, "check the dataset and claim the run's folder")
+        if claimed is None:
+            _launch(config, folder, None)
+        else:
+            _run(config, folder, console, claimed, began)
+
+
+def _claim(config: Config, folder: RunFolder, console: Console, *, takeover: bool) -> _Claimed:
+    """Check all that can be known before any worker starts, and take the run's lease. What another
+    process writes is left alone."""
+    if not takeover:
+        refuse_held(folder.path)
     dataset = open_data(config.data)
     _refuse(config, dataset, folder)
     _look(config, dataset, console)
@@ -57,19 +84,34 @@ def run(config: Config, console: Console) -> None:
     if not complete:
         refuse_lost(folder)
     quantities = _check_protocols(config, images=not complete)
-    claim(config, dataset, folder)
+    lease = claim(config, dataset, folder, takeover=takeover)
+    return _Claimed(lease, num_steps, complete, quantities)
+
+
+def _run(
+    config: Config, folder: RunFolder, console: Console, claimed: _Claimed, began: float
+) -> None:
+    """Launch what was claimed, show it and summarise it."""
+    lease, quantities = claimed.lease, claimed.quantities
     mirror = Mirror(folder.path, config, flatten(redacted(config).model_dump()))
+    lease.on_lost = lambda _: mirror.abandon()
     outcome: dict[str, Any] = {"kind": "stopped", "message": "the workers ended without a word"}
     try:
-        if complete:
-            console.print(f"{folder.path}: already complete at step {num_steps}")
+        if claimed.complete:
+            console.print(f"{folder.path}: already complete at step {claimed.num_steps}")
         else:
-            with Follower(folder.path, num_steps, console, quantities):
-                _launch(config, folder)
+            with Follower(folder.path, claimed.num_steps, console, quantities):
+                _launch(config, folder, lease)
         outcome = last_event(folder.path, "finished", "stopped") or outcome
     finally:
-        plot_metrics(read_rows(folder.path / METRICS), quantities, folder.plots)
-        _close(mirror, folder, outcome["kind"] == "finished", console)
+        if taken_over := lease.lost():
+            mirror.abandon()
+        else:
+            plot_metrics(read_rows(folder.path / METRICS), quantities, folder.plots)
+            _close(mirror, folder, outcome["kind"] == "finished", console)
+        lease.release()
+    if taken_over:
+        raise LeaseLostError(taken_over)
     if outcome["kind"] != "finished":
         raise UserError(outcome["message"])
     console.print(
@@ -78,8 +120,10 @@ def run(config: Config, console: Console) -> None:
     _say_where(config, folder, console)
 
 
-def _launch(config: Config, folder: RunFolder) -> None:
+def _launch(config: Config, folder: RunFolder, lease: Lease | None) -> None:
     payload = {"name": config.run.name, "config": config.model_dump(mode="json")}
+    if lease is not None:
+        payload["lease"] = lease.id
     launch.launch(WORK, payload, config.cluster, folder.path, jobs.package)
 
 

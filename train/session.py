@@ -30,6 +30,7 @@ from manyfaces.train.engine import Engine
 from manyfaces.train.evaluation.encoders import open_encoder
 from manyfaces.train.evaluation.report import save_report
 from manyfaces.train.folder import RunFolder
+from manyfaces.train.lease import Launch, Lease, take_writer
 from manyfaces.train.loop import Parts, Progress, train
 from manyfaces.train.objectives.objective import Forward, Objective, Setting
 from manyfaces.train.protocols.open import open_protocols
@@ -56,20 +57,27 @@ def work(payload: dict[str, Any]) -> None:
         lambda message: Record(folder.path).event("hung", message),
         world.rank,
     )
-    lock = None
+    launch, writer = Launch(folder.path, payload.get("lease")), None
     try:
-        lock = on_all_ranks(lambda: folder.lock() if world.rank == 0 else None)
-        _run(config, world, folder, record, watchdog)
+        writer = on_all_ranks(lambda: take_writer(launch) if world.rank == 0 else None)
+        _run(config, world, folder, record, watchdog, writer)
     except UserError as error:
-        record.event("stopped", str(error))
+        # A run that was taken over is another one's to record.
+        if not (launch.lost() if writer is None else writer.lost()):
+            record.event("stopped", str(error))
     finally:
         watchdog.close()
-        if lock is not None:
-            lock.close()
+        if writer is not None:
+            writer.release()
 
 
 def _run(
-    config: Config, world: World, folder: RunFolder, record: Record, watchdog: Watchdog
+    config: Config,
+    world: World,
+    folder: RunFolder,
+    record: Record,
+    watchdog: Watchdog,
+    writer: Lease | None,
 ) -> None:
     if config.train.batch_size < 2 * world.size:
         raise UserError(
@@ -85,6 +93,7 @@ def _run(
             lambda step, message: record.event("checkpoint_failed", message, step=step),
             watchdog.beat,
         ),
+        (lambda: None) if writer is None else writer.check,
     )
     watchdog.phase("restore")
     found = find(folder.checkpoints, config.run.resume_from, checkpointer.group, watchdog.beat)

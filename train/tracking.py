@@ -58,7 +58,7 @@ class Mirror:
         # What MLflow's modules warn of is about themselves. Filters belong to the whole process, so
         # the thread must not change them while others work.
         warnings.filterwarnings("ignore", module=r"(mlflow|alembic|sqlalchemy)\b")
-        self._ended = threading.Event()
+        self._ended, self._abandoned = threading.Event(), threading.Event()
         self._outcome: tuple[Literal["FINISHED", "FAILED"], list[Path]] = ("FAILED", [])
         self._thread = threading.Thread(target=self._follow, name="mlflow", daemon=True)
         self._thread.start()
@@ -78,12 +78,19 @@ class Mirror:
             self.problem = redact(f"no answer from {self.uri} in {timeout_s:.0f} s")
         return self.problem
 
+    def abandon(self) -> None:
+        """Send nothing more: the run is another process's."""
+        self._abandoned.set()
+        self._ended.set()
+
     def _follow(self) -> None:
         # Few retries here: the next period tries again anyway.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         while True:
             ended = self._ended.wait(self.period_s)
+            if self._abandoned.is_set():
+                return
             try:
                 self._send()
                 if ended:

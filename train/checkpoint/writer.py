@@ -58,16 +58,24 @@ class Hooks:
 
 class Checkpointer:
     """Writes one checkpoint at a time on every rank, in a background thread from a copy of the
-    state, or at once from the state itself; its collectives use a gloo group of their own. Only who
-    holds the run's lock may save.
+    state, or at once from the state itself; its collectives use a gloo group of their own.
+    `may_write` is asked on rank 0 before anything is removed or committed, and raises `UserError`
+    where another process has taken the run over.
 
     All methods are collective. A write that fails is told and the next one is tried;
     `settings.max_failures` in a row, one of the last checkpoint of a run, or a state that is not
     finite make the next `save` or `wait` raise `UserError`, on every rank alike.
     """
 
-    def __init__(self, folder: Path, settings: Checkpoint, hooks: Hooks = Hooks()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        settings: Checkpoint,
+        hooks: Hooks = Hooks(),
+        may_write: Callable[[], None] = lambda: None,
+    ) -> None:
         self.folder, self.settings, self.hooks = folder, settings, hooks
+        self.may_write = may_write
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.group = dist.new_group(backend="gloo")
         attempt = [os.urandom(4).hex()]
@@ -103,6 +111,7 @@ class Checkpointer:
         """Copy the state and start to write it, or write it; waits for the write before. `last`
         says that the run ends here."""
         self.wait()
+        on_all_ranks(self._refuse_taken_over, self.group)
         mine, step = snapshot.of_rank(self.rank), snapshot.state.step
         needed = torch.tensor([mine.num_bytes])
         dist.all_reduce(needed, group=self.group)
@@ -140,6 +149,10 @@ class Checkpointer:
     def _raise(self) -> None:
         if self._error is not None:
             raise UserError(f"{self.folder}: {self._error}")
+
+    def _refuse_taken_over(self) -> None:
+        if self.rank == 0:
+            self.may_write()
 
     def _refuse_full_disk(self, needed_bytes: int) -> None:
         """Raise `UserError` where the free space, once what writes that were cut off had taken of
@@ -266,6 +279,7 @@ class Checkpointer:
         self, temporary: Path, final: Path, step: int, files: Files, needed_bytes: int
     ) -> None:
         if self.rank == 0:
+            self.may_write()
             with self._told(needed_bytes):
                 make_way(final, self.attempt)
                 commit_folder(temporary, final, step, self.world_size, files)

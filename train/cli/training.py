@@ -36,13 +36,26 @@ MemoryGB = Annotated[
 ]
 
 
+Takeover = Annotated[
+    bool,
+    typer.Option(
+        "--force-takeover",
+        help="Take the run from the process that writes it: for one whose machine is dead.",
+    ),
+]
+
+
 class ProcessOwner:
     """What the command line hands to its verbs where the whole process is its own, and may be
     started anew."""
 
 
 def train(
-    context: typer.Context, config: Recipe, words: Words = None, address: Address = None
+    context: typer.Context,
+    config: Recipe,
+    words: Words = None,
+    address: Address = None,
+    force_takeover: Takeover = False,
 ) -> None:
     """Train, or resume from the last checkpoint.
 
@@ -53,6 +66,10 @@ def train(
 
     \b
       manyfaces train CONFIG run.name=NEW run.resume_from=runs/OLD/checkpoints/step-00000500
+
+    One process writes a run at a time: a second one is refused. What was killed on this machine is
+    taken over at once; the run of a machine that is dead a minute after its last sign of life, or
+    at once with --force-takeover. A process that lives all the same then stops by itself.
 
     The exit code is 0, or 2 with one line for what a person has to mend.
     """
@@ -67,7 +84,7 @@ def train(
         note(line)
     from manyfaces.train.run import run
 
-    run(tree, console)
+    run(tree, console, takeover=force_takeover)
 
 
 def check(

@@ -51,7 +51,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
     """The configurations that `train` would have run."""
     seen: list[Config] = []
     module: Any = type(sys)("manyfaces.train.run")
-    module.run = lambda config, console: seen.append(config)
+    module.run = lambda config, console, takeover: seen.append(config)
     monkeypatch.setitem(sys.modules, "manyfaces.train.run", module)
     return seen
 
@@ -242,7 +242,7 @@ def test_what_a_run_ends_with(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def run(config: Config, console: object) -> None:
+    def run(config: Config, console: object, takeover: bool) -> None:
         raise raised
 
     module: Any = type(sys)("manyfaces.train.run")

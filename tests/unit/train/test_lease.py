@@ -1,0 +1,269 @@
+"""One process writes a run at a time; who is dead is taken over, and stops when it is not."""
+
+import contextlib
+import dataclasses
+import errno
+import fcntl
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from manyfaces.configs.schema import Config
+from manyfaces.train import lease
+from manyfaces.train.lease import (
+    Launch,
+    LeaseHeldError,
+    LeaseLostError,
+    refuse_held,
+    take_launch,
+    take_writer,
+)
+from manyfaces.train.lease_holder import Holder, job
+
+BEGIN = "import sys, time; from pathlib import Path; from manyfaces.train import lease\n"
+HOLD = BEGIN + "held = lease.take_launch(Path(sys.argv[1])); print('held', flush=True)\n"
+SLEEP = "time.sleep(60)\n"
+
+
+@contextlib.contextmanager
+def process(program: str, folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """Runs while the `with` block does, once it has printed its first line."""
+    command = [sys.executable, "-c", program, str(folder)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as started:
+        assert started.stdout is not None
+        try:
+            assert started.stdout.readline() == "held\n"
+            yield started
+        finally:
+            started.kill()
+            started.communicate()
+
+
+def put(folder: Path, holder: Holder, *, seconds_ago: float = 0) -> Path:
+    path = folder / ".lease-00000004"
+    path.write_text(json.dumps(holder.to_json()))
+    heard = path.stat().st_mtime - seconds_ago
+    os.utime(path, (heard, heard))
+    return path
+
+
+def snapshot(folder: Path) -> dict[Path, tuple[int, int, bytes]]:
+    return {
+        path: (path.stat().st_ino, path.stat().st_mtime_ns, path.read_bytes())
+        for path in folder.iterdir()
+    }
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "LAUNCH_WAIT_S", 0.0)
+
+
+@pytest.fixture(params=["flock", "no flock"])
+def locks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Whether the file system has locks."""
+
+    def not_supported(*_: object) -> None:
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    if request.param == "no flock":
+        monkeypatch.setattr(fcntl, "flock", not_supported)
+    return str(request.param)
+
+
+def test_a_live_process_keeps_its_run(tmp_path: Path, locks: str) -> None:
+    first = take_launch(tmp_path)
+    before = snapshot(tmp_path)
+    for second in (refuse_held, take_launch):
+        with pytest.raises(LeaseHeldError) as told:
+            second(tmp_path)
+        assert f"another process writes this run: process {os.getpid()} on " in str(told.value)
+        assert re.search(
+            rf"heartbeat \d+ s ago; stop it \(kill {os.getpid()}\), or give", str(told.value)
+        )
+    assert snapshot(tmp_path) == before
+    assert first.lost() == ""
+    first.release()
+    refuse_held(tmp_path)
+    second = take_launch(tmp_path)
+    assert second.path.name == ".lease-00000002"
+    assert list(tmp_path.iterdir()) == [second.path]
+    second.release()
+
+
+def test_what_was_killed_is_taken_over_at_once(tmp_path: Path, locks: str) -> None:
+    with process(HOLD + SLEEP, tmp_path) as holder:
+        with pytest.raises(LeaseHeldError):
+            take_launch(tmp_path)
+        holder.kill()
+        holder.wait()
+        take_launch(tmp_path).release()
+
+
+def test_another_process_of_the_same_number_is_not_the_holder(tmp_path: Path, locks: str) -> None:
+    here = Holder.here("dead", locked=False)
+    path = put(tmp_path, dataclasses.replace(here, started="1"))
+    take_launch(tmp_path).release()
+    assert not path.exists()
+
+
+def test_a_copied_run_is_held_by_nobody(tmp_path: Path) -> None:
+    held = take_launch(tmp_path)
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    (copy / held.path.name).write_bytes(held.path.read_bytes())
+    take_launch(copy).release()
+    held.release()
+
+
+def test_another_machine_is_believed_by_its_heartbeat(tmp_path: Path, locks: str) -> None:
+    elsewhere = dataclasses.replace(
+        Holder.here("x", locked=True), kernel="another", host="node7", job="Slurm job 12"
+    )
+    put(tmp_path, elsewhere, seconds_ago=8)
+    with pytest.raises(LeaseHeldError) as told:
+        take_launch(tmp_path)
+    assert f"process {os.getpid()} on node7, Slurm job 12, since 2" in str(told.value)
+    assert re.search(r"heartbeat \d+ s ago", str(told.value))
+    assert "60 s after the last heartbeat, or at once with --force-takeover" in str(told.value)
+    put(tmp_path, elsewhere, seconds_ago=61)
+    refuse_held(tmp_path)
+    take_launch(tmp_path).release()
+
+
+def test_a_lease_that_was_taken_by_force_is_lost(tmp_path: Path) -> None:
+    first = take_launch(tmp_path)
+    second = take_launch(tmp_path, takeover=True)
+    assert f"taken over by process {os.getpid()} on " in first.lost()
+    with pytest.raises(LeaseLostError):
+        first.check()
+    second.check()
+    first.release()  # which must not touch what is another's
+    second.check()
+    with pytest.raises(LeaseHeldError):
+        refuse_held(tmp_path)
+    second.release()
+    second.check()
+
+
+def test_one_of_many_that_start_at_once_has_it(tmp_path: Path) -> None:
+    racer = BEGIN + (
+        "print('ready', flush=True); sys.stdin.readline()\n"
+        "try: lease.take_launch(Path(sys.argv[1])); print('mine', flush=True)\n"
+        "except lease.LeaseHeldError: print('refused', flush=True)\n"
+        "sys.stdin.readline()\n"
+    )
+    with contextlib.ExitStack() as stack:
+        racers = []
+        for _ in range(6):
+            command = [sys.executable, "-c", racer, str(tmp_path)]
+            one = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+            stack.callback(one.communicate)
+            stack.callback(one.kill)
+            racers.append(one)
+        told = []
+        for words in ("ready", "raced"):
+            for one in racers:
+                assert one.stdout is not None
+                told.append(one.stdout.readline().strip())
+            if words == "ready":
+                for one in racers:
+                    assert one.stdin is not None
+                    one.stdin.write("go\n")
+                    one.stdin.flush()
+    assert sorted(told) == ["mine"] + ["ready"] * 6 + ["refused"] * 5
+
+
+def test_who_was_slow_to_take_a_free_run_gives_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It saw generation 1; since then 2 came and went, and 3 has the run."""
+    for _ in range(2):
+        take_launch(tmp_path).release()
+    third = take_launch(tmp_path)
+    newest = lease._newest
+    seen = iter([(1, None)])
+    monkeypatch.setattr(lease, "_newest", lambda *where: next(seen, None) or newest(*where))
+    assert lease._make_next(tmp_path, lease.LAUNCH, None) is None
+    assert list(tmp_path.iterdir()) == [third.path]
+    third.check()
+    third.release()
+
+
+def test_workers_of_an_older_launch_end_before_new_ones_write(tmp_path: Path) -> None:
+    program = HOLD.replace("; print", "; lease.HEARTBEAT_S = 0.1; print") + (
+        "lease.take_writer(lease.Launch(Path(sys.argv[1]), held.id))\n" + SLEEP
+    )
+    with process(program, tmp_path) as older:
+        while not list(tmp_path.glob(".writer-*")):
+            assert older.poll() is None
+        mine = take_launch(tmp_path, takeover=True)
+        writer = take_writer(Launch(tmp_path, mine.id))
+        # The lock of the older writer went with its process.
+        assert older.wait(30) == lease.EXIT_CODE
+        assert older.stderr is not None
+        assert "error: " in (line := older.stderr.read())
+        assert f"taken over by process {os.getpid()}" in line
+    writer.check()
+    with pytest.raises(LeaseLostError):
+        take_writer(Launch(tmp_path, "the older one"))
+    writer.release()
+    mine.release()
+
+
+def test_a_stopped_writer_keeps_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It writes again when it goes on: no lack of heartbeats lets another one in."""
+    monkeypatch.setattr(lease, "WRITER_WAIT_S", 0.5)
+    program = BEGIN + (
+        "lease.take_writer(lease.Launch(Path(sys.argv[1]), None)); print('held', flush=True)\n"
+        + SLEEP
+    )
+    with process(program, tmp_path) as stopped:
+        stopped.send_signal(signal.SIGSTOP)
+        [path] = tmp_path.glob(".writer-*")
+        os.utime(path, (0, 0))
+        with pytest.raises(LeaseHeldError, match=f"process {stopped.pid} "):
+            take_writer(Launch(tmp_path, None))
+
+
+@pytest.mark.parametrize("body", [b"", b"7", b"{}", b'{"id": 3}', b"\xff"])
+def test_a_lease_that_cannot_be_read_is_held_for_a_minute(tmp_path: Path, body: bytes) -> None:
+    path = tmp_path / ".lease-00000001"
+    path.write_bytes(body)
+    with pytest.raises(LeaseHeldError):
+        take_launch(tmp_path)
+    os.utime(path, (1, 1))
+    take_launch(tmp_path).release()
+
+
+def test_a_second_run_is_refused_before_anything_else(tmp_path: Path) -> None:
+    from manyfaces.train.run import run
+
+    tree = {"run": {"dir": str(tmp_path), "name": "r"}, "model": "vit", "data": {"path": "/none"}}
+    folder = tmp_path / "r"
+    folder.mkdir()
+    (folder / ".ray-x").mkdir()
+    held = take_launch(folder)
+    with pytest.raises(LeaseHeldError):
+        run(Config.model_validate(tree), Console(quiet=True))
+    assert {path.name for path in folder.iterdir()} == {".ray-x", held.path.name}
+    held.release()
+
+
+def test_the_job_of_a_holder_is_named() -> None:
+    metadata = json.dumps({"metadata": {"job_submission_id": "raysubmit_1"}})
+    assert job({"RAY_JOB_CONFIG_JSON_ENV_VAR": metadata}) == "Ray job raysubmit_1"
+    assert job({"SLURM_JOB_ID": "7", "TORCHELASTIC_RUN_ID": "none"}) == "Slurm job 7"
+    assert job({"TORCHELASTIC_RUN_ID": "none", "RAY_JOB_CONFIG_JSON_ENV_VAR": "[]"}) == ""
