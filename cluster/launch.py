@@ -10,16 +10,20 @@ import math
 import os
 import pkgutil
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from manyfaces.cluster.device import HIDE_GPUS, count_gpus
 from manyfaces.cluster.group import GROUP_TIMEOUT_S, joined
 from manyfaces.cluster.memory import KEEP_MEMORY, under_torchrun, works_here
+from manyfaces.cluster.signals import held_back, take_in_worker
+from manyfaces.cluster.stop import current
 from manyfaces.configs import schema
 from manyfaces.configs.redact import redact
 from manyfaces.configs.schema import Elastic, UserError
@@ -27,7 +31,10 @@ from manyfaces.configs.schema import Elastic, UserError
 START_TIMEOUT_S = 60
 OBJECT_STORE_BYTES = 100 << 20  # nothing but small messages travels through Ray
 QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+POLL_S = 0.2
+DRAIN_POLL_S = 1.0
 RAY_SETTINGS = {
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": str(DRAIN_POLL_S),
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(START_TIMEOUT_S),
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     # Training is what the machine is for; Ray's default is 15.
@@ -42,26 +49,39 @@ class WorkersFailedError(UserError):
     failure's last line."""
 
 
+@dataclass(frozen=True)
+class Work:
+    """What is run, and told of it. Functions are named as `MODULE:FUNCTION`, so that only those
+    processes import them that call them."""
+
+    run: str
+    """Called with `payload` in every worker."""
+    failed: str
+    """Called with `payload`, what Ray says of each rank that failed first, and how many times
+    workers have failed so far, before Ray starts them again; in a process of Ray's."""
+    payload: dict[str, Any]
+    has_trained: Callable[[], bool]
+    """Whether workers have made steps since the launch, which a stop has to save."""
+
+
 def launch(
-    work: str,
-    payload: dict[str, Any],
+    work: Work,
     config: schema.Cluster,
     scratch: Path,
     code: Callable[[], AbstractContextManager[Path]],
 ) -> None:
-    """Run `work(payload)` in all workers and wait; `work` names a function as `MODULE:FUNCTION`,
-    which only the workers import. Ray keeps its own notes in `scratch`, a folder that every node
-    sees; `code` gives the folder of the `manyfaces` package, for nodes that lack it. The payload
-    may hold credentials: it travels where Ray's dashboard does not show it.
+    """Run the work in all workers and wait. Ray keeps its own notes in `scratch`, a folder that
+    every node sees; `code` gives the folder of the `manyfaces` package, for nodes that lack it. The
+    work's payload may hold credentials: it travels where Ray's dashboard does not show it.
 
     Raises `UserError` for more workers than there are resources, `WorkersFailedError` after
     `config.max_failures` restarts.
     """
     if works_here(config):
         with joined(config):
-            pkgutil.resolve_name(work)(payload)
+            pkgutil.resolve_name(work.run)(work.payload)
     else:
-        _run_on_ray(work, payload, config, scratch, code)
+        _run_on_ray(work, config, scratch, code)
 
 
 def refuse(config: schema.Cluster) -> None:
@@ -77,8 +97,7 @@ def refuse(config: schema.Cluster) -> None:
 
 
 def _run_on_ray(
-    work: str,
-    payload: dict[str, Any],
+    work: Work,
     config: schema.Cluster,
     scratch: Path,
     code: Callable[[], AbstractContextManager[Path]],
@@ -90,24 +109,64 @@ def _run_on_ray(
 
     started = not ray.is_initialized()
     if started:
-        if config.address is None:
-            _start_ray()
-        else:
-            _join_cluster(config, code)
+        # Ray takes SIGTERM for itself, and what ends all processes of a job must not end Ray's
+        # before the checkpoint.
+        with held_back():
+            if config.address is None:
+                _start_ray()
+            else:
+                _join_cluster(config, code)
     try:
         with tempfile.TemporaryDirectory(
             prefix=".ray-", dir=scratch, ignore_cleanup_errors=True
         ) as storage:
-            trainer = _trainer(work, payload, config, ray.cluster_resources(), storage)
+            trainer = _trainer(work, config, ray.cluster_resources(), storage)
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # Ray's about itself
-                    trainer.fit()
+                    _fit(trainer, work)
             except ray.train.TrainingFailedError as error:
                 raise WorkersFailedError(_first_failure(error, config.max_failures)) from error
     finally:
         if started:
             ray.shutdown()
+
+
+def _fit(trainer: Any, work: Work) -> None:
+    """Train in a thread: in the main one Ray would take Ctrl-C for itself, and signals would wait
+    for it."""
+    stop, faults = current(), []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:
+            faults.append(error)
+
+    stop.raises = False
+    thread = threading.Thread(target=fit, name="fit", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(POLL_S)
+        stop.saves = stop.requested and work.has_trained()
+    if faults:
+        raise faults[0]
+
+
+def resources_line(config: schema.Cluster) -> str:
+    """What the workers need and what the cluster has that Ray was joined to; "" without Ray."""
+    if works_here(config):
+        return ""
+    import ray
+
+    if not ray.is_initialized():
+        return "Ray is starting"
+    has = ray.cluster_resources()
+    cpus, gpus = int(has.get("CPU", 0)), int(has.get("GPU", 0))
+    workers = _workers(config, gpus)
+    number = f"{workers[0]} to {workers[1]}" if isinstance(workers, tuple) else str(workers)
+    needs = f"{config.threads_per_worker} CPUs" + (", 1 GPU" if _uses_gpu(config, gpus) else "")
+    return f"{number} workers of {needs} each are wanted, the cluster has {cpus} CPUs, {gpus} GPUs"
 
 
 def _start_ray() -> None:
@@ -164,15 +223,14 @@ def _redacted_command() -> Iterator[None]:
 
 
 def _trainer(
-    work: str,
-    payload: dict[str, Any],
+    work: Work,
     config: schema.Cluster,
     resources: Mapping[str, float],
     storage: str,
 ) -> Any:
     """Ray's trainer of these workers. Raises `UserError` for more than there are resources for."""
     import ray.train
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
 
     num_gpus = int(resources.get("GPU", 0))
     workers, uses_gpu = _workers(config, num_gpus), _uses_gpu(config, num_gpus)
@@ -187,15 +245,16 @@ def _trainer(
     waits = max(math.ceil(config.schedule_timeout_s / START_TIMEOUT_S), 1)
     placements = -1 if config.max_failures < 0 else waits * (config.max_failures + 1)
     return TorchTrainer(
-        _silenced(work, payload),
-        torch_config=TorchConfig(timeout_s=GROUP_TIMEOUT_S),
+        _worker(work, isinstance(config.workers, Elastic)),
+        torch_config=_torch_config(),
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers, use_gpu=uses_gpu, resources_per_worker=each
         ),
         run_config=ray.train.RunConfig(
-            name=f"{payload['name']}-{int(time.time())}",
+            name=f"{work.payload['name']}-{int(time.time())}",
             storage_path=storage,
             worker_runtime_env=environment,
+            callbacks=[_failures(work.failed, work.payload)],
             failure_config=ray.train.FailureConfig(
                 max_failures=config.max_failures, controller_failure_limit=placements
             ),
@@ -203,15 +262,81 @@ def _trainer(
     )
 
 
-def _silenced(work: str, payload: dict[str, Any]) -> Callable[[], None]:
+def _worker(work: Work, is_elastic: bool) -> Callable[[], None]:
     """What a worker runs. It holds the payload itself: Ray shows what is given as
     `train_loop_config` on its dashboard."""
 
     def worker() -> None:
         warnings.simplefilter("ignore")  # in a worker nobody reads them
-        pkgutil.resolve_name(work)(payload)
+        watching = threading.Thread(target=watch_drains, args=(is_elastic,), daemon=True)
+        watching.start()
+        pkgutil.resolve_name(work.run)(work.payload)
 
     return worker
+
+
+def watch_drains(is_elastic: bool) -> None:
+    """Turn Ray's notice that it drains a node of this run into a request: to save and stop, or,
+    where the run goes on with fewer workers, only to save. All ranks call it, each in a thread."""
+    import ray.train
+
+    # It ends with the workers: what Ray raises then is of no use to anyone.
+    with contextlib.suppress(Exception):
+        while (notice := ray.train.get_preemption_info()) is None:
+            time.sleep(DRAIN_POLL_S)
+        ranks = ", ".join(str(rank) for rank in notice.preempted_ranks)
+        left = (notice.deadline_ms or 0) / 1000 - time.time()
+        within = f" in {left:.0f} s" if left > 0 else ""
+        if is_elastic:
+            current().wants_checkpoint = True
+        else:
+            current().ask(f"Ray's notice that it drains the node of ranks {ranks}{within}")
+
+
+def _torch_config() -> Any:
+    """Sets up torch's process group, after each worker has learnt to take signals."""
+    from ray.train.torch import TorchConfig
+
+    class Backend(TorchConfig().backend_cls):  # type: ignore[misc]
+        def on_start(self, worker_group: Any, backend_config: Any) -> None:
+            worker_group.execute(take_in_worker)
+            super().on_start(worker_group, backend_config)
+
+    class Config(TorchConfig):  # type: ignore[misc]
+        @property
+        def backend_cls(self) -> Any:
+            return Backend
+
+    return Config(timeout_s=GROUP_TIMEOUT_S)
+
+
+def _failures(failed: str, payload: dict[str, Any]) -> Any:
+    """Has each failure of workers told before they are started again."""
+    import ray.train
+
+    class Failures(ray.train.UserCallback):  # type: ignore[misc]
+        count = 0
+
+        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Any]) -> None:
+            self.count += 1
+            causes = {rank: _cause(error) for rank, error in worker_exceptions.items()}
+            # A record that cannot be written must not keep Ray from starting the workers again.
+            with contextlib.suppress(Exception):
+                pkgutil.resolve_name(failed)(payload, causes, self.count)
+
+    return Failures()
+
+
+def _cause(error: Exception) -> str:
+    """Why a worker failed, in one line."""
+    import ray.exceptions
+
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    if isinstance(error, ray.exceptions.RayActorError):
+        if "node" in str(error) and "died" in str(error):
+            return "died: its node was lost"
+        return "died: its process was killed, or had no memory left"
+    return f"failed: {lines[-1] if lines else repr(error)}"
 
 
 def _first_failure(error: Exception, max_failures: int) -> str:

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 
 from manyfaces.cluster.device import worker_device
+from manyfaces.cluster.stop import StoppedError
 from manyfaces.configs.errors import UserError
 
 T = TypeVar("T")
@@ -32,17 +33,24 @@ def on_all_ranks(work: Callable[[], T], group: dist.ProcessGroup | None = None) 
     """What `work()` returned on this rank, once it went well on every rank of the group.
 
     Collective. Where it fails on one rank all raise `UserError` with that rank's message, so that
-    none waits in a later collective for one that is gone.
+    none waits in a later collective for one that is gone; where nothing failed but some were asked
+    to stop, all raise `StoppedError`.
     """
-    result, fault = None, None
+    result, fault, stopped = None, None, None
     try:
         result = work()
+    except StoppedError as error:
+        stopped = str(error)
     except Exception as error:  # whatever it is, the others must not wait for it
         fault = str(error) or repr(error)
-    faults: list[str | None] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(faults, fault, group=group)
+    ends: list[tuple[str | None, str | None]] = [(None, None)] * dist.get_world_size(group)
+    dist.all_gather_object(ends, (fault, stopped), group=group)
+    faults = [each for each, _ in ends]
     for rank, told in enumerate(faults):
         if told is not None:
             everywhere_alike = len(set(faults)) == 1
             raise UserError(told if everywhere_alike else f"rank {rank}: {told}")
+    for _, reason in ends:
+        if reason is not None:
+            raise StoppedError(reason)
     return result  # type: ignore[return-value]

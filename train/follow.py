@@ -21,6 +21,7 @@ from rich.text import Text
 from manyfaces.train.evaluation.result import QuantitiesByName
 from manyfaces.train.evaluation.tables import headlines, summary_rows
 from manyfaces.train.record import EVENTS, METRICS, parse
+from manyfaces.train.stopping import INTERRUPTED
 
 PERIOD_S = 0.5
 PLAIN_PERIOD_S = 30.0  # between lines where there is no terminal
@@ -73,6 +74,8 @@ class Follower:
         while True:
             ended = self._ended.wait(PERIOD_S)
             for row in self._new_rows(EVENTS):
+                if row["kind"] == INTERRUPTED:  # the command's last line says it
+                    continue
                 clock = time.strftime("%H:%M:%S", time.localtime(row["time"]))
                 self.console.print(Text.assemble((clock, "dim"), f" {row['message']}"))
                 if "table" in row:

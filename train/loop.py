@@ -8,6 +8,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from manyfaces.cluster.stop import Stop, StoppedError
 from manyfaces.cluster.world import World, on_all_ranks
 from manyfaces.configs import plan
 from manyfaces.configs.errors import UserError
@@ -56,6 +57,7 @@ class Parts:
     checkpointer: Checkpointer
     record: Record
     watchdog: Watchdog
+    stop: Stop
     state: RunState
     """What does not change in a checkpoint's state."""
 
@@ -84,19 +86,23 @@ class _Rates:
 
 def train(parts: Parts, progress: Progress) -> list[Result]:
     """Run to the last step; returns its evaluation. Raises `UserError` on every rank alike when the
-    run has to stop."""
+    run has to stop, `StoppedError` when it was asked to, behind a checkpoint."""
     config, num_images = parts.config, parts.loader.dataset.manifest.num_images
     num_steps = plan.num_steps(config, num_images)
     results: list[Result] = []
     rates = _Rates()
     parts.checkpointer.reserve(snapshot(parts, progress))
 
+    parts.stop.wait_for_checkpoint()
+    parts.watchdog.made(progress.step)
     parts.watchdog.phase("data")
     for batch, waited_s, lost in timed(parts.loader):
         began = time.monotonic() - waited_s
         parts.watchdog.phase(f"step {progress.step + 1}")
-        moment, result = _step(parts, batch, progress, last=lost is not None)
+        last = lost is not None or parts.stop.requested or parts.stop.wants_checkpoint
+        moment, result = _step(parts, batch, progress, last=last)
         progress.step += 1
+        parts.watchdog.made(progress.step)
         progress.position = moment.position + moment.batch_size
         # The step has waited for the device: it knows the gradient's norm.
         progress.seconds += time.monotonic() - began
@@ -105,14 +111,15 @@ def train(parts: Parts, progress: Progress) -> list[Result]:
         if progress.step % config.tracking.log_every_steps == 0 or is_end:
             _log(parts, progress, moment, result, rates)
         # What was paid for is saved before an evaluation, which may fail.
-        if is_end or result.last or _is_due(progress.step, config.checkpoint.every_steps):
-            parts.watchdog.phase("checkpoint")
-            paused = time.monotonic()
-            parts.checkpointer.save(snapshot(parts, progress), last=is_end or result.last)
-            progress.seconds += time.monotonic() - paused
+        saved = is_end or result.last or _is_due(progress.step, config.checkpoint.every_steps)
+        if saved:
+            _save(parts, progress, last=is_end or result.last)
+        if result.last:
+            parts.stop.wants_checkpoint = False
+            _end_if_asked(parts, is_complete=is_end and not parts.protocols)
         if parts.protocols and (is_end or _is_due(progress.step, config.evaluation.every_steps)):
             paused = time.monotonic()
-            results = evaluate_all(parts, progress)
+            results = evaluate_all(parts, progress, saved=saved)
             rates.pause(time.monotonic() - paused)
         if result.last:
             parts.checkpointer.wait()
@@ -122,8 +129,24 @@ def train(parts: Parts, progress: Progress) -> list[Result]:
     parts.checkpointer.wait()
     if parts.protocols and not results:
         # The last session ended between the last checkpoint and its evaluation.
-        results = evaluate_all(parts, progress)
+        results = evaluate_all(parts, progress, saved=True)
     return results
+
+
+def _save(parts: Parts, progress: Progress, *, last: bool) -> None:
+    """Begin a checkpoint; `last` says that the run ends here. Collective."""
+    parts.watchdog.phase("checkpoint")
+    paused = time.monotonic()
+    parts.checkpointer.save(snapshot(parts, progress), last=last)
+    progress.seconds += time.monotonic() - paused
+
+
+def _end_if_asked(parts: Parts, *, is_complete: bool) -> None:
+    """Raise `StoppedError` where some rank was asked to stop, once the checkpoint is committed.
+    Collective."""
+    parts.checkpointer.wait()
+    if not is_complete:
+        on_all_ranks(parts.stop.check)
 
 
 def _is_due(step: int, every: int) -> bool:
@@ -224,8 +247,9 @@ def snapshot(parts: Parts, progress: Progress) -> Snapshot:
     )
 
 
-def evaluate_all(parts: Parts, progress: Progress) -> list[Result]:
-    """Evaluate the network by each protocol and record the metrics. Collective."""
+def evaluate_all(parts: Parts, progress: Progress, *, saved: bool) -> list[Result]:
+    """Evaluate the network by each protocol and record the metrics. `saved`: there is a checkpoint
+    of these weights. Collective; a request to stop is followed at once."""
     parts.watchdog.phase("evaluation")
     config = parts.config
     if parts.world.size > 1:
@@ -244,14 +268,22 @@ def evaluate_all(parts: Parts, progress: Progress) -> list[Result]:
     results = []
     try:
         for protocol in parts.protocols:
-            result = evaluate(protocol, embedder, lambda _: parts.watchdog.phase("evaluation"))
+            result = evaluate(protocol, embedder, partial(_is_evaluating, parts))
             parts.record.metrics(progress.step, **result.metrics(), minutes=progress.seconds / 60)
             results.append(result)
-    except UserError:
+    except UserError as error:
         # All ranks raise it alike: a checkpoint that is being written is finished first.
+        if isinstance(error, StoppedError) and not saved:
+            _save(parts, progress, last=True)
         parts.checkpointer.wait()
         raise
     return results
+
+
+def _is_evaluating(parts: Parts, images: int) -> None:
+    """Some more images are embedded: an evaluation ends here when the run was asked to stop."""
+    parts.watchdog.phase("evaluation")
+    parts.stop.check()
 
 
 def _not_finite(parts: Parts, batch: Batch, step: int, error: NotFiniteError) -> str:

@@ -12,6 +12,7 @@ from rich.console import Console
 from manyfaces.cluster import jobs, launch
 from manyfaces.cluster.group import first_alone, joined
 from manyfaces.cluster.memory import under_torchrun
+from manyfaces.cluster.stop import StoppedError
 from manyfaces.configs import paths, plan
 from manyfaces.configs.errors import UserError
 from manyfaces.configs.identity import flatten
@@ -32,12 +33,21 @@ from manyfaces.train.follow import Follower, summary_table
 from manyfaces.train.initial_weights import check_initial
 from manyfaces.train.lease import Lease, LeaseLostError, refuse_held
 from manyfaces.train.protocols.open import check_images, open_protocols
-from manyfaces.train.record import METRICS, last_event, read_rows
-from manyfaces.train.tracking import Mirror, tracking_uri
+from manyfaces.train.record import METRICS, Record, last_event, read_rows
+from manyfaces.train.stopping import (
+    INTERRUPTED,
+    count_starts,
+    forget_requests,
+    share_stop,
+    stopped_line,
+)
+from manyfaces.train.tracking import Mirror, Status, tracking_uri
 
 WORK = "manyfaces.train.session:work"
 """What every worker runs. Only workers import it: the process that a person started tells mistakes
 without waiting for DeepSpeed."""
+FAILED = "manyfaces.train.failures:workers_failed"
+"""What is told of workers that failed, in a process of Ray's."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +105,9 @@ def _run(
     lease, quantities = claimed.lease, claimed.quantities
     mirror = Mirror(folder.path, config, flatten(redacted(config).model_dump()))
     lease.on_lost = lambda _: mirror.abandon()
+    forget_requests(folder)
+    stop = share_stop(config, folder)
+    stop.last_words = partial(_last_words, mirror, folder, console)
     outcome: dict[str, Any] = {"kind": "stopped", "message": "the workers ended without a word"}
     try:
         if claimed.complete:
@@ -102,16 +115,21 @@ def _run(
         else:
             with Follower(folder.path, claimed.num_steps, console, quantities):
                 _launch(config, folder, lease)
-        outcome = last_event(folder.path, "finished", "stopped") or outcome
+        outcome = last_event(folder.path, "finished", "stopped", INTERRUPTED) or outcome
     finally:
         if taken_over := lease.lost():
             mirror.abandon()
         else:
             plot_metrics(read_rows(folder.path / METRICS), quantities, folder.plots)
-            _close(mirror, folder, outcome["kind"] == "finished", console)
+            status: Status = "KILLED" if stop.requested else "FAILED"
+            if outcome["kind"] == "finished":
+                status = "FINISHED"
+            _close(mirror, folder, status, console)
         lease.release()
     if taken_over:
         raise LeaseLostError(taken_over)
+    if outcome["kind"] == INTERRUPTED:
+        raise StoppedError(outcome["message"])
     if outcome["kind"] != "finished":
         raise UserError(outcome["message"])
     console.print(
@@ -124,7 +142,8 @@ def _launch(config: Config, folder: RunFolder, lease: Lease | None) -> None:
     payload = {"name": config.run.name, "config": config.model_dump(mode="json")}
     if lease is not None:
         payload["lease"] = lease.id
-    launch.launch(WORK, payload, config.cluster, folder.path, jobs.package)
+    work = launch.Work(WORK, FAILED, payload, count_starts(folder))
+    launch.launch(work, config.cluster, folder.path, jobs.package)
 
 
 def _look(config: Config, dataset: Dataset, console: Console) -> None:
@@ -186,14 +205,27 @@ def absolute(config: Config) -> Config:
     return config
 
 
-def _close(mirror: Mirror, folder: RunFolder, finished: bool, console: Console) -> None:
+def _close(mirror: Mirror, folder: RunFolder, status: Status, console: Console) -> None:
     """Send MLflow the rest."""
     files = [folder.config, folder.plan, folder.evaluation, *folder.plots.glob("*.png")]
-    if problem := mirror.close("FINISHED" if finished else "FAILED", files):
+    if problem := mirror.close(status, files):
         console.print(
             f"MLflow does not have everything: {problem}; {folder.path / METRICS} has it all, and "
             "the same command sends the rest"
         )
+
+
+def _last_words(mirror: Mirror, folder: RunFolder, console: Console, reason: str) -> None:
+    """What is told before the process ends by force."""
+    mirror.close("KILLED", timeout_s=3)
+    last = last_event(folder.path, "start", "checkpoint", INTERRUPTED)
+    if last is not None and last["kind"] == INTERRUPTED:
+        # All is saved; what hung comes after it.
+        console.print(last["message"])
+        return
+    line = stopped_line(folder, reason)
+    console.print(line)
+    Record(folder.path).event(INTERRUPTED, line)
 
 
 def _say_where(config: Config, folder: RunFolder, console: Console) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from manyfaces.cluster.stop import Stop, StoppedError
 from manyfaces.cluster.world import World, on_all_ranks
 from manyfaces.configs import plan, rng
 from manyfaces.configs.errors import UserError
@@ -37,6 +38,7 @@ from manyfaces.train.protocols.open import open_protocols
 from manyfaces.train.protocols.protocol import Protocol
 from manyfaces.train.record import NoRecord, Record
 from manyfaces.train.run_identity import check_worker
+from manyfaces.train.stopping import INTERRUPTED, share_stop, stopped_line
 from manyfaces.train.watchdog import Watchdog
 
 VERSIONS = ("manyfaces", "torch", "deepspeed", "nvidia-dali-cuda130")
@@ -56,11 +58,16 @@ def work(payload: dict[str, Any]) -> None:
         config.cluster.step_timeout_s,
         lambda message: Record(folder.path).event("hung", message),
         world.rank,
+        world.size,
+        folder.path,
     )
+    stop = share_stop(config, folder, looks=world.rank == 0)
     launch, writer = Launch(folder.path, payload.get("lease")), None
     try:
         writer = on_all_ranks(lambda: take_writer(launch) if world.rank == 0 else None)
-        _run(config, world, folder, record, watchdog, writer)
+        _run(config, world, folder, record, watchdog, writer, stop)
+    except StoppedError as error:
+        record.event(INTERRUPTED, stopped_line(folder, str(error)))
     except UserError as error:
         # A run that was taken over is another one's to record.
         if not (launch.lost() if writer is None else writer.lost()):
@@ -78,6 +85,7 @@ def _run(
     record: Record,
     watchdog: Watchdog,
     writer: Lease | None,
+    stop: Stop,
 ) -> None:
     if config.train.batch_size < 2 * world.size:
         raise UserError(
@@ -101,9 +109,11 @@ def _run(
         checkpointer.began_with(found.path)
     total = plan.total_samples(config, dataset.manifest.num_images)
     _refuse_finished(found, folder, total)
+    on_all_ranks(stop.check)
     engine, network, objective = build(
         config, world, dataset, found, checkpointer.group, record, watchdog.beat
     )
+    on_all_ranks(stop.check)
     progress = _progress(config, found)
     record.rewind(progress.step)
     record.event(
@@ -133,6 +143,7 @@ def _run(
             checkpointer,
             record,
             watchdog,
+            stop,
             state,
         )
         results = train(parts, progress)

@@ -20,6 +20,7 @@ from manyfaces.configs.redact import redact
 from manyfaces.train.record import METRICS, read_rows
 
 RUN_FILE = "mlflow.json"
+Status = Literal["FINISHED", "FAILED", "KILLED"]
 BATCH = 1000  # MLflow's limit of one log_batch
 
 
@@ -59,13 +60,13 @@ class Mirror:
         # the thread must not change them while others work.
         warnings.filterwarnings("ignore", module=r"(mlflow|alembic|sqlalchemy)\b")
         self._ended, self._abandoned = threading.Event(), threading.Event()
-        self._outcome: tuple[Literal["FINISHED", "FAILED"], list[Path]] = ("FAILED", [])
+        self._outcome: tuple[Status, list[Path]] = ("FAILED", [])
         self._thread = threading.Thread(target=self._follow, name="mlflow", daemon=True)
         self._thread.start()
 
     def close(
         self,
-        status: Literal["FINISHED", "FAILED"],
+        status: Status,
         artifacts: Iterable[Path] = (),
         timeout_s: float = 60.0,
     ) -> str:

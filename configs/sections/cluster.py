@@ -43,5 +43,8 @@ class Cluster(Node):
     """How often the run is restarted after lost workers; -1 is without end."""
     step_timeout_s: PositiveFloat = 1800.0
     """A step that takes longer ends its worker with exit code 75, naming rank and phase."""
+    grace_s: PositiveFloat = 30.0
+    """Longest time from a request to stop (Ctrl-C, SIGTERM, SIGUSR1, a node that Ray drains) to the
+    end; a checkpoint has four fifths of it, and the last one stays where that is too short."""
     schedule_timeout_s: PositiveFloat = 300.0
     """Longest wait for the workers' resources."""

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from manyfaces.cluster.stop import StoppedError, exit_code
 from manyfaces.configs.errors import UserError
 from manyfaces.train.cli import checkpoint, data, evaluation, head, jobs, output, training
 from manyfaces.train.cli.training import ProcessOwner
@@ -78,13 +79,16 @@ def overview(context: typer.Context, version: Version = False) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the words and return the exit code: 0, 2 with one line for what a person has to mend, or
-    130 after Ctrl-C."""
+    """Run the words and return the exit code: 0, 2 with one line for what a person has to mend, 75
+    for a run that was asked to stop, or 130 after Ctrl-C."""
     command = typer.main.get_command(app)
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         owner = ProcessOwner() if argv is None else None
         code = command.main(words, prog_name="manyfaces", standalone_mode=False, obj=owner)
+    except StoppedError as error:
+        output.stopped(str(error))
+        return exit_code()
     except UserError as error:
         output.fail(str(error))
         return MISTAKE
@@ -96,5 +100,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         output.fail(what)
         return MISTAKE
     if code == INTERRUPTED:
-        output.stopped()
+        output.stopped("stopped; the same command resumes from the last checkpoint")
     return int(code or 0)

@@ -46,9 +46,9 @@ def fail(text: str) -> None:
     _stderr.print(Text.assemble(("error:", "bold red"), f" {text}"))
 
 
-def stopped() -> None:
-    """A line on stderr after Ctrl-C."""
-    _stderr.print("stopped; the same command resumes from the last checkpoint")
+def stopped(text: str) -> None:
+    """A line on stderr about an end that was asked for."""
+    _stderr.print(text)
 
 
 def load_config(recipe: str, words: Sequence[str]) -> "Config":

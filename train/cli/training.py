@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from manyfaces.cluster.memory import restart_keeping_memory, works_here
+from manyfaces.cluster.signals import listening
 from manyfaces.configs.errors import UserError
 from manyfaces.configs.plan import has_gpus
 from manyfaces.train.cli.options import Recipe, RecipeOrNot, Words
@@ -71,7 +72,9 @@ def train(
     taken over at once; the run of a machine that is dead a minute after its last sign of life, or
     at once with --force-takeover. A process that lives all the same then stops by itself.
 
-    The exit code is 0, or 2 with one line for what a person has to mend.
+    Ctrl-C, SIGTERM and SIGUSR1 save a checkpoint and end the run within cluster.grace_s; Ctrl-C
+    again ends it at once. The exit code is 0, 2 with one line for what a person has to mend, or 75
+    for an end that was asked for.
     """
     words = list(words or ())
     if address:
@@ -82,9 +85,11 @@ def train(
     # Only here: a process that is started anew reads the configuration again.
     for line in spellings:
         note(line)
-    from manyfaces.train.run import run
+    # Torch takes seconds to import, which are interrupted as well.
+    with listening(tree.cluster.grace_s):
+        from manyfaces.train.run import run
 
-    run(tree, console, takeover=force_takeover)
+        run(tree, console, takeover=force_takeover)
 
 
 def check(

@@ -13,6 +13,7 @@ import typer
 
 from manyfaces.cluster.jobs import Job
 from manyfaces.cluster.memory import KEEP_MEMORY
+from manyfaces.cluster.stop import StoppedError
 from manyfaces.configs.schema import Config, UserError
 from manyfaces.train.cli import main as command_line
 from manyfaces.train.cli.main import main
@@ -232,6 +233,7 @@ def test_check_prints_the_tree_and_the_plan(
     [
         (UserError("no [bold]such\\thing"), 2, "error: no [bold]such\\thing"),
         (OSError(28, "No space left on device", "a/b"), 2, "error: a/b: No space left on device"),
+        (StoppedError("stopped by SIGTERM; go on"), 75, "stopped by SIGTERM; go on"),
         (KeyboardInterrupt(), 130, "stopped; the same command resumes from the last checkpoint"),
     ],
 )

@@ -1,0 +1,140 @@
+"""A run that is asked to stop saves what was trained, says how to go on, and goes on bit for bit."""
+
+import json
+import os
+import signal
+import subprocess
+import threading
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+from commands import (
+    TIMEOUT_S,
+    forked,
+    recipe,
+    rows,
+    started,
+    wait_until,
+)
+from launcher import run_ranks
+
+from manyfaces.cluster import signals
+from manyfaces.configs.load import load
+from manyfaces.train.session import work
+
+PROCESS = {"workers": 1, "launcher": "process"}
+
+
+def losses(run: Path) -> list[tuple[int, float]]:
+    found = rows(run / "metrics.jsonl")
+    return [(row["step"], row["train/loss"]) for row in found if "train/loss" in row]
+
+
+def checkpoints(run: Path) -> list[str]:
+    return sorted(path.parent.name for path in run.glob("checkpoints/*/COMMIT.json"))
+
+
+def mlflow_status(run: Path) -> str:
+    from mlflow import MlflowClient
+
+    known = json.loads((run / "mlflow.json").read_text())
+    return str(MlflowClient(known["uri"]).get_run(known["run_id"]).info.status)
+
+
+def ended(process: subprocess.Popen[str]) -> str:
+    """What it has printed, once it has ended by itself."""
+    return process.communicate(timeout=TIMEOUT_S)[0]
+
+
+@pytest.mark.filterwarnings("ignore")  # MLflow's store warns of its own database layer
+def test_sigterm_saves_the_step_and_the_same_command_goes_on(
+    dataset_path: Path, tmp_path: Path
+) -> None:
+    config = recipe(
+        tmp_path,
+        dataset_path,
+        cluster=PROCESS,
+        train={"epochs": 2},
+        checkpoint={"every_steps": 1000, "keep": 20},
+    )
+    run = tmp_path / "runs" / "run"
+    with started("train", config) as process:
+        wait_until(lambda: len(losses(run)) >= 3, process)
+        process.send_signal(signal.SIGTERM)
+        text = ended(process)
+    assert process.returncode == 75, text
+    (name,) = checkpoints(run)
+    step = losses(run)[-1][0]
+    assert name == f"step-{step:08d}"
+    assert f"stopped by SIGTERM; the same command goes on from {run}/checkpoints/{name}" in text
+    assert "Traceback" not in text
+    assert mlflow_status(run) == "KILLED"
+    kinds = [row["kind"] for row in rows(run / "events.jsonl")]
+    assert kinds == ["start", "stopping", "checkpoint", "interrupted"]
+
+    again = forked("train", config)
+    assert again.returncode == 0, again.stderr
+    assert f"resuming {name}" in again.stdout
+    twin = forked("train", config, "run.name=never-stopped")
+    assert twin.returncode == 0, twin.stderr
+    assert losses(run) == losses(run.with_name("never-stopped"))
+    assert mlflow_status(run) == "FINISHED"
+
+
+def run_and_signal_one(config_path: str, at: str) -> list[str]:
+    """The worker function on each rank; rank 1 alone is signalled in the step that the loop begins
+    when `at` is "step", else in its evaluation."""
+    # DeepSpeed and what it imports warn of torch and of themselves.
+    warnings.simplefilter("default")
+    from manyfaces.train import loop
+
+    name = "_step" if at == "step" else "_is_evaluating"
+    real, calls = getattr(loop, name), []
+
+    def signalled(*args: Any, **more: Any) -> Any:
+        calls.append(name)
+        if dist.get_rank() == 1 and len(calls) == (7 if at == "step" else 1):
+            os.kill(os.getpid(), signal.SIGTERM)
+            threading.Event().wait(0.5)
+        return real(*args, **more)
+
+    setattr(loop, name, signalled)
+    with signals.listening(60):
+        work({"name": "run", "config": load(config_path, []).model_dump(mode="json")})
+    return calls
+
+
+def test_a_signal_to_one_rank_stops_all_at_the_same_step(
+    dataset_path: Path, tmp_path: Path
+) -> None:
+    config = recipe(tmp_path, dataset_path, checkpoint={"every_steps": 1000, "keep": 20})
+    run = tmp_path / "runs" / "run"
+    run.mkdir(parents=True)
+    calls = run_ranks(2, run_and_signal_one, str(config), "step")
+    # The signal comes when the seventh step has begun on rank 1: the eighth carries it.
+    assert [len(each) for each in calls] == [8, 8]
+    assert checkpoints(run) == ["step-00000008"]
+    events = [(row["kind"], row["message"]) for row in rows(run / "events.jsonl")]
+    assert [kind for kind, _ in events] == ["start", "stopping", "checkpoint", "interrupted"]
+    assert events[-1][1].startswith("stopped by SIGTERM; the same command goes on from ")
+
+
+def test_a_stop_in_an_evaluation_saves_the_steps_before_it(
+    dataset_path: Path, tmp_path: Path
+) -> None:
+    made = forked("data", "pairs", dataset_path, tmp_path / "pairs.bin", "--count", "40")
+    assert made.returncode == 0, made.stderr
+    config = recipe(
+        tmp_path,
+        dataset_path,
+        checkpoint={"every_steps": 1000, "keep": 20},
+        evaluation={"every_steps": 3, "batch_size": 4, "pairs": [str(tmp_path / "pairs.bin")]},
+    )
+    run = tmp_path / "runs" / "run"
+    run.mkdir(parents=True)
+    run_ranks(2, run_and_signal_one, str(config), "evaluation")
+    assert checkpoints(run) == ["step-00000003"]
+    assert rows(run / "events.jsonl")[-1]["kind"] == "interrupted"

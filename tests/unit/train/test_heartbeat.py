@@ -1,0 +1,77 @@
+"""Which rank the others wait for, by the signs of life that each leaves."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from manyfaces.train.heartbeat import FOLDER, Heart, Heartbeat, read_heartbeats, told_late
+
+
+def waiting(rank: int, **more: int | str | bool) -> Heartbeat:
+    beat = Heartbeat(rank, f"node{rank}", step=11, phase="step 12", phases=30, beats=5)
+    return replace(beat, **more)  # type: ignore[arg-type]
+
+
+def moved(beats: dict[int, Heartbeat], *still: int) -> dict[int, Heartbeat]:
+    """The same a little later: all but `still` have beaten."""
+    return {
+        rank: beat if rank in still else replace(beat, beats=beat.beats + 3)
+        for rank, beat in beats.items()
+    }
+
+
+def test_a_rank_that_gives_no_sign_of_life_is_named_and_not_who_tells() -> None:
+    before = {0: waiting(0, overdue=True), 1: waiting(1, phase="data", phases=29)}
+    told = told_late(before, moved(before, 1), 2, mine=0)
+    assert told == (
+        "rank 1 on node1 has not arrived and gives no sign of life: its last was in 'data', after "
+        "step 11"
+    )
+
+
+def test_a_rank_that_lives_and_is_behind_is_named() -> None:
+    before = {0: waiting(0, overdue=True), 1: waiting(1), 2: waiting(2, phase="data", phases=29)}
+    told = told_late(before, moved(before), 3, mine=0)
+    assert told == "rank 2 on node2 has not arrived: it is in 'data'"
+
+
+def test_of_ranks_that_are_overdue_the_first_tells() -> None:
+    before = {
+        0: waiting(0, phase="data", phases=29),
+        1: waiting(1, overdue=True),
+        2: waiting(2, overdue=True),
+    }
+    after = moved(before, 0, 1)  # rank 1 has told and ended
+    assert told_late(before, after, 3, mine=2) is None
+    told = told_late(before, after, 3, mine=1)
+    assert told is not None
+    assert told.startswith("rank 0 on node0 has not arrived and gives no sign")
+    assert "rank 1" not in told
+
+
+def test_a_rank_that_waits_for_its_data_names_itself() -> None:
+    before = {0: waiting(0), 1: waiting(1, phase="data", phases=29, overdue=True)}
+    told = told_late(before, moved(before), 2, mine=1)
+    assert told == "rank 1 on node1 has not arrived: it is in 'data'"
+
+
+def test_a_rank_without_a_sign_of_life_and_ranks_that_all_arrived() -> None:
+    before = {0: waiting(0, overdue=True)}
+    assert told_late(before, before, 2, mine=0) == "rank 1 has never given a sign of life"
+    before[1] = waiting(1)
+    told = told_late(before, moved(before), 2, mine=0)
+    assert told == "every rank has arrived, and none goes on"
+
+
+def test_heartbeats_are_written_and_read_and_strange_files_passed_over(tmp_path: Path) -> None:
+    heart = Heart(tmp_path, 3, period_s=60)
+    try:
+        heart.set(step=7, phase="step 8", phases=12)
+        (tmp_path / FOLDER).mkdir(exist_ok=True)
+        heart.write()
+        for name, body in (("4", b"{"), ("5", b"7"), ("6", b'{"rank": 6, "x": 1}'), ("7", b"\xff")):
+            (tmp_path / FOLDER / f"{name}.json").write_bytes(body)
+        (beat,) = read_heartbeats(tmp_path).values()
+    finally:
+        heart.close()
+    assert (beat.rank, beat.step, beat.phase, beat.phases) == (3, 7, "step 8", 12)
+    assert beat.beats > 0

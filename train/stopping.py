@@ -1,0 +1,52 @@
+"""What a request to stop means for a run: events in its record, and the line that says how to go
+on."""
+
+from collections.abc import Callable
+
+from manyfaces.cluster.stop import FILE, Stop, current
+from manyfaces.configs.schema import Config
+from manyfaces.train.checkpoint.layout import newest
+from manyfaces.train.folder import RunFolder
+from manyfaces.train.record import EVENTS, Record, read_rows
+
+INTERRUPTED = "interrupted"
+"""The kind of the event with which a run ends that was asked to stop."""
+
+
+def share_stop(config: Config, folder: RunFolder, *, looks: bool = True) -> Stop:
+    """The request of this process, from now on one with those of all processes of the run."""
+    stop = current()
+
+    def tell(reason: str) -> None:
+        Record(folder.path).event(
+            "stopping",
+            f"{reason}: what was trained is saved and the run stops, within "
+            f"{config.cluster.grace_s:g} s (cluster.grace_s); Ctrl-C again ends it at once",
+        )
+
+    stop.tell = tell
+    stop.share(folder.path, looks=looks)
+    return stop
+
+
+def forget_requests(folder: RunFolder) -> None:
+    """Requests to an earlier session are none to this one. Only for who has claimed the run."""
+    (folder.path / FILE).unlink(missing_ok=True)
+
+
+def stopped_line(folder: RunFolder, reason: str) -> str:
+    """One line: what asked for the end, what is safe, how to go on."""
+    path = newest(folder.checkpoints)
+    if path is None:
+        return f"stopped by {reason} before the first checkpoint; the same command begins anew"
+    return f"stopped by {reason}; the same command goes on from {path}"
+
+
+def count_starts(folder: RunFolder) -> Callable[[], bool]:
+    """Whether workers have begun to train since this was called."""
+    before = _starts(folder)
+    return lambda: _starts(folder) > before
+
+
+def _starts(folder: RunFolder) -> int:
+    return sum(row["kind"] == "start" for row in read_rows(folder.path / EVENTS))
