@@ -5,15 +5,18 @@ The one file that knows deepspeed. The head stays outside: DeepSpeed would broad
 rows over every rank's.
 """
 
+import contextlib
+import copy
 import logging
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from manyfaces.cluster.device import count_gpus
@@ -30,7 +33,11 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of its optional parts, at import
     import deepspeed
     from deepspeed.utils import logger as deepspeed_logger
-    from deepspeed.utils import safe_get_full_optimizer_state, safe_set_full_optimizer_state
+    from deepspeed.utils import (
+        safe_get_full_optimizer_state,
+        safe_set_full_optimizer_state,
+        safe_set_local_optimizer_state,
+    )
 
 deepspeed_logger.setLevel(logging.ERROR)
 # DeepSpeed 0.19 calls torch 2.13 by names that torch has renamed; nobody here can mend that.
@@ -43,6 +50,23 @@ if deepspeed.__version__.startswith("0.19."):
 
 class NotFiniteError(RuntimeError):
     """A gradient was not finite: the network did not take the step."""
+
+
+def emptied(network: nn.Module) -> nn.Module:
+    """A copy of the network whose parameters have shapes and no memory; it shares the buffers."""
+    parts: dict[int, Any] = {id(buffer): buffer for buffer in network.buffers()}
+    for parameter in network.parameters():
+        parts[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
+    return copy.deepcopy(network, parts)
+
+
+def _own_slice(parameter: nn.Parameter, whole: Tensor) -> Tensor:
+    """What this rank holds of a parameter's state at stage 3, of the whole: a part of all ranks'
+    equal ones, the last padded with zeros."""
+    held: Tensor = parameter.ds_tensor  # type: ignore[attr-defined]  # DeepSpeed's
+    size, rank = held.numel(), dist.get_rank()
+    flat = whole.flatten()[rank * size : (rank + 1) * size]
+    return F.pad(flat, (0, size - len(flat)))
 
 
 class Engine:
@@ -73,10 +97,11 @@ class Engine:
         self.autocast = train.precision == "bfloat16"
         self.moments = train.optimizer.moments
         self.groups = tuple(groups)
-        if settings.activation_checkpointing:
-            checkpoint_activations(network)
         # The images alone make convolutions NHWC; DeepSpeed cannot broadcast NHWC weights.
         self.module = network.to(device)
+        self._emptied = emptied(self.module) if self.stage == 3 else None
+        if settings.activation_checkpointing:
+            checkpoint_activations(self.module)
         if train.sync_batchnorm and world_size > 1:
             group = dist.group.WORLD
             assert group is not None
@@ -179,12 +204,47 @@ class Engine:
                 buffer.copy_(buffers[name])
 
     def weights(self) -> dict[str, Tensor]:
-        """Parameters and buffers by name, float32 as trained; not copied."""
-        return {name: tensor.detach() for name, tensor in self.module.state_dict().items()}
+        """Parameters and buffers by name, float32 as trained; not copied.
+
+        At stage 3 collective: they are on the host of rank 0, and no other rank has any. No device
+        holds more than one gathered parameter at a time.
+        """
+        weights = {name: tensor.detach() for name, tensor in self.module.state_dict().items()}
+        if self.stage == 3:
+            for name, parameter in self._gathered():
+                if self.is_first:
+                    weights[name] = parameter.cpu()
+        return weights if self.is_first or self.stage < 3 else {}
+
+    @contextlib.contextmanager
+    def whole(self) -> Iterator[nn.Module]:
+        """The network for each rank to run on its own, as often as it likes: evaluation shares
+        images out unevenly.
+
+        At stage 3, where DeepSpeed's own network runs on all ranks at once or not at all, it is a
+        copy with whole weights on the device, for as long as the block runs; collective.
+        """
+        if self._emptied is None:
+            yield self.module
+            return
+        whole = copy.deepcopy(self._emptied, {id(b): b for b in self._emptied.buffers()})
+        for name, parameter in self._gathered():
+            place, _, last = name.rpartition(".")
+            setattr(whole.get_submodule(place), last, nn.Parameter(parameter, requires_grad=False))
+        whole.train(self.module.training)
+        yield whole
+
+    def _gathered(self) -> Iterator[tuple[str, Tensor]]:
+        """Whole parameters by name, one after the other, each copied on the device; one that
+        several modules share comes under each of their names. Collective."""
+        for name, parameter in self.module.named_parameters(remove_duplicate=False):
+            with deepspeed.zero.GatheredParameters([parameter]):
+                whole = parameter.detach().clone()
+            yield name, whole
 
     def read_moments(self) -> dict[str, Tensor]:
         """The whole optimiser state as `KIND.PARAMETER`, and the number of steps, on the host of
-        rank 0; nothing on the other ranks. Collective at stages 1 and 2.
+        rank 0; nothing on the other ranks. Collective from stage 1 on.
 
         No device holds more of it than one gathered tensor at a time.
         """
@@ -201,13 +261,16 @@ class Engine:
         taken."""
         for kind in self.moments:
             for name, p in self.parameters.items():
+                has = self._get(p, kind)
                 value = (
-                    torch.zeros_like(p, dtype=torch.float32)
+                    torch.zeros_like(has, dtype=torch.float32)
                     if state is None
-                    else state[f"{kind}.{name}"].to(p.device, torch.float32)
+                    else state[f"{kind}.{name}"].to(has.device, torch.float32)
                 )
                 if self.stage == 0:
-                    self._optimizer.state[p][kind].copy_(value)
+                    has.copy_(value)
+                elif self.stage == 3:
+                    safe_set_local_optimizer_state(p, _own_slice(p, value), kind)
                 else:
                     safe_set_full_optimizer_state(p, value.contiguous(), kind)
                 assert torch.equal(self._get(p, kind).to(value), value), (

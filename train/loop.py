@@ -4,7 +4,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch.distributed as dist
 
@@ -227,10 +226,10 @@ def _log(
 def snapshot(parts: Parts, progress: Progress) -> Snapshot:
     """Everything that a checkpoint holds, not copied: it is as it says until the next step.
     Collective."""
-    moments: dict[str, Any] = parts.engine.read_moments()
+    weights, moments = parts.engine.weights(), parts.engine.read_moments()
     first, run_folder = parts.world.rank == 0, parts.checkpointer.folder.parent
     names = run_folder / IDENTITIES
-    backbone, beside_backbone = parts.network.split(parts.engine.weights() if first else {})
+    backbone, beside_backbone = parts.network.split(weights if first else {})
     return Snapshot(
         state=parts.state.at(
             step=progress.step,
@@ -256,21 +255,23 @@ def evaluate_all(parts: Parts, progress: Progress, *, saved: bool) -> list[Resul
         # BatchNorm's running statistics are each rank's own; rank 0's are the model's.
         for buffer in parts.network.module.buffers():
             dist.broadcast(buffer, 0)
-    embedder = Embedder(
-        parts.network.backbone,
-        config.model,
-        config.data.image_hw,
-        parts.world.device,
-        autocast=parts.engine.autocast,
-        batch_size=config.evaluation.batch_size,
-        decode_threads=config.data.decode_threads,
-    )
     results = []
     try:
-        for protocol in parts.protocols:
-            result = evaluate(protocol, embedder, partial(_is_evaluating, parts))
-            parts.record.metrics(progress.step, **result.metrics(), minutes=progress.seconds / 60)
-            results.append(result)
+        with parts.engine.whole() as network:
+            embedder = Embedder(
+                parts.network.backbone_in(network),
+                config.model,
+                config.data.image_hw,
+                parts.world.device,
+                autocast=parts.engine.autocast,
+                batch_size=config.evaluation.batch_size,
+                decode_threads=config.data.decode_threads,
+            )
+            for protocol in parts.protocols:
+                result = evaluate(protocol, embedder, partial(_is_evaluating, parts))
+                minutes = progress.seconds / 60
+                parts.record.metrics(progress.step, **result.metrics(), minutes=minutes)
+                results.append(result)
     except UserError as error:
         # All ranks raise it alike: a checkpoint that is being written is finished first.
         if isinstance(error, StoppedError) and not saved:

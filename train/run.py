@@ -162,8 +162,6 @@ def _look(config: Config, dataset: Dataset, console: Console) -> None:
 
 def _refuse(config: Config, dataset: Dataset, folder: RunFolder) -> None:
     """Raise `UserError` for what can be known to fail before any worker starts."""
-    if config.engine.zero_stage == 3:
-        raise UserError("engine.zero_stage 3 cannot be checkpointed yet; use 0, 1 or 2")
     launch.refuse(config.cluster)
     manifest = dataset.manifest
     for key, wanted, has in (

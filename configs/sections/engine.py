@@ -11,8 +11,9 @@ class Engine(Node):
     decides: ClassVar[Decides] = NOTHING
 
     zero_stage: Literal[0, 1, 2, 3] = 1
-    """DeepSpeed's ZeRO stage: 0 replicates, 1 shards optimiser state, 2 gradients too; they resume
-    into each other. 3 is refused for now."""
+    """DeepSpeed's ZeRO stage: 0 replicates, 1 shards optimiser state, 2 gradients too, 3 weights
+    too, which are gathered layer by layer and stand whole on each worker only while a protocol is
+    evaluated. They resume into each other."""
     activation_checkpointing: bool = False
     """Recompute each block in backward: less memory, a third more time."""
     channels_last: bool = True

@@ -20,7 +20,6 @@ def config(dataset_path: Path, tmp_path: Path) -> Path:
         (["train.batchsize=3"], "unknown key; did you mean batch_size"),
         (["data.path=nowhere"], "nowhere: no such folder"),
         (["evaluation.pairs=[nowhere.bin]"], "nowhere.bin: No such file"),
-        (["engine.zero_stage=3"], "engine.zero_stage 3 cannot be checkpointed yet"),
         (
             ["cluster.launcher=ray", "cluster.workers=64", "train.batch_size=64"],
             "64 workers of 1 threads need 64 CPUs",

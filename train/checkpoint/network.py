@@ -53,6 +53,10 @@ class Network:
         self.base_names = frozenset(adapter.base(self.backbone) if is_adapted else ())
         """The backbone's weights that no checkpoint holds."""
 
+    def backbone_in(self, copy: nn.Module) -> nn.Module:
+        """The backbone of a copy of `module`."""
+        return copy.get_submodule(self.prefix.removesuffix("."))
+
     def split(self, weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """What a checkpoint holds of the weights of `module` by name: those of the backbone under
         its own names, and the others."""
