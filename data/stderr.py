@@ -2,9 +2,8 @@
 
 import functools
 import os
-import tempfile
 from collections.abc import Callable
-from typing import BinaryIO, TypeVar
+from typing import TypeVar
 
 T = TypeVar("T")
 
@@ -14,22 +13,20 @@ MISSING_DATA = "premature end of data"  # libjpeg's words for what it then paint
 def with_stderr(work: Callable[[], T]) -> tuple[T, str]:
     """Do the work; returns its result and what was written to file descriptor 2 meanwhile, by
     whatever thread of this process."""
-    file, kept = _file(), os.dup(2)
+    file, kept = _kept_file(), os.dup(2)
     try:
-        os.dup2(file.fileno(), 2)
+        os.dup2(file, 2)
         result = work()
     finally:
         os.dup2(kept, 2)
         os.close(kept)
-        length = file.seek(0, os.SEEK_END)
-        file.seek(0)
-        said = file.read(length)
-        file.seek(0)
-        file.truncate()
+        said = os.pread(file, os.fstat(file).st_size, 0)
+        os.ftruncate(file, 0)
+        os.lseek(file, 0, os.SEEK_SET)
     return result, said.decode(errors="replace")
 
 
 @functools.cache
-def _file() -> BinaryIO:
-    """An unnamed file that is kept, since making one takes as long as decoding a small image."""
-    return tempfile.TemporaryFile(buffering=0)
+def _kept_file() -> int:
+    """A file in memory that is kept, since making one takes as long as decoding a small image."""
+    return os.memfd_create("stderr")

@@ -4,6 +4,7 @@ order."""
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from manyfaces.data.conversion.merge import merge_identities
 from manyfaces.data.conversion.report import write_report
 from manyfaces.data.dataset.manifest import Manifest
 from manyfaces.data.dataset.write import refuse_foreign, write_dataset
-from manyfaces.data.sources.recognise import NO_OPTIONS, recognise
+from manyfaces.data.sources.recognise import NO_OPTIONS, recognise_each
 from manyfaces.data.sources.source import Source
 
 WINDOW_SHARDS = 8
@@ -51,7 +52,7 @@ def convert(
     Raises `UserError`.
     """
     _check_arguments(paths, out, edit)
-    sources = [recognise(path, options) for path in paths]
+    sources = recognise_each(paths, options)
     known, identity_N = merge_identities(sources, identity_map)
     points = Landmarks(landmarks) if landmarks else None
     classes = _assign_classes(known, identity_N, max(min_images, 1), seed)
@@ -75,8 +76,16 @@ def convert(
         shard_images=shard_images,
         processes=processes,
         template=TEMPLATE_NAME if edit.align else None,
-        dropped_before=(
-            {"identity": known[i], "images": int(classes.count_C[i]), "reason": reason} for i in few
+        dropped_before=chain(
+            (
+                {"source": str(source.path), "name": name, "reason": why}
+                for source in sources
+                for name, why in source.left_out
+            ),
+            (
+                {"identity": known[i], "images": int(classes.count_C[i]), "reason": reason}
+                for i in few
+            ),
         ),
         report=lambda written: write_report(out, written, classes.names, left_out, facts),
     )
@@ -133,6 +142,7 @@ def _facts(
             "kind": source.kind,
             "images": len(source.label_N),
             "identities": len(source.identities),
+            "left_out": source.left_out.by_reason(),
         }
         for source in sources
     ]

@@ -2,6 +2,7 @@
 few lines for people."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +41,15 @@ class _Counted(BaseModel):
     count: int
 
 
+class _Source(BaseModel):
+    left_out: dict[str, int] = {}
+    """Number of files that were not read, by the reason why."""
+
+
 class _Report(BaseModel):
     """What is told to people of `report.json`."""
 
+    sources: list[_Source] = []
     dropped: _DroppedImages
     duplicates: _Duplicates
     images_per_identity: _Spread
@@ -126,6 +133,7 @@ def lines(out: Path) -> list[str]:
         f"images per identity  {spread.min:,} to {spread.max:,}, median {spread.median:,g}, mean "
         f"{spread.mean:,}",
         f"dropped              {dropped.images:,} images{why}",
+        *_left_out(out, report.sources),
         f"exact duplicates     {twice.images:,} images kept: {twice.within_an_identity:,} within "
         f"an identity, {twice.between_identities:,} between identities",
     ]
@@ -135,6 +143,17 @@ def lines(out: Path) -> list[str]:
             "their class ids stay, unused"
         )
     return [*found, *report.notes, f"report               {out / REPORT}, {out / HISTOGRAM}"]
+
+
+def _left_out(out: Path, sources: list[_Source]) -> list[str]:
+    """One line for what the sources hold and have not given; none where they gave all."""
+    counts = Counter[str]()
+    for source in sources:
+        counts.update(source.left_out)
+    if not counts:
+        return []
+    reasons = "; ".join(f"{count:,} {reason}" for reason, count in counts.most_common())
+    return [f"left out             {counts.total():,} files: {reasons} (see {out / DROPPED})"]
 
 
 def histogram(count_C: NDArray[np.int64], path: Path) -> None:

@@ -9,6 +9,7 @@ place of the one before, then the image.
   images; key 0 is an empty record with [N+1, N+K+1), last in the file.
 """
 
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manyfaces.configs.errors import UserError
+from manyfaces.data.limits import MOST_BYTES
 from manyfaces.data.sources.float_labels import as_stored, exact_labels
 from manyfaces.data.sources.recordio import (
     FIRST,
@@ -24,12 +26,14 @@ from manyfaces.data.sources.recordio import (
     LENGTH_MASK,
     MAGIC,
     PREFIX_BYTES,
+    TooLongError,
+    padded,
     read_idx,
     read_payload,
     record_end,
     scan_offsets,
 )
-from manyfaces.data.sources.source import Dropped
+from manyfaces.data.sources.source import TOO_MANY_BYTES, Dropped
 
 HEADER_BYTES = 24
 """What stands before the labels or the image in a payload."""
@@ -70,8 +74,10 @@ class RecordAt(NamedTuple):
     def read(self) -> bytes:
         """Read the image's bytes. Raises `Dropped`."""
         try:
-            payload = read_payload(self.path, self.offset)
-        except ValueError as error:
+            payload = read_payload(self.path, self.offset, MOST_BYTES)
+        except TooLongError as error:
+            raise Dropped(TOO_MANY_BYTES) from error
+        except (ValueError, OSError) as error:
             raise Dropped("a record that is not whole") from error
         num_labels = int.from_bytes(payload[:4], "little")
         return payload[HEADER_BYTES + 4 * num_labels :]
@@ -100,7 +106,7 @@ def read_records(path: Path) -> FaceRecords:
     if idx.is_file():
         key_N, offset_N = read_idx(idx)
         starts = _read_starts(path, offset_N)
-        _require_last(path, offset_N)
+        _require_all(path, offset_N, starts)
     else:
         offset_N = scan_offsets(path)
         starts = _read_starts(path, offset_N)
@@ -159,19 +165,39 @@ def _read_starts(path: Path, offset_N: Ints) -> Starts:
     return starts
 
 
-def _require_last(path: Path, offset_N: Ints) -> None:
-    """Raise `UserError` where records follow the last that the `.idx` has: it was cut off between
-    two of its lines."""
-    last, size = int(offset_N.max()), path.stat().st_size
-    try:
-        read_payload(str(path), last)
-    except ValueError as error:
-        raise UserError(f"{path}: {error}; fetch the file again") from error
-    if (end := record_end(str(path), last)) < size:
+def _require_all(path: Path, offset_N: Ints, starts: Starts) -> None:
+    """Raise `UserError` where the `.idx` passes over records, names one twice, or ends before the
+    last: some of its lines are not there, or are another file's."""
+    order = np.argsort(offset_N, kind="stable")
+    begin_N, word_N = offset_N[order], starts["word"][order].astype(np.int64)
+    end_N = begin_N + PREFIX_BYTES + padded(word_N & LENGTH_MASK)
+    for row in np.flatnonzero(word_N >> LENGTH_BITS == FIRST).tolist():
+        at = int(begin_N[row])
+        try:
+            end_N[row] = record_end(str(path), at)
+        except (ValueError, struct.error) as error:
+            raise UserError(f"{path}: cut off in the record at byte {at:,}; fetch it again") from (
+                error
+            )
+    expected_N = np.append(0, end_N)
+    found_N = np.append(begin_N, path.stat().st_size)
+    wrong = np.flatnonzero(found_N != expected_N)
+    if not len(wrong):
+        return
+    at, found, size = int(expected_N[wrong[0]]), int(found_N[wrong[0]]), int(found_N[-1])
+    remedy = "fetch the .idx again, or remove it to have it rebuilt"
+    if at > size:
+        raise UserError(f"{path}: cut off inside its last record; fetch the file again")
+    if found < at:
+        raise UserError(f"{path}: its .idx has the record at byte {found:,} twice; {remedy}")
+    if wrong[0] == len(begin_N):
         raise UserError(
-            f"{path}: goes on behind the last record of its .idx, from byte {end:,} of {size:,}; "
-            "fetch the .idx again, or remove it to have it rebuilt"
+            f"{path}: goes on behind the last record of its .idx, from byte {at:,} of {size:,} "
+            f"({len(begin_N):,} records are listed); {remedy}"
         )
+    raise UserError(
+        f"{path}: its .idx passes over what stands from byte {at:,} to {found:,}; {remedy}"
+    )
 
 
 def _require_identities(path: Path, found: int) -> None:

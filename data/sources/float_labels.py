@@ -129,17 +129,24 @@ def _labels_from_lst(path: Path, key_N: Ints) -> Ints:
     """Read the labels of the keys from im2rec's list, which has lines
     `key<TAB>label[<TAB>...]<TAB>path`. Raises `UserError`."""
     found = np.full(len(key_N), -1, np.int64)
-    with path.open(encoding="utf-8") as lines:
+    with path.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
         for number, line in enumerate(lines, 1):
             try:
                 key, label = line.split("\t")[:2]
-                row, value = int(np.searchsorted(key_N, int(key))), float(label)
-            except ValueError as error:
+                row, value = int(np.searchsorted(key_N, int(key))), int(float(label))
+                if value != float(label):
+                    raise ValueError(label)
+            except (ValueError, OverflowError) as error:
                 raise UserError(
-                    f"{path}:{number}: expected `key<TAB>label<TAB>path`, got {line[:60]!r}"
+                    f"{path}:{number}: expected `key<TAB>label<TAB>path`, a whole label, "
+                    f"got {line[:60]!r}"
                 ) from error
             if row < len(key_N) and key_N[row] == int(key):
-                found[row] = int(value)
+                if found[row] not in (-1, value):
+                    raise UserError(
+                        f"{path}:{number}: key {int(key)} has another label in a line above"
+                    )
+                found[row] = value
     if (found < 0).any():
         raise UserError(
             f"{path}: no label for key {key_N[np.argmax(found < 0)]} of the .rec beside it"

@@ -1,25 +1,32 @@
 """A text list of images and labels: lines `path<TAB>label`."""
 
+import codecs
 import hashlib
+import re
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from manyfaces.configs.errors import UserError
+from manyfaces.data.sources.file_names import reason_against
 from manyfaces.data.sources.source import Claim, FileAt, Option, Source
 from manyfaces.data.sources.text_column import TextColumn
 
 _LOOKED_AT_BYTES = 4096
+_HEADING = re.compile(r"[^\W\d]+(?:[ _-][^\W\d]+)*")
+"""A word of a header line: neither a digit, a dot nor a slash."""
+_WINDOWS_PATH = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 
 
 class Listed(Source):
     """The images of a text file of lines `path<TAB>label`, or with one space between; paths are
-    relative to the list's folder or to `root`.
+    relative to the list's folder or to `root`. UTF-8, or UTF-16 as Windows writes it; a header line
+    is left out.
 
-    Raises `UserError` naming file:line for a line that is none, and where not one of the images is
-    there.
+    Raises `UserError` naming file:line for a line that is none and for an image that is named
+    twice, and where not one of the images is there.
     """
 
     kind, described = "list", "a text list (`path<TAB>label` lines)"
@@ -32,32 +39,69 @@ class Listed(Source):
     def claims(cls, path: Path) -> list[Claim]:
         if path.is_dir():
             return []
-        with path.open("rb") as file:
-            is_text = b"\0" not in file.read(_LOOKED_AT_BYTES)
         # Any text may be a list, so that a file with another kind's suffix is left to that kind.
-        return [Claim([path], certain=False)] if is_text else []
+        return [Claim([path], certain=False)] if _encoding(path) else []
 
     def __init__(self, path: Path, files: Sequence[Path], root: Path | None = None) -> None:
         self.path, self.root, self._names = path, root or path.parent, TextColumn()
-        labels, codes = array("i"), dict[str, int]()
+        labels, lines, codes = array("i"), array("q"), dict[str, int]()
         listing = hashlib.sha256(str(self.root).encode(errors="surrogateescape"))
-        with path.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
-            for number, line in enumerate(lines, 1):
-                listing.update(line.encode(errors="surrogateescape"))
-                if not (line := line.rstrip("\r\n")).strip():
-                    continue
-                name, label = _split(line, f"{path}:{number}")
-                self._names.append(name)
-                labels.append(codes.setdefault(label, len(codes)))
+        for number, line in _lines(path):
+            listing.update(f"{line}\n".encode(errors="surrogateescape"))
+            if not line.strip():
+                continue
+            name, label = _split(line, f"{path}:{number}")
+            if not labels and not len(self.left_out) and self._is_header(name, label):
+                self.left_out.add(f"{path.name}:{number}", "a header line")
+                continue
+            self._names.append(name)
+            lines.append(number)
+            labels.append(codes.setdefault(label, len(codes)))
         if not labels:
             raise UserError(f"{path}: no lines in it; expected `path<TAB>label`")
-        if not any(Path(self.place(row).path).exists() for row in range(len(labels))):
+        self._read_backslashes()
+        self._require_some(len(labels))
+        if twice := self._names.repeated():
+            first, second = (lines[row] for row in twice)
             raise UserError(
-                f"{path}: not one of its {len(labels):,} images is there (the first: "
-                f"{self.place(0)}); set --root FOLDER"
+                f"{path}:{second}: {self.name(twice[1])} stands in line {first} already; an image "
+                "has one line: remove the other"
             )
         self.identities, self.label_N = list(codes), np.array(labels, np.int32)
         self.digest = listing.hexdigest()
+
+    def _is_header(self, name: str, label: str) -> bool:
+        """Whether the first line names columns and no image."""
+        are_words = _HEADING.fullmatch(name) and _HEADING.fullmatch(label)
+        return bool(are_words) and not (self.root / name).exists()
+
+    def _read_backslashes(self) -> None:
+        """Take backslashes for separators, as in lists that were made on Windows, unless files have
+        them in their names."""
+        rows = [row for row in range(len(self._names)) if "\\" in self._names[row]]
+        if not rows or (self.root / self._names[rows[0]]).exists():
+            return
+        names = TextColumn()
+        for row in range(len(self._names)):
+            names.append(self._names[row].replace("\\", "/"))
+        if _WINDOWS_PATH.match(self._names[rows[0]]):
+            raise UserError(
+                f"{self.path}: names files by their place on a Windows machine (the first: "
+                f"{self._names[rows[0]]}); make the paths relative, and set --root FOLDER"
+            )
+        self._names = names
+        self.notes = [
+            f"{self.path}: the backslashes in {len(rows):,} lines were taken for separators of "
+            "folders"
+        ]
+
+    def _require_some(self, count: int) -> None:
+        """Raise `UserError` where not one image is there."""
+        if not any(_is_there(self.place(row).path) for row in range(count)):
+            raise UserError(
+                f"{self.path}: not one of its {count:,} images is there (the first: "
+                f"{self.place(0)}); set --root FOLDER"
+            )
 
     def place(self, row: int) -> FileAt:
         return FileAt(str(self.root / self.name(row)))
@@ -66,12 +110,61 @@ class Listed(Source):
         return self._names[row]
 
 
+def _encoding(path: Path) -> str | None:
+    """The encoding of a text file; None for a file that is no text. What is not UTF-8 survives as
+    bytes."""
+    with path.open("rb") as file:
+        head = file.read(_LOOKED_AT_BYTES)
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-32" if head.startswith(codecs.BOM_UTF32_LE) else "utf-16"
+    if b"\0" not in head:
+        return "utf-8-sig"
+    # Without a mark, every second byte of Latin text is zero.
+    for encoding, zeros in (("utf-16-le", head[1::2]), ("utf-16-be", head[::2])):
+        if 2 * zeros.count(0) > len(zeros) and head.count(0) == zeros.count(0):
+            return encoding
+    return None
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Number and text of each line. Raises `UserError` for what is not in the encoding."""
+    encoding = _encoding(path)
+    if encoding is None:
+        raise UserError(f"{path}: holds zero bytes and is no text; expected `path<TAB>label`")
+    errors = "surrogateescape" if encoding == "utf-8-sig" else "strict"
+    with path.open(encoding=encoding, errors=errors) as lines:
+        try:
+            for number, line in enumerate(lines, 1):
+                if "\0" in line:
+                    raise UserError(f"{path}:{number}: holds a zero byte; save it as UTF-8")
+                yield number, line.rstrip()
+        except UnicodeError as error:
+            raise UserError(f"{path}: begins as {encoding} and is not; save it as UTF-8") from error
+
+
 def _split(line: str, where: str) -> tuple[str, str]:
     """Path and label of a line."""
     name, _, label = line.partition("\t") if "\t" in line else line.rpartition(" ")
-    if not name.strip() or not label.strip() or "\t" in label:
+    name, label = _unquoted(name.strip()), _unquoted(label.strip())
+    # A path in the label's place is that of a line without a label, or with the label first.
+    is_none = not name or not label or "\t" in label or reason_against(label) is None
+    has_commas = "\t" not in line and reason_against(line.rpartition(",")[0].strip('" ')) is None
+    if is_none or has_commas:
+        remedy = "mend the line or remove it"
+        if "\t" not in line and "," in line:
+            remedy = "put a tab in place of the comma"
         raise UserError(
-            f"{where}: expected `path<TAB>label` or `path label`, got {line[:80]!r}; mend the line "
-            "or remove it"
+            f"{where}: expected `path<TAB>label` or `path label`, got {line[:80]!r}; {remedy}"
         )
-    return name.strip(), label.strip()
+    return name, label
+
+
+def _unquoted(word: str) -> str:
+    return word[1:-1].replace('""', '"') if len(word) > 1 and word[0] == word[-1] == '"' else word
+
+
+def _is_there(path: str) -> bool:
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):  # a name that no file can have
+        return False

@@ -4,27 +4,45 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from manyfaces.configs.errors import UserError
+from manyfaces.data.sources.file_names import (
+    shard_count,
+    split_of_file,
+    split_of_folder,
+    wanted_splits,
+)
 from manyfaces.data.sources.parquet_rows import RowAt, read_rows
-from manyfaces.data.sources.source import Claim, Option, Source, files_with_suffix
+from manyfaces.data.sources.source import SPLIT, Claim, Option, Source, files_below
 
 
 class Parquet(Source):
     """The images of parquet files. Images are named by their path in the dataset that they come
-    from, else by file and row. Raises `UserError` as `read_rows` does."""
+    from, else by file and row.
+
+    Raises `UserError` as `read_rows` does, for several splits where none was named, and for files
+    that are not all there.
+    """
 
     kind, described = "parquet", "a .parquet file or a folder of them"
-    precedence = 30
+    precedence, joins = 30, True
     options = (
+        SPLIT,
         Option("image_column", str, "image column of parquet files, where it is not clear", "NAME"),
         Option("label_column", str, "label column of parquet files, where it is not clear", "NAME"),
     )
 
     @classmethod
     def claims(cls, path: Path) -> list[Claim]:
-        files = files_with_suffix(path, ".parquet")
-        if not files and (path / "data").is_dir():  # a repository of Hugging Face keeps them there
-            files = files_with_suffix(path / "data", ".parquet")
-        return [Claim(files)] if files else []
+        # A repository of Hugging Face has `data/train-00000-of-00002.parquet`, or
+        # `CONFIGURATION/train/0000.parquet` for each of its configurations.
+        of_folder: dict[str, list[Path]] = {}
+        for file in files_below(path, ".parquet"):
+            above = [] if file == path else file.relative_to(path).parts[:-1]
+            folder = "/".join(part for part in above if not split_of_folder(part))
+            of_folder.setdefault(folder, []).append(file)
+        if len(of_folder) == 1:
+            return [Claim(files) for files in of_folder.values()]
+        return [Claim(files, f"{folder or path}/") for folder, files in of_folder.items()]
 
     def __init__(
         self,
@@ -32,7 +50,9 @@ class Parquet(Source):
         files: Sequence[Path],
         image_column: str | None = None,
         label_column: str | None = None,
+        split: str | None = None,
     ) -> None:
+        files = self._of_split(path, files, split)
         found = read_rows(files, image_column, label_column)
         self.path, self._found, self.identities = path, found, found.identities
         self.label_N, self.group_N = found.label_N, found.group_N
@@ -40,6 +60,27 @@ class Parquet(Source):
         listing = hashlib.sha256(sizes.encode(errors="surrogateescape"))
         listing.update(found.label_N.tobytes() + found.image_column.encode())
         self.digest = listing.hexdigest()
+
+    def _of_split(self, path: Path, files: Sequence[Path], wanted: str | None) -> list[Path]:
+        """The files of the split that is to be read, all of them. Raises `UserError`."""
+        if not path.is_dir():
+            return list(files)
+        names = {file: str(file.relative_to(path)) for file in files}
+        split_of = {file: split_of_file(name) for file, name in names.items()}
+        taken = wanted_splits(path, split_of.values(), wanted)
+        for file, split in split_of.items():
+            if split not in taken:
+                self.left_out.add(names[file], f"of the split {split or 'without a name'}")
+        kept = [file for file in files if split_of[file] in taken]
+        for split in taken:
+            counts = [shard_count(names[file]) for file in kept if split_of[file] == split]
+            expected = max((count for count in counts if count is not None), default=len(counts))
+            if len(counts) != expected or len(set(counts)) > 1:
+                raise UserError(
+                    f"{path}: {len(counts)} files of the split {split}, whose names say that there "
+                    f"are {expected}; fetch the others, or remove what is of another export"
+                )
+        return kept
 
     def place(self, row: int) -> RowAt:
         group = int(self._found.group_N[row])

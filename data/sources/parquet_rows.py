@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from manyfaces.configs.errors import UserError
-from manyfaces.data.sources.source import Dropped
+from manyfaces.data.limits import MOST_BYTES
+from manyfaces.data.sources.source import TOO_MANY_BYTES, Dropped
 from manyfaces.data.sources.text_column import TextColumn
 
 LABEL_NAMES = {"label", "labels", "identity", "identity_id", "person", "person_id", "subject"}
@@ -33,6 +34,7 @@ LABEL_NAMES |= {
     "name",
 }
 _BATCH_ROWS = 64
+_BATCH_BYTES = 2 * MOST_BYTES
 
 
 class RowAt(NamedTuple):
@@ -50,10 +52,16 @@ class RowAt(NamedTuple):
     def read(self) -> bytes:
         """Read the image's bytes; it is cheap where rows are read in their order. Raises
         `Dropped`."""
-        blob = _cursor(self.path, self.group, self.column).get(self.row)
-        if not blob:
+        try:
+            value = _cursor(self.path, self.group, self.column).get(self.row)
+        except (pa.ArrowException, OSError, StopIteration) as error:
+            _cursor.cache_clear()
+            raise Dropped("a row that cannot be read") from error
+        if len(value) > MOST_BYTES:
+            raise Dropped(TOO_MANY_BYTES)
+        if not len(value):
             raise Dropped("no image bytes in the row")
-        return blob
+        return bytes(value)
 
 
 @dataclass(frozen=True)
@@ -86,20 +94,26 @@ class _Cursor:
         file = pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
         kind = file.schema_arrow.field(column).type
         leaf = f"{column}.bytes" if pa.types.is_struct(kind) else column
+        # The file says how many bytes the group has, and not which row has them: with large rows,
+        # few are held.
+        facts = file.metadata.row_group(group)
+        per_row = facts.total_byte_size // max(facts.num_rows, 1)
+        rows = int(np.clip(_BATCH_BYTES // max(per_row, 1), 1, _BATCH_ROWS))
         self.batches: Iterator[Any] = file.iter_batches(
-            _BATCH_ROWS, row_groups=[group], columns=[leaf], use_threads=False
+            rows, row_groups=[group], columns=[leaf], use_threads=False
         )
         self.start, self.values = 0, pa.array([])
 
-    def get(self, row: int) -> bytes | None:
+    def get(self, row: int) -> memoryview:
+        """The bytes of the row without a copy; none where it is null."""
         if row < self.start:
             self.rewind()
         while row >= self.start + len(self.values):
             self.start += len(self.values)
             column = next(self.batches).column(0)
             self.values = column.field("bytes") if pa.types.is_struct(column.type) else column
-        value: bytes | None = self.values[row - self.start].as_py()
-        return value
+        buffer = self.values[row - self.start].as_buffer()
+        return memoryview(buffer or b"")
 
 
 @lru_cache(1)
@@ -123,12 +137,14 @@ def read_rows(
     usual = [name for name in possible if name.lower() in LABEL_NAMES]
     label = label_column or _only(paths[0], "label", usual or possible, schema)
     codes: dict[object, int] = {}
+    classes = _class_names(paths[0], schema, label)
     place_G: list[tuple[Path, int]] = []
     labels, groups, names = [], [], TextColumn()
     for path in paths:
         file = _open(path)
         _require_column(path, file.schema_arrow, image, _is_image, "image bytes")
         _require_column(path, file.schema_arrow, label, _is_label, "integers or texts")
+        _require_agreement(paths[0], path, schema, file.schema_arrow, label, classes)
         for group in range(file.num_row_groups):
             read = _read_group(path, file, group, image, label)
             if not read.names:
@@ -143,7 +159,7 @@ def read_rows(
         raise UserError(f"{paths[0].parent}: no rows in {len(paths)} parquet files")
     group_N = np.concatenate(groups)
     first_G = np.searchsorted(group_N, np.arange(len(place_G)))
-    identities = _identity_names(paths[0], schema, label, list(codes))
+    identities = _identity_names(paths[0], label, classes, list(codes))
     return Rows(identities, np.concatenate(labels), group_N, first_G, place_G, names, image)
 
 
@@ -161,7 +177,10 @@ def _read_group(path: Path, file: Any, group: int, image: str, label: str) -> _G
     kind = file.schema_arrow.field(image).type
     has_path = pa.types.is_struct(kind) and kind.get_field_index("path") >= 0
     columns = [label, f"{image}.path"] if has_path else [label]
-    table = file.read_row_group(group, columns=columns, use_threads=False)
+    try:
+        table = file.read_row_group(group, columns=columns, use_threads=False)
+    except (pa.ArrowException, OSError) as error:
+        raise _not_whole(path, error) from error
     if table.num_rows == 0:
         return _Group([], np.empty(0, np.int64), [])
     values = table[label].combine_chunks()
@@ -189,10 +208,13 @@ def _require_column(
 def _open(path: Path) -> Any:
     try:
         return pq.ParquetFile(path)
-    except pa.ArrowException as error:
-        raise UserError(
-            f"{path}: not a whole parquet file ({str(error).splitlines()[0]}); fetch it again"
-        ) from error
+    except (pa.ArrowException, OSError) as error:
+        raise _not_whole(path, error) from error
+
+
+def _not_whole(path: Path, error: Exception) -> UserError:
+    why = (str(error).splitlines() or [""])[0]
+    return UserError(f"{path}: not a whole parquet file ({why}); fetch it again")
 
 
 def _is_image(kind: Any) -> bool:
@@ -201,8 +223,12 @@ def _is_image(kind: Any) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
+def _label_type(kind: Any) -> Any:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
 def _is_label(kind: Any) -> bool:
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    kind = _label_type(kind)
     return bool(
         pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
     )
@@ -222,15 +248,55 @@ def _only(path: Path, what: str, candidates: list[str], schema: Any) -> str:
     raise UserError(f"{path}: {found}; name it with --{what}-column. Columns: {_columns(schema)}")
 
 
-def _identity_names(path: Path, schema: Any, label: str, values: list[object]) -> list[str]:
+def _class_names(path: Path, schema: Any, label: str) -> list[str] | None:
+    """The names of a ClassLabel; None for labels that name themselves. Raises `UserError` for names
+    that are none, or stand twice."""
+    try:
+        told = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        names = told.get("info", {}).get("features", {}).get(label, {}).get("names")
+    except (ValueError, AttributeError):  # no JSON, or of another form
+        return None
+    if not names:
+        return None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{path}: the names of column {label!r} are no list of texts")
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"{path}: column {label!r} has two classes of the name {twice!r}")
+    return names
+
+
+def _require_agreement(
+    first: Path, path: Path, schema: Any, other: Any, label: str, classes: list[str] | None
+) -> None:
+    """Raise `UserError` where the labels of two files mean different things."""
+    are_numbers = [pa.types.is_integer(_label_type(s.field(label).type)) for s in (schema, other)]
+    if are_numbers[0] != are_numbers[1]:
+        numbers, texts = (first, path) if are_numbers[0] else (path, first)
+        raise UserError(
+            f"{path}: column {label!r} holds numbers in {numbers.name} and texts in {texts.name}; "
+            "the files of one source need labels of one kind"
+        )
+    if path != first and _class_names(path, other, label) != classes:
+        raise UserError(
+            f"{path}: column {label!r} has other class names than in {first.name}, so that a "
+            "number is not one person; convert the files as sources of their own"
+        )
+
+
+def _identity_names(
+    path: Path, label: str, classes: list[str] | None, values: list[object]
+) -> list[str]:
     """A ClassLabel's names, else the values themselves. Raises `UserError` for a number that is no
-    class (-1 says: no label)."""
-    told = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    feature = told.get("info", {}).get("features", {}).get(label)
-    classes = feature.get("names") if isinstance(feature, dict) else None
+    class (-1 says: no label), and for an empty text."""
     identities = []
     for value in values:
         if not isinstance(value, int):
+            if not str(value).strip():
+                raise UserError(
+                    f"{path.parent}: column {label!r} holds an empty text; leave out rows without "
+                    "a label"
+                )
             identities.append(str(value))
             continue
         if value < 0 or (classes and value >= len(classes)):

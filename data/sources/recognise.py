@@ -1,5 +1,6 @@
 """Which kind of source a path holds, and which options the kinds take."""
 
+import re
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -17,10 +18,42 @@ from manyfaces.data.sources.source import (
 
 NO_OPTIONS: Mapping[str, object] = MappingProxyType({})
 _NAMES_A_KIND = 3
+_PART = re.compile(r"(?P<run>.+)(?:_\d+|-\d+-of-\d+)")
+"""The name of one of several files that one run of a program wrote."""
 
 
-def recognise(path: Path, options: Mapping[str, object] = NO_OPTIONS) -> Source:
-    """Open the source that a path holds.
+def recognise_each(
+    paths: Sequence[Path], options: Mapping[str, object] = NO_OPTIONS
+) -> list[Source]:
+    """Open the sources that the paths hold. Files that are numbered as parts of one (`train_0.rec`,
+    `train_1.rec`; `train-00000-of-00002.parquet`) are opened as one source, at the place of the
+    first, since they share their labels. Raises `UserError` as `recognise` does."""
+    parts_of: dict[object, list[Path]] = {}
+    for path in paths:
+        told = _PART.fullmatch(path.stem) if path.is_file() else None
+        run = (path.resolve().parent, told["run"], path.suffix) if told else path
+        parts_of.setdefault(run, []).append(path)
+    return [
+        source
+        for parts in parts_of.values()
+        for source in (
+            [recognise(parts[0], options, parts[1:])]
+            if len(parts) > 1 and _joins(parts[0])
+            else [recognise(path, options) for path in parts]
+        )
+    ]
+
+
+def _joins(path: Path) -> bool:
+    return any(
+        claim.certain for kind in source_kinds() if kind.joins for claim in kind.claims(path)
+    )
+
+
+def recognise(
+    path: Path, options: Mapping[str, object] = NO_OPTIONS, others: Sequence[Path] = ()
+) -> Source:
+    """Open the source that a path holds, `others` being further files of it.
 
     `options` holds values by the names of `source_options`; each kind takes its own of them, and
     None is as good as absent. Raises `UserError` for a path that is not there, of no known kind, of
@@ -53,7 +86,22 @@ def recognise(path: Path, options: Mapping[str, object] = NO_OPTIONS) -> Source:
     kind, claim = (certain or claims)[0]
     own = {option.name for option in kind.options}
     given = {name: value for name, value in options.items() if name in own and value is not None}
-    return kind(path, claim.files, **given)
+    source = kind(path, [*claim.files, *others], **given)
+    if others:
+        names = ", ".join(other.name for other in others)
+        joined = f"{path.name} and {names} are taken as parts of one source, by their names"
+        source.notes = [*source.notes, joined]
+    _list_what_stands_beside(source, claim.files)
+    return source
+
+
+def _list_what_stands_beside(source: Source, files: Sequence[Path]) -> None:
+    """Add to what a source leaves out all that is in its folder and is not of it."""
+    if source.path.is_dir() and list(files) != [source.path]:
+        used = {source.path / file.relative_to(source.path).parts[0] for file in files}
+        for there in sorted(set(source.path.iterdir()) - used - set(source.companions)):
+            shown = f"{there.name}/" if there.is_dir() else there.name
+            source.left_out.add(shown, "beside the source, and not read")
 
 
 def source_options() -> Sequence[Option]:

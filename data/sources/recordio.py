@@ -10,6 +10,7 @@ import mmap
 import struct
 from array import array
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -27,16 +28,26 @@ PREFIX_BYTES = 8
 """Magic, and continuation with length."""
 
 Ints = NDArray[np.int64]
+T = TypeVar("T", int, NDArray[np.int64])
 
 
-def read_payload(path: str, offset: int) -> bytes:
+class TooLongError(ValueError):
+    """Raised for a record of more bytes than are read at once."""
+
+
+def read_payload(path: str, offset: int, most_bytes: int | None = None) -> bytes:
     """Read the payload of the record at `offset`, its parts joined by the magic that split them.
-    Raises `ValueError` naming the byte."""
+    Raises `ValueError` naming the byte, and `TooLongError` before more than `most_bytes` are
+    read."""
     parts: list[bytes] = []
+    total = 0
     while True:
         prefix = read_at(path, offset, PREFIX_BYTES).ljust(PREFIX_BYTES, b"\0")
         magic, word = struct.unpack("<II", prefix)
         continuation, length = word >> LENGTH_BITS, word & LENGTH_MASK
+        total += length + len(prefix[:4])
+        if magic == MAGIC and most_bytes is not None and total > most_bytes:
+            raise TooLongError(f"a record of more than {most_bytes:,} bytes at byte {offset}")
         part = read_at(path, offset + PREFIX_BYTES, length)
         expected = (MIDDLE, LAST) if parts else (WHOLE, FIRST)
         if magic != MAGIC or len(part) != length or continuation not in expected:
@@ -45,7 +56,7 @@ def read_payload(path: str, offset: int) -> bytes:
         parts.append(part)
         if continuation in (WHOLE, LAST):
             return struct.pack("<I", MAGIC).join(parts)
-        offset += PREFIX_BYTES + _padded(length)
+        offset += PREFIX_BYTES + padded(length)
 
 
 def scan_offsets(path: Path) -> Ints:
@@ -72,7 +83,7 @@ def scan_offsets(path: Path) -> Ints:
             if not inside:
                 offsets.append(at)
             inside = continuation in (FIRST, MIDDLE)
-            at += PREFIX_BYTES + _padded(length)
+            at += PREFIX_BYTES + padded(length)
         if inside:
             raise UserError(
                 f"{path}: cut off inside the record at byte {offsets[-1]:,}, between two of its "
@@ -82,10 +93,15 @@ def scan_offsets(path: Path) -> Ints:
 
 
 def record_end(path: str, offset: int) -> int:
-    """The byte behind the whole record at `offset`, all its parts and zeros included."""
+    """The byte behind the whole record at `offset`, all its parts and zeros included. Raises
+    `ValueError` or `struct.error` where they are not all there."""
+    expected = (WHOLE, FIRST)
     while True:
-        _, word = struct.unpack("<II", read_at(path, offset, PREFIX_BYTES))
-        offset += PREFIX_BYTES + _padded(word & LENGTH_MASK)
+        magic, word = struct.unpack("<II", read_at(path, offset, PREFIX_BYTES))
+        if magic != MAGIC or word >> LENGTH_BITS not in expected:
+            raise ValueError(f"no next part of a record at byte {offset}")
+        expected = (MIDDLE, LAST)
+        offset += PREFIX_BYTES + padded(word & LENGTH_MASK)
         if word >> LENGTH_BITS in (WHOLE, LAST):
             return offset
 
@@ -97,11 +113,16 @@ def read_idx(path: Path) -> tuple[Ints, Ints]:
     convert = pa.csv.ConvertOptions(column_types={"key": pa.int64(), "offset": pa.int64()})
     try:
         table = pa.csv.read_csv(path, read, pa.csv.ParseOptions(delimiter="\t"), convert)
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, OSError) as error:
         raise UserError(
             f"{path}: expected lines `key<TAB>byte offset` ({str(error).splitlines()[0]}); remove "
             "it to have it rebuilt"
         ) from error
+    if not len(table) or table["key"].null_count or table["offset"].null_count:
+        raise UserError(
+            f"{path}: expected lines `key<TAB>byte offset`, and has none or an empty one; remove "
+            "it to have it rebuilt"
+        )
     key_N, offset_N = table["key"].to_numpy(), table["offset"].to_numpy()
     order = np.argsort(key_N, kind="stable")
     key_N, offset_N = key_N[order], offset_N[order]
@@ -112,5 +133,6 @@ def read_idx(path: Path) -> tuple[Ints, Ints]:
     return key_N, offset_N
 
 
-def _padded(length: int) -> int:
+def padded(length: T) -> T:
+    """The length, or lengths, with the zeros that follow up to a multiple of 4."""
     return (length + 3) // 4 * 4

@@ -9,17 +9,24 @@ A source costs tens of bytes an image: names stand in a `TextColumn`, numbers in
 import importlib
 import inspect
 import pkgutil
+import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
+from manyfaces.data.limits import MOST_BYTES
+from manyfaces.data.sources.file_names import is_system_folder
+from manyfaces.data.sources.left_out import LeftOut
+
+_DEEPEST, _FOLDERS_LOOKED_INTO = 3, 10
+TOO_MANY_BYTES = f"more than {MOST_BYTES:,} bytes"
 ValueType = type[Path] | type[str] | type[int] | type[float]
 
 
@@ -47,9 +54,16 @@ class FileAt(NamedTuple):
 
     def read(self) -> bytes:
         try:
+            facts = Path(self.path).stat()
+            if not stat.S_ISREG(facts.st_mode):  # reading a pipe would wait for ever
+                raise Dropped("no file but a folder, a pipe or a device")
+            if facts.st_size > MOST_BYTES:
+                raise Dropped(TOO_MANY_BYTES)
             return Path(self.path).read_bytes()
         except OSError as error:
             raise Dropped(f"cannot be read: {error.strerror}") from error
+        except ValueError as error:  # a zero byte in the name
+            raise Dropped("cannot be read: no file can have this name") from error
 
 
 @dataclass(frozen=True)
@@ -62,6 +76,14 @@ class Option:
     type: ValueType
     help: str
     metavar: str | None = None
+
+
+SPLIT = Option(
+    "split",
+    str,
+    "split of a zip or of parquet files that hold several, as train or train+validation",
+    "NAME",
+)
 
 
 class Claim(NamedTuple):
@@ -95,6 +117,9 @@ class Source(ABC):
     """Whether ascending rows lie one after the other on disk, so that they are best read in this
     order."""
 
+    joins: ClassVar[bool] = False
+    """Whether the constructor takes several files."""
+
     path: Path
     identities: list[str]
     label_N: NDArray[np.int32]
@@ -106,6 +131,13 @@ class Source(ABC):
     None where each row stands alone."""
     notes: Sequence[str] = ()
     """What a person should know about how the source was read."""
+    companions: Sequence[Path] = ()
+    """Files beside those of the claim that were read with them."""
+
+    @cached_property
+    def left_out(self) -> LeftOut:
+        """What the path holds and the source does not give, with the reason why."""
+        return LeftOut()
 
     @classmethod
     @abstractmethod
@@ -142,9 +174,40 @@ def recognised() -> str:
 
 
 def files_with_suffix(path: Path, suffix: str) -> list[Path]:
-    """List the file itself, or the files right in the folder, whose name ends in `suffix`."""
-    files = path.iterdir() if path.is_dir() else [path]
+    """List the file itself, or the files right in the folder, whose name ends in `suffix`; hidden
+    ones are left out, as macOS makes a `._faces.zip` beside `faces.zip`."""
+    if not path.is_dir():
+        return [path] if path.suffix.lower() == suffix and path.is_file() else []
+    files = (file for file in path.iterdir() if not is_system_folder(file.name))
     return sorted(file for file in files if file.suffix.lower() == suffix and file.is_file())
+
+
+def files_below(path: Path, suffix: str) -> list[Path]:
+    """List the file itself, or the files in the folder and at most three folders below it, whose
+    name ends in `suffix`. Folders are searched only where one of the first of them has such files:
+    those of people are millions."""
+    if not path.is_dir():
+        return files_with_suffix(path, suffix)
+    levels = [("*/" * depth) + "*" for depth in range(_DEEPEST + 1)]
+    if not any(_first_folders(path, suffix, depth=0)):
+        return []
+    found = (file for level in levels for file in path.glob(level))
+    return sorted(
+        file
+        for file in found
+        if file.suffix.lower() == suffix
+        and not any(map(is_system_folder, file.relative_to(path).parts))
+        and file.is_file()
+    )
+
+
+def _first_folders(path: Path, suffix: str, depth: int) -> Iterator[Path]:
+    """The files right in a folder and in the first of the folders below it."""
+    yield from files_with_suffix(path, suffix)
+    if depth < _DEEPEST:
+        folders = (p for p in path.glob("*") if p.is_dir() and not is_system_folder(p.name))
+        for folder in islice(folders, _FOLDERS_LOOKED_INTO):
+            yield from _first_folders(folder, suffix, depth + 1)
 
 
 @cache

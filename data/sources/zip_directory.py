@@ -17,7 +17,7 @@ from manyfaces.data.sources.read_at import read_at
 from manyfaces.data.sources.source import Dropped
 
 STORED, DEFLATED = 0, 8
-FLAG_ENCRYPTED, FLAG_UTF8 = 0x1, 0x800
+FLAG_ENCRYPTED = 0x1
 # Signature, flags, method, CRC, stored size, full size, bytes of name, extra field and comment,
 # offset of the local header.
 _ENTRY = struct.Struct("<4s4xHH4xLLLHHH8xL")
@@ -107,7 +107,9 @@ def entries(path: Path) -> Iterator[Entry]:
                     path, f"directory entry {number:,} of {directory.entries:,} is none"
                 )
             entry, number = _read_entry(fixed, file, directory.before), number + 1
-            if not entry.name.endswith("/"):
+            if entry.offset + entry.size > directory.before + directory.start:
+                raise _not_whole(path, f"{entry.name} lies outside of it")
+            if entry.name and not entry.name.endswith("/"):
                 yield entry
         if number & _COUNT_BITS != directory.entries & _COUNT_BITS or file.tell() != end:
             raise _not_whole(
@@ -139,7 +141,8 @@ def _find_directory(path: Path, file: BinaryIO) -> _Directory:
     directory_end = tail_at + end
     locator = end - _LOCATOR.size
     if locator >= 0 and tail[locator : locator + 4] == b"PK\x06\x07":
-        file.seek(_LOCATOR.unpack_from(tail, locator)[1])
+        end64_at = _LOCATOR.unpack_from(tail, locator)[1]
+        file.seek(min(end64_at, size))
         end64 = file.read(_END64.size)
         if len(end64) < _END64.size or end64[:4] != b"PK\x06\x06":
             raise _not_whole(path, "its zip64 end of directory is not where it says")
@@ -162,34 +165,60 @@ def _read_entry(fixed: bytes, file: BinaryIO, before: int) -> Entry:
         _ENTRY.unpack(fixed)
     )
     rest = file.read(name_bytes + extra_bytes + comment_bytes)
-    if flags & FLAG_UTF8:
-        name = rest[:name_bytes].decode("utf-8", "surrogateescape")
-    else:
-        name = rest[:name_bytes].decode("cp437")
+    extra = rest[name_bytes : name_bytes + extra_bytes]
+    name = _decoded(rest[:name_bytes], extra)
     if _FULL in (stored, full, offset):
-        extra = rest[name_bytes : name_bytes + extra_bytes]
         stored, offset = _from_zip64_field(extra, stored, full, offset)
     if flags & FLAG_ENCRYPTED:
         method = -1
     return Entry(name, before + offset, stored, method, crc)
 
 
-def _from_zip64_field(extra: bytes, stored: int, full: int, offset: int) -> tuple[int, int]:
-    """Stored size and offset from the zip64 extra field, which holds those of (full, stored,
-    offset) that are all ones, in this order."""
+def _decoded(name: bytes, extra: bytes) -> str:
+    """A member's name with `/` between its parts, by what its bytes are: many writers leave out the
+    flag of UTF-8, and some write backslashes. Names that are not UTF-8 are in code page 437, as the
+    format has it."""
+    try:
+        text = name.decode()
+    except UnicodeDecodeError:
+        text = _unicode_path(name, extra) or name.decode("cp437")
+    parts = text.replace("\\", "/").split("/")
+    # An empty part at the end marks a folder.
+    kept = [part for part in parts[:-1] if part not in ("", ".")]
+    return "/".join([*kept, parts[-1]])
+
+
+def _unicode_path(name: bytes, extra: bytes) -> str:
+    """The name in the Unicode path field of Info-ZIP, which holds a version, the CRC of the name in
+    the header, and the name; "" where there is none for this name."""
+    field = _field(extra, 0x7075)
+    if len(field) > 5 and int.from_bytes(field[1:5], "little") == zlib.crc32(name):
+        return field[5:].decode(errors="replace")
+    return ""
+
+
+def _field(extra: bytes, wanted: int) -> bytes:
+    """The body of one of the extra fields; empty where it is not there."""
     at = 0
     while at + 4 <= len(extra):
         kind, length = struct.unpack_from("<2H", extra, at)
-        if kind == 1:
-            numbers = iter(struct.unpack_from(f"<{length // 8}Q", extra, at + 4))
-            if full == _FULL:
-                next(numbers)
-            if stored == _FULL:
-                stored = next(numbers)
-            if offset == _FULL:
-                offset = next(numbers)
-            break
+        if kind == wanted:
+            return extra[at + 4 : at + 4 + length]
         at += 4 + length
+    return b""
+
+
+def _from_zip64_field(extra: bytes, stored: int, full: int, offset: int) -> tuple[int, int]:
+    """Stored size and offset from the zip64 extra field, which holds those of (full, stored,
+    offset) that are all ones, in this order."""
+    field = _field(extra, 1)
+    numbers = iter(struct.unpack_from(f"<{len(field) // 8}Q", field))
+    if full == _FULL:
+        next(numbers, None)
+    if stored == _FULL:
+        stored = next(numbers, stored)
+    if offset == _FULL:
+        offset = next(numbers, offset)
     return stored, offset
 
 

@@ -163,8 +163,8 @@ def test_evaluate_a_finished_run(
 
 
 def test_torchrun_resumes_what_ray_began_at_another_world_size(twin: Path) -> None:
-    """The same worker function, one process then three: the samples go on exactly, the samples'
-    order does not know the ranks."""
+    """The same worker function, one process then three, at another ZeRO stage: the samples go on
+    exactly, the samples' order does not know the ranks."""
     words = [
         "run.name=torchrun",
         "train.batch_size=15",
@@ -203,6 +203,7 @@ def test_torchrun_resumes_what_ray_began_at_another_world_size(twin: Path) -> No
         "train",
         str(twin / "recipe.yaml"),
         *words,
+        "engine.zero_stage=3",
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

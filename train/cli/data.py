@@ -158,7 +158,7 @@ def convert_sources(
     Image folders, lists, zips, MXNet records and parquet files are recognised by what they hold:
 
     \b
-      manyfaces data convert FOLDER DATASET       FOLDER/<identity>/**/*.jpg (png, bmp, webp)
+      manyfaces data convert FOLDER DATASET       FOLDER/<identity>/**/*.jpg (png, webp, ..)
       manyfaces data convert list.txt DATASET     lines `path<TAB>label`, or one space between
       manyfaces data convert faces.zip DATASET    **/<identity>/*.jpg inside, not unpacked
       manyfaces data convert faces_emore DATASET  MXNet train.rec, with train.idx or without
@@ -168,7 +168,9 @@ def convert_sources(
     command goes on after a kill. Several sources are merged: their identities are named
     source/name and stay apart unless --identity-map joins them. Class ids are in seeded random
     order, their names in identities.txt. report.json and histogram.png tell what came out,
-    dropped.jsonl every image that was left out and why; exact duplicates are counted and kept.
+    dropped.jsonl every image and every other file that was left out and why; exact duplicates are
+    counted and kept. Hidden, system and thumbnail folders are nobody's. Files that are parts of one
+    by their names (train_0.rec, train_1.rec) are one source, named one by one or by their folder.
 
     Labels of a .rec are float32: those beyond 16,777,216 are recovered from the order of the images
     or from a .lst beside it where that leaves no doubt, else refused by key.

@@ -77,6 +77,7 @@ def test_it_is_listed_in_messages_and_options(album: Path) -> None:
     assert [option.name for option in source_options()] == [
         "root",
         "images_each",
+        "split",
         "image_column",
         "label_column",
     ]
@@ -132,7 +133,7 @@ def test_every_kind_describes_itself() -> None:
 READ = """
 import sys
 from manyfaces.data.sources.recognise import source_options
-assert len(source_options()) == 3
+assert len(source_options()) == 4
 heavy = {"webdataset", "torch", "cv2", "nvidia", "manyfaces.data.dataset.write"}
 print(sorted(heavy & set(sys.modules)))
 """
