@@ -120,7 +120,10 @@ def read_records(path: Path) -> FaceRecords:
     key_N, offset_N, starts = key_N[images], offset_N[images], starts[images]
     if not len(starts):
         raise UserError(f"{path}: no image record in it")
-    rounded_N = np.where(starts["flag"] > 0, starts["first"], starts["label"]).astype(np.float64)
+    with np.errstate(invalid="ignore"):  # of labels that are no numbers, which are refused below
+        rounded_N = np.where(starts["flag"] > 0, starts["first"], starts["label"]).astype(
+            np.float64
+        )
     usable_N = (rounded_N >= 0) & (rounded_N < 2**31) & (rounded_N == np.floor(rounded_N))
     if not usable_N.all():
         bad = int(np.argmin(usable_N))
@@ -256,4 +259,5 @@ def _insightface(
             f"{path}: key 0 says that identity records have the keys [{told[0]:.0f}, "
             f"{told[1]:.0f}), the file has them in [{begin}, {end}); fetch it again"
         )
-    return slice(1, first_row), starts["first"][first_row:].astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        return slice(1, first_row), starts["first"][first_row:].astype(np.float64)

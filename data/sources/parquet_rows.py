@@ -193,9 +193,14 @@ def _read_group(path: Path, file: Any, group: int, image: str, label: str) -> _G
             "label"
         )
     names: list[str | None] = [""] * len(values)
-    if has_path:
-        names = table[image].combine_chunks().field("path").to_pylist()
-    return _Group(values.dictionary.to_pylist(), values.indices.to_numpy(), names)
+    try:
+        if has_path:
+            names = table[image].combine_chunks().field("path").to_pylist()
+        return _Group(values.dictionary.to_pylist(), values.indices.to_numpy(), names)
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path}: row group {group}: a label or a path is not UTF-8; write the file again"
+        ) from error
 
 
 def _require_column(
@@ -208,7 +213,7 @@ def _require_column(
 def _open(path: Path) -> Any:
     try:
         return pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise _not_whole(path, error) from error
 
 
