@@ -4,7 +4,7 @@ import codecs
 import hashlib
 import re
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from manyfaces.data.sources.text_column import TextColumn
 _LOOKED_AT_BYTES = 4096
 _HEADING = re.compile(r"[^\W\d]+(?:[ _-][^\W\d]+)*")
 """A word of a header line: neither a digit, a dot nor a slash."""
+_NUMBER = re.compile(r"0*(?P<value>\d+?)(?:\.0*)?")
 _WINDOWS_PATH = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 
 
@@ -67,6 +68,7 @@ class Listed(Source):
                 f"{path}:{second}: {self.name(twice[1])} stands in line {first} already; an image "
                 "has one line: remove the other"
             )
+        self._require_one_writing(codes)
         self.identities, self.label_N = list(codes), np.array(labels, np.int32)
         self.digest = listing.hexdigest()
 
@@ -94,6 +96,19 @@ class Listed(Source):
             f"{self.path}: the backslashes in {len(rows):,} lines were taken for separators of "
             "folders"
         ]
+
+    def _require_one_writing(self, labels: Iterable[str]) -> None:
+        """Raise `UserError` where a number is written in two ways: a label is a word, so that `7`
+        and `007` would be two people."""
+        written: dict[str, str] = {}
+        for label in labels:
+            if told := _NUMBER.fullmatch(label):
+                known = written.setdefault(told["value"], label)
+                if known != label:
+                    raise UserError(
+                        f"{self.path}: the labels {known!r} and {label!r} are one number and would "
+                        "be two identities; write it in one way, or rename one of them"
+                    )
 
     def _require_some(self, count: int) -> None:
         """Raise `UserError` where not one image is there."""
@@ -153,6 +168,8 @@ def _split(line: str, where: str) -> tuple[str, str]:
         remedy = "mend the line or remove it"
         if "\t" not in line and "," in line:
             remedy = "put a tab in place of the comma"
+        elif line.count("\t") > 1:  # as a .lst of im2rec has
+            remedy = "leave two columns, the path first"
         raise UserError(
             f"{where}: expected `path<TAB>label` or `path label`, got {line[:80]!r}; {remedy}"
         )

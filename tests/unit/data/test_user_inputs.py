@@ -224,6 +224,8 @@ def test_lists_of_all_systems(tmp_path: Path, body: bytes) -> None:
             r"list.txt:3: my faces/a/1.jpg stands in line 1 already",
         ),
         ("007 my faces/a/1.jpg\n", "list.txt:1: expected `path<TAB>label`"),
+        (TEXT.replace("bob", "7.0"), "the labels '007' and '7.0' are one number"),
+        ("0\t7\tmy faces/a/1.jpg\n", "leave two columns, the path first"),
         ("my faces/a/1.jpg\n", "list.txt:1: expected `path<TAB>label`"),
         ("my faces/a/1.jpg,007\n", "put a tab in place of the comma"),
         ("C:\\my faces\\a\\1.jpg\t7\n", "their place on a Windows machine"),
