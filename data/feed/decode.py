@@ -191,7 +191,8 @@ class Decoder:
             raise RuntimeError(f"images of other sizes than {self.image_hw}")
         decoded = from_dlpack(output.as_tensor())
         if self.device.type == "cuda":
-            # DALI would take its memory back while torch's stream still reads it.
+            # DALI would take its memory back while torch's stream still reads it. The current
+            # stream is waited for: beside a training step the loader has one of its own.
             decoded = decoded.clone()
             torch.cuda.current_stream(self.device).synchronize()
         pipeline.release_outputs()

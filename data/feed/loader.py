@@ -18,6 +18,7 @@ from manyfaces.data.dataset.dataset import Dataset
 from manyfaces.data.dataset.forgotten import read_forgotten
 from manyfaces.data.feed.decode import Decoding
 from manyfaces.data.feed.quarantine import Quarantine
+from manyfaces.data.feed.stream import FeedStream
 from manyfaces.data.feed.view import View, main_view
 from manyfaces.data.feed.view_decoder import ViewDecoder
 from manyfaces.data.orders.build import build_order
@@ -52,6 +53,14 @@ class _Begun(NamedTuple):
     """Which samples are neither forgotten nor in quarantine."""
     decodings: list[Decoding]
     """One for each view."""
+
+
+class _Ready(NamedTuple):
+    """A batch to be handed over."""
+
+    batch: Batch
+    made: torch.cuda.Event | None
+    """When the device will have made it; None on the CPU."""
 
 
 class Loader:
@@ -96,7 +105,8 @@ class Loader:
             )
             for name, view in views.items()
         }
-        self._ready: queue.Queue[Batch | BaseException | None] = queue.Queue(
+        self._stream = FeedStream(device)
+        self._ready: queue.Queue[_Ready | BaseException | None] = queue.Queue(
             config.prefetch_batches
         )
         self._stopping = threading.Event()
@@ -107,7 +117,9 @@ class Loader:
         while (item := self._ready.get()) is not None:
             if isinstance(item, BaseException):
                 raise item
-            yield item
+            batch = item.batch
+            self._stream.take([*batch.images.values(), batch.labels_N], item.made)
+            yield batch
 
     def __enter__(self) -> "Loader":
         return self
@@ -176,10 +188,11 @@ class Loader:
 
     def _produce(self) -> None:
         try:
-            for batch in self._batches():
-                if self._stopping.is_set():
-                    return
-                self._ready.put(batch)
+            with self._stream():
+                for batch in self._batches():
+                    if self._stopping.is_set():
+                        return
+                    self._ready.put(_Ready(batch, self._stream.mark()))
             self._ready.put(None)
         except BaseException as error:
             self._ready.put(error)

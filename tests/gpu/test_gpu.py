@@ -1,6 +1,7 @@
 """What only a GPU can show. Skipped without one; not run by us yet."""
 
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +20,8 @@ from manyfaces.configs.transforms.mask import Mask
 from manyfaces.configs.transforms.misalign import Misalign
 from manyfaces.data.dataset.dataset import Dataset
 from manyfaces.data.feed.decode import Decoder
+from manyfaces.data.feed.loader import Loader
+from manyfaces.data.feed.quarantine import Quarantine
 from manyfaces.data.store.mapped import Store
 from manyfaces.data.transforms.augmentation import Augmentation
 from manyfaces.models.head.partial_fc import PartialFC
@@ -56,6 +59,28 @@ def test_a_corrupt_image_costs_itself_only(dataset: Dataset) -> None:
     images, good = Decoder((112, 112), 16, device=torch.device("cuda:0"))(blobs)
     assert good.tolist() == [i != 4 for i in range(16)]
     assert torch.equal(images[4], images[5])
+
+
+def test_batches_come_while_the_device_trains(dataset: Dataset, tmp_path: Path) -> None:
+    with Loader(
+        dataset,
+        schema.Data(),
+        seed=0,
+        batch_size=16,
+        rank=0,
+        world_size=1,
+        position=0,
+        end=64,
+        device=torch.device("cuda:0"),
+        quarantine=Quarantine(tmp_path / "quarantine.jsonl", dataset, 0.001),
+    ) as loader:
+        batches = iter(loader)
+        next(batches)
+        torch.cuda._sleep(4_000_000_000)  # some two seconds, as a step
+        busy = torch.cuda.current_stream().record_event()
+        for _ in range(3):
+            next(batches)
+        assert not busy.query()
 
 
 HEADS = [
