@@ -15,6 +15,9 @@ class MarginSoftmax(Objective):
     def state_names(self) -> tuple[str, ...]:
         return ("head",)
 
+    def exchanged(self, config: Any) -> tuple[str, str]:
+        return self.branch, config.head.wire_dtype
+
     def cost(self, config: Any, sizes: Sizes) -> ObjectiveCost:
         return head_cost(config.head, sizes)
 

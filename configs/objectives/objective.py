@@ -74,6 +74,11 @@ class Objective(Kind):
         resumed."""
         return ()
 
+    def exchanged(self, config: Any) -> tuple[str, str] | None:
+        """Which embeddings travel to all workers, and in which type, where they do: objectives of a
+        sum share the exchange of the same ones, whose bytes are all that `cost` has as sent."""
+        return None
+
     def cost(self, config: Any, sizes: Sizes) -> ObjectiveCost:
         """The cost of a step."""
         return ObjectiveCost()

@@ -1,5 +1,6 @@
 """Objective sum: several objectives at once."""
 
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
@@ -40,7 +41,14 @@ class Sum(Objective):
         return tuple(name for part in self.parts() for name in part.state_names())
 
     def cost(self, config: Any, sizes: Sizes) -> ObjectiveCost:
-        return sum((part.cost(config, sizes) for part in self.parts()), ObjectiveCost())
+        total, seen = ObjectiveCost(), set()
+        for part in self.parts():
+            cost, exchanged = part.cost(config, sizes), part.exchanged(config)
+            if exchanged is not None and exchanged in seen:
+                cost = replace(cost, wire_bytes=0)
+            seen.add(exchanged)
+            total += cost
+        return total
 
     def check(self, config: Any) -> None:
         names = self.state_names()

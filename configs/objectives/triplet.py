@@ -34,6 +34,9 @@ class Triplet(Objective):
     def arguments(self) -> dict[str, Any]:
         return {"settings": self}
 
+    def exchanged(self, config: Any) -> tuple[str, str]:
+        return self.branch, self.wire_dtype
+
     def cost(self, config: Any, sizes: Sizes) -> ObjectiveCost:
         batch, dim, share = sizes.batch_size, sizes.dim, ceil(sizes.batch_size / sizes.world_size)
         # float64: embeddings, their gradient, and some twelve matrices of a block of distances.

@@ -8,10 +8,11 @@ has W P places.
 Shapes: N this rank's samples, B the places of the shared batch, D the embedding.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from manyfaces.configs.split import batch_share
 from manyfaces.models.head.collectives import Ranks
@@ -110,14 +111,14 @@ class Exchange:
         self,
         shared: Shared,
         d_unit_BD: Tensor,
-        d_norm_B: Tensor | None = None,
+        d_norm_N: Tensor | None = None,
         active_B: Tensor | None = None,
     ) -> Tensor:
         """The gradient for this rank's embeddings TIMES the number of ranks, because the engine
         averages over them, [N, D] in the embeddings' dtype.
 
-        `d_unit_BD` is this rank's part of d loss / d unit embeddings, and `d_norm_B`, the same on
-        all ranks, d loss / d norms. The gradient is 0 where `active_B` (bool) is false; without it,
+        `d_unit_BD` is this rank's part of d loss / d unit embeddings, and `d_norm_N` d loss / d
+        norms of its own samples. The gradient is 0 where `active_B` (bool) is false; without it,
         where a sample is not counted.
         """
         unit_ND = shared.own_unit_ND
@@ -125,8 +126,8 @@ class Exchange:
         # Through the normalisation: what lies along the embedding is taken off.
         along_N1 = (d_unit_ND * unit_ND).sum(1, keepdim=True)
         d_local_ND = (d_unit_ND - along_N1 * unit_ND) / shared.own_norms_N1
-        if d_norm_B is not None:
-            d_local_ND += self.own(d_norm_B).float()[:, None] * unit_ND
+        if d_norm_N is not None:
+            d_local_ND += d_norm_N.float()[:, None] * unit_ND
         active_N = self.own(shared.counted_B if active_B is None else active_B)
         scaled_ND = d_local_ND * self.ranks.world_size
         return torch.where(active_N[:, None], scaled_ND, 0).to(shared.dtype)
@@ -153,6 +154,57 @@ class Exchange:
         told_WPk = told_Bk.view(self.ranks.world_size, -1, len(columns))
         columns_kB = told_WPk[:, 1:].flatten(0, 1).T.contiguous()
         return list(columns_kB), told_WPk[:, 0, 0].any()
+
+
+class JointBatch:
+    """One exchange for all losses over the same embeddings.
+
+    They travel once, and the gradients of all losses come back together, in one collective when the
+    sum of their surrogates is backpropagated; so every rank has to do that, with the same losses.
+    """
+
+    def __init__(
+        self, exchange: Exchange, embeddings_ND: Tensor, labels_N: Tensor, *, last: bool
+    ) -> None:
+        """Collective; see `Exchange.gather`."""
+        self.exchange = exchange
+        self.shared = exchange.gather(embeddings_ND, labels_N, last=last)
+        self._unit_BD, self._norms_N = _Exchanged.apply(embeddings_ND, exchange, self.shared)  # type: ignore[no-untyped-call]
+
+    def surrogate(
+        self, d_unit_BD: Tensor, d_norm_B: Tensor | None = None, active_B: Tensor | None = None
+    ) -> Tensor:
+        """A number whose backward gives the embeddings the gradient of a loss, as
+        `Exchange.gradient` has it; `d_norm_B`, float64, is the same on all ranks."""
+        if active_B is not None:
+            d_unit_BD = torch.where(active_B[:, None], d_unit_BD, 0)
+        number: Tensor = (self._unit_BD * d_unit_BD).sum()
+        if d_norm_B is not None:
+            if active_B is not None:
+                d_norm_B = torch.where(active_B, d_norm_B, 0)
+            number = number + (self._norms_N * self.exchange.own(d_norm_B).float()).sum()
+        return number
+
+
+class _Exchanged(torch.autograd.Function):
+    """From this rank's embeddings to the unit embeddings of all, and this rank's norms, which an
+    exchange has brought already; backward is the way back."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, embeddings_ND: Tensor, exchange: Exchange, shared: Shared
+    ) -> tuple[Tensor, Tensor]:
+        ctx.exchange, ctx.shared = exchange, shared
+        ctx.set_materialize_grads(False)
+        return shared.unit_BD.detach(), shared.own_norms_N1[:, 0].detach()
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, d_unit_BD: Tensor, d_norms_N: Tensor | None
+    ) -> tuple[Tensor, None, None]:
+        d_embeddings_ND: Tensor = ctx.exchange.gradient(ctx.shared, d_unit_BD, d_norms_N)
+        return d_embeddings_ND, None, None
 
 
 def _bits(values_N: Tensor) -> Tensor:

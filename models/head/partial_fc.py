@@ -64,6 +64,16 @@ class HeadStep(NamedTuple):
     -inf where no other class was scored. None where details were not asked for."""
 
 
+class SharedStep(NamedTuple):
+    """What a step on a batch that was exchanged before gives."""
+
+    loss: GlobalLoss
+    d_unit_BD: Tensor
+    """float32: this rank's part of d loss / d unit embeddings."""
+    details_N: tuple[Tensor | None, Tensor | None]
+    """The last two tensors of `HeadStep`."""
+
+
 class PartialFC:
     """The head of `num_classes` classes, of which this rank holds [lo, hi), its part by the ceil
     split of `torch.chunk`: of few classes, the last ranks may hold none."""
@@ -179,10 +189,31 @@ class PartialFC:
         There are four collectives; one more where the margin needs target cosines, and one more for
         details. Raises `ValueError` where the number of samples is another or `weight` is negative.
         """
-        if not weight >= 0:
-            raise ValueError(f"the weight of the head's loss is {weight}; it must be 0 or more")
         exchange = Exchange(self.ranks, batch_size, self.wire_dtype)
         batch = exchange.gather(embeddings_ND, labels_N, last=last, weights_N=weights_N)
+        loss, d_unit_BD, details_N = self.step_shared(
+            exchange, batch, lr=lr, position=position, weight=weight, details=details
+        )
+        d_norm_N = None if loss.d_norm_B is None else exchange.own(loss.d_norm_B)
+        d_embeddings_ND = exchange.gradient(batch, d_unit_BD, d_norm_N, loss.active_B)
+        return HeadStep(
+            loss.loss, d_embeddings_ND, loss.finite, loss.one_owner, batch.last, *details_N
+        )
+
+    def step_shared(
+        self,
+        exchange: Exchange,
+        batch: Shared,
+        *,
+        lr: float,
+        position: int,
+        weight: float = 1.0,
+        details: bool = False,
+    ) -> SharedStep:
+        """The same for a batch that was exchanged before. The gradient of the unit embeddings is
+        this rank's part, which is not yet on its way back."""
+        if not weight >= 0:
+            raise ValueError(f"the weight of the head's loss is {weight}; it must be 0 or more")
         sub_centers, columns, row_B = self._columns(batch.labels_B, position)
         state_before = self.margin.state
         targets, scoring = self._scoring(target_cosines(sub_centers, batch.unit_BD, row_B), batch)
@@ -199,11 +230,8 @@ class PartialFC:
             inputs, loss, negatives.chunks, targets.sub_center_B, mask
         )
         self._finish_step(mask, loss, state_before)
-        d_embeddings_ND = exchange.gradient(batch, d_unit_BD, loss.d_norm_B, loss.active_B)
         details_N = _details(loss, negatives, batch, exchange) if details else (None, None)
-        return HeadStep(
-            loss.loss, d_embeddings_ND, loss.finite, loss.one_owner, batch.last, *details_N
-        )
+        return SharedStep(loss, d_unit_BD, details_N)
 
     def _columns(self, labels_B: Tensor, position: int) -> tuple[Sequence[Rows], Columns, Tensor]:
         """The rows of this step, up to date, its columns, and each sample's own row among those

@@ -23,10 +23,15 @@ from manyfaces.configs.split import batch_share
 C, D, B = 40, 12, 17
 HEAD = Head()
 TRIPLETS = [Triplet(), Triplet(mining="semi_hard", weight=20.0)]
+SOFTMAX = MarginSoftmax(weight=0.5)
 OBJECTIVES: list[Objective] = [
     *TRIPLETS,
-    *(Sum(of=(MarginSoftmax(weight=0.5), triplet)) for triplet in TRIPLETS),
+    SOFTMAX,
+    *(Sum(of=(SOFTMAX, triplet)) for triplet in TRIPLETS),
+    Sum(of=(SOFTMAX, Triplet(wire_dtype="bfloat16"))),  # which cannot share the exchange
 ]
+# Two all-gathers and what comes back once, and one sum for each loss.
+COLLECTIVES = [4, 4, 4, 5, 5, 8]
 
 
 def batch() -> tuple[Tensor, Tensor]:
@@ -64,7 +69,7 @@ def steps_of_a_rank() -> list[dict[str, Any]]:
         shown = Batch(0, np.arange(lo, hi), {"main": torch.empty(hi - lo)}, labels_B[lo:hi])
         forward = Forward(lambda _, leaf_ND=leaf_ND: Output({"main": leaf_ND}), shown.images)
         before = group._get_sequence_number_for_group()
-        loss = made.loss(forward, shown, Moment(position=0, batch_size=B, lr=0.0))
+        loss = made.loss(forward, shown, Moment(position=0, batch_size=B, lr=0.1))
         loss.surrogate.backward()
         assert leaf_ND.grad is not None
         facts.append(
@@ -72,6 +77,7 @@ def steps_of_a_rank() -> list[dict[str, Any]]:
                 "loss": loss.value.item(),
                 "d_embeddings": leaf_ND.grad / world_size,
                 "rows": rows.get("head", torch.empty(0, D)),
+                "rows after": {n: part.tensors["rows"] for n, part in made.state().items()},
                 "collectives": group._get_sequence_number_for_group() - before,
                 "checks": [bool(is_so) for is_so in loss.checks.values()],
             }
@@ -79,11 +85,31 @@ def steps_of_a_rank() -> list[dict[str, Any]]:
     return facts
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_loss_and_gradients(world_size: int) -> None:
-    ranks = run_ranks(world_size, steps_of_a_rank)
+@pytest.fixture(scope="module", params=[1, 2, 3])
+def ranks(request: pytest.FixtureRequest) -> list[list[dict[str, Any]]]:
+    return run_ranks(request.param, steps_of_a_rank)
+
+
+def test_the_parts_of_a_sum_share_one_exchange(ranks: list[list[dict[str, Any]]]) -> None:
+    """As each part alone: the loss and the rows to the bit, and the gradients, which come back as
+    one sum, but for its rounding."""
+    for rank in ranks:
+        told = [facts["collectives"] for facts in rank]
+        assert told == (COLLECTIVES if len(ranks) > 1 else [0] * len(OBJECTIVES))
+        for both, triplet in ((3, 0), (4, 1)):
+            parts = rank[OBJECTIVES.index(SOFTMAX)], rank[triplet]
+            assert rank[both]["loss"] == sum(part["loss"] for part in parts)
+            assert torch.equal(rank[both]["rows after"]["head"], parts[0]["rows after"]["head"])
+            expected = sum(part["d_embeddings"] for part in parts)
+            error = torch.linalg.norm(rank[both]["d_embeddings"] - expected)
+            assert error <= 2e-7 * torch.linalg.norm(expected)
+
+
+def test_loss_and_gradients(ranks: list[list[dict[str, Any]]]) -> None:
     embeddings_BD, labels_B = batch()
-    for number, objective in enumerate(OBJECTIVES):
+    for number, objective in enumerate(OBJECTIVES[:-1]):
+        if objective == SOFTMAX:
+            continue
         d_embeddings_BD = torch.cat([facts[number]["d_embeddings"] for facts in ranks])
         asked_BD = embeddings_BD.nan_to_num(1.0).double().requires_grad_()
         triplet = next(part for part in objective.parts() if isinstance(part, Triplet))
@@ -91,17 +117,14 @@ def test_loss_and_gradients(world_size: int) -> None:
         F.normalize(asked_BD).backward(d_unit_BD)
         expected_BD = asked_BD.grad
         assert expected_BD is not None
-        collectives = 4 * (world_size > 1)
         if isinstance(objective, Sum):
             rows_CD = torch.cat([facts[number]["rows"] for facts in ranks])
             more, d_more_BD, _ = DenseHead(HEAD, rows_CD, 0).step(
                 embeddings_BD.nan_to_num(1.0), labels_B, list(range(C)), 0.0
             )
             loss, expected_BD = loss + 0.5 * more, expected_BD + 0.5 * d_more_BD
-            collectives *= 2
         for facts in ranks:
             assert abs(facts[number]["loss"] - loss.item()) <= 5e-6 * loss.item()
-            assert facts[number]["collectives"] == collectives
             assert all(facts[number]["checks"])
         found_BD, valid_B = d_embeddings_BD.nan_to_num(0.0), labels_B != -1
         assert not found_BD[~valid_B].any()

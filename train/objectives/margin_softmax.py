@@ -42,22 +42,21 @@ class MarginSoftmax(Objective):
         self.head.prefetch(moment.position, moment.batch_size)
 
     def loss(self, forward: Forward, batch: Batch, moment: Moment) -> Loss:
-        embeddings_ND = forward.embeddings(self.branch)
-        step = self.head.step(
-            embeddings_ND,
-            batch.labels_N,
+        head = self.head
+        joint = forward.joint(self.branch, batch.labels_N, moment, head.ranks, head.wire_dtype)
+        loss, d_unit_BD, _ = head.step_shared(
+            joint.exchange,
+            joint.shared,
             lr=moment.lr,
             position=moment.position,
-            batch_size=moment.batch_size,
-            last=moment.last,
             weight=self.weight,
         )
         return Loss(
-            surrogate=(embeddings_ND * step.d_embeddings_ND).sum(),
-            value=step.loss,
-            finite=step.finite,
-            last=step.last,
-            checks={"a label of this batch has no class row, or several": step.one_owner},
+            surrogate=joint.surrogate(d_unit_BD, loss.d_norm_B, loss.active_B),
+            value=loss.loss,
+            finite=loss.finite,
+            last=joint.shared.last,
+            checks={"a label of this batch has no class row, or several": loss.one_owner},
         )
 
     def state(self) -> Mapping[str, ShardedRows]:

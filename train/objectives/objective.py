@@ -34,6 +34,8 @@ from manyfaces.data.feed.loader import Batch
 from manyfaces.data.feed.view import View
 from manyfaces.models.backbones.encoder import Encoder
 from manyfaces.models.backbones.output import Output
+from manyfaces.models.head.collectives import Ranks
+from manyfaces.models.head.exchange import Exchange, JointBatch
 from manyfaces.train.parameter_groups import ParamGroup, groups_of
 
 
@@ -109,6 +111,7 @@ class Forward:
     def __init__(self, run: Callable[[Tensor], Output], images: Mapping[str, Tensor]) -> None:
         self._run, self._images = run, images
         self._outputs: dict[str, Output] = {}
+        self._joint: dict[tuple[str, torch.dtype], JointBatch] = {}
 
     def __call__(self, view: str = "main") -> Output:
         """The network's output for a view of the batch."""
@@ -125,6 +128,18 @@ class Forward:
                 "set the objective's branch"
             )
         return found[branch]
+
+    def joint(
+        self, branch: str, labels_N: Tensor, moment: Moment, ranks: Ranks, wire_dtype: torch.dtype
+    ) -> JointBatch:
+        """The embeddings of this name and the batch's labels as all ranks hold them, for losses
+        over the whole batch; those that read the same branch share one exchange. Collective."""
+        key = branch, wire_dtype
+        if key not in self._joint:
+            exchange = Exchange(ranks, moment.batch_size, wire_dtype)
+            embeddings_ND = self.embeddings(branch)
+            self._joint[key] = JointBatch(exchange, embeddings_ND, labels_N, last=moment.last)
+        return self._joint[key]
 
 
 class Objective(ABC):

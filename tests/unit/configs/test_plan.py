@@ -356,15 +356,21 @@ def test_an_objective_without_a_head_has_no_lines_about_one() -> None:
 
 def test_a_sum_costs_what_its_parts_cost() -> None:
     pk: dict[str, object] = {"data": {"order": "pk"}, "train": {"batch_size": 128}}
-    softmax, triplet, both = (
+    other = {"kind": "triplet", "wire_dtype": "bfloat16"}
+    softmax, triplet, both, apart = (
         plan(make(objective=objective, **pk), 10_000, 1000, 2)
         for objective in (
             "margin_softmax",
             "triplet",
             {"kind": "sum", "of": ["margin_softmax", "triplet"]},
+            {"kind": "sum", "of": ["margin_softmax", other]},
         )
     )
-    assert both.objective == softmax.objective + triplet.objective
+    # They share one exchange of the embeddings, where its type is the same.
+    assert both.objective == replace(
+        softmax.objective + triplet.objective, wire_bytes=128 * 512 * 4
+    )
+    assert apart.objective.wire_bytes == 128 * 512 * (4 + 2)
     assert both.has_head
     config = make(objective={"kind": "sum", "of": ["margin_softmax", "triplet"]}, **pk)
     own = head_lines(config, both, machine(config, 80))[1][1]
