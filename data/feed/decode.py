@@ -1,8 +1,10 @@
 """JPEG bytes to uint8 images by DALI, on the CPU or a GPU, augmented by choices that were drawn
 before. The one file that imports nvidia.dali."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -19,6 +21,8 @@ from manyfaces.data.transforms.transform import Transform
 
 Blobs = Sequence[NDArray[np.uint8]]
 _PACKED_BYTES_PER_BYTE = 4
+_GENERATED = "__autograph_generated_file"
+"""Start of the names of the modules that DALI makes of functions with an `if` on a node."""
 _LEAST_BYTES = 5
 """Of a JPEG's first and last marker."""
 
@@ -216,8 +220,20 @@ class Decoder:
             # runs the first batch once; a second one may still be started meanwhile
             prefetch_queue_depth=1,
         )
+        _remove_generated_sources()
         pipeline.build()
         return pipeline
+
+
+def _remove_generated_sources() -> None:
+    """Remove the files that DALI has converted the graph's functions into, once they are imported.
+
+    DALI leaves them in the folder for temporary files until the process ends, and for ever where it
+    is killed.
+    """
+    for name, module in list(sys.modules.items()):
+        if name.startswith(_GENERATED) and module.__file__ is not None:
+            Path(module.__file__).unlink(missing_ok=True)
 
 
 def _pack(blobs: Blobs) -> NDArray[np.uint8] | None:

@@ -1,5 +1,12 @@
 """DALI decoding against OpenCV's, and a corrupt image costing itself only."""
 
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -171,3 +178,28 @@ def test_other_sizes_are_resized(blobs, image_hw: tuple[int, int]) -> None:
         way = cv2.INTER_AREA if min(image_hw) < 112 else cv2.INTER_LINEAR
         expected = cv2.resize(by_opencv(blob), image_hw[::-1], interpolation=way)
         assert np.abs(image.astype(int) - expected).mean() < 4
+
+
+def test_a_process_that_is_killed_leaves_no_file_of_dalis(tmp_path: Path) -> None:
+    script = """
+        import os, signal, sys
+        import cv2, numpy as np, torch
+        from manyfaces.configs.transforms.misalign import Misalign
+        from manyfaces.data.feed.decode import Decoder
+        from manyfaces.data.transforms.augmentation import Augmentation
+        augmentation = Augmentation((Misalign(p=0.5),), (32, 32))
+        decode = Decoder((32, 32), 2, augmentation, device=torch.device("cpu"))
+        blob = cv2.imencode(".jpg", np.zeros((40, 40, 3), np.uint8))[1].reshape(-1)
+        decode([blob, blob], augmentation.draw(0, np.arange(2)))
+        assert any(name.startswith("__autograph_generated_file") for name in sys.modules)
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert list(tmp_path.iterdir()) == []
