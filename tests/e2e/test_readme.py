@@ -1,13 +1,10 @@
 """Every command of README.md: the command line reads each as it stands, and each is run, in a folder
 of made faces that has the names of the README."""
 
-import os
 import re
 import shlex
 import shutil
-import socket
 import struct
-import sys
 import tarfile
 import tomllib
 import zipfile
@@ -21,6 +18,7 @@ import pytest
 import typer
 from command_words import parsed
 from commands import forked, manyfaces, rows, wait_until
+from ray_nodes import ray_cluster
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -218,24 +216,8 @@ def place(tmp_path: Path, dataset_path: Path, monkeypatch: pytest.MonkeyPatch) -
 @pytest.fixture
 def dashboard(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The address of a Ray cluster of one node."""
-    from ray.cluster_utils import Cluster
-
-    # A job's `python` is the cluster's first.
-    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    head = {
-        "num_cpus": 2,
-        "include_dashboard": True,
-        "dashboard_port": port,
-        "object_store_memory": 100 << 20,
-    }
-    nodes = Cluster(initialize_head=True, head_node_args=head)
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        nodes.shutdown()
+    with ray_cluster(monkeypatch, num_cpus=2) as (_, address):
+        yield address
 
 
 def on_a_cluster(command: str) -> bool:

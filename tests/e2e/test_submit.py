@@ -2,42 +2,23 @@
 and every sample was seen in order."""
 
 import contextlib
-import os
 import re
-import socket
-import sys
 from pathlib import Path
 
 import pytest
 from commands import manyfaces, ray_workers, recipe, rows, wait_until
+from ray_nodes import STORE_BYTES, ray_cluster
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch):
-    from ray.cluster_utils import Cluster
-
     monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "15")
-    monkeypatch.setenv(
-        "PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    )  # a job's `python` is the cluster's first
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    head = {
-        "num_cpus": 1,
-        "include_dashboard": True,
-        "dashboard_port": port,
-        "object_store_memory": 100 << 20,
-    }
-    nodes = Cluster(initialize_head=True, head_node_args=head)
-    try:
-        extra = [nodes.add_node(num_cpus=1, object_store_memory=100 << 20) for _ in range(2)]
-        yield nodes, extra, f"http://127.0.0.1:{port}"
-    finally:
-        nodes.shutdown()
+    with ray_cluster(monkeypatch, num_cpus=1) as (nodes, address):
+        extra = [nodes.add_node(num_cpus=1, object_store_memory=STORE_BYTES) for _ in range(2)]
+        yield nodes, extra, address
 
 
 def test_a_job_survives_a_killed_worker_and_a_lost_node(

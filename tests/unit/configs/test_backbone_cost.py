@@ -3,8 +3,8 @@ published tables."""
 
 import pytest
 import torch
+from counted_network import counted, num_parameters
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from manyfaces.configs.backbones.backbone import Backbone
 from manyfaces.configs.backbones.iresnet import IResNet
@@ -48,25 +48,16 @@ def case_id(value: object) -> str:
 def test_convolutional_parameters_and_multiply_adds(
     config: Backbone, image_hw: tuple[int, int]
 ) -> None:
-    with torch.device("meta"):
-        model = config.build(image_hw=image_hw).eval()
-        images = torch.empty(2, 3, *image_hw)
-    with FlopCounterMode(display=False) as counter:
-        assert model(images).embeddings["main"].shape == (2, config.embedding_dim)
+    model, output, multiply_adds = counted(config, image_hw)
+    assert output.embeddings["main"].shape == (2, config.embedding_dim)
     found = config.cost(image_hw)
-    assert found.parameters == sum(parameter.numel() for parameter in model.parameters())
-    assert (
-        found.multiply_adds == counter.get_total_flops() / 2 / 2
-    )  # two images; a multiply-add is two operations to torch
+    assert (found.parameters, found.multiply_adds) == (num_parameters(model), multiply_adds)
 
 
 @pytest.mark.parametrize(("config", "image_hw"), TRANSFORMERS, ids=case_id)
 def test_vit_parameters_and_tokens(config: ViT, image_hw: tuple[int, int]) -> None:
-    with torch.device("meta"):
-        model = config.build(image_hw=image_hw).eval()
-        output = model(torch.empty(2, 3, *image_hw))
-    found = config.cost(image_hw)
-    assert found.parameters == sum(parameter.numel() for parameter in model.parameters())
+    model, output, _ = counted(config, image_hw)
+    assert config.cost(image_hw).parameters == num_parameters(model)
     assert output.embeddings["main"].shape == (2, config.embedding_dim)
     num_tokens = (image_hw[0] // 9) * (image_hw[1] // 9)
     assert output.tokens_NTD.shape == (2, num_tokens, VIT[config.size].width)
@@ -75,16 +66,8 @@ def test_vit_parameters_and_tokens(config: ViT, image_hw: tuple[int, int]) -> No
 @pytest.mark.parametrize("image_hw", [(112, 112), (64, 128), (256, 128)])
 def test_vit_multiply_adds(image_hw: tuple[int, int]) -> None:
     config = ViT(size="tiny", embedding_dim=64)
-    with torch.device("meta"):
-        model = config.build(image_hw=image_hw).eval()
-        images = torch.empty(2, 3, *image_hw)
-    # The counter knows attention by the plain kernel only where it is a product of matrices.
-    with (
-        torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
-        FlopCounterMode(display=False) as counter,
-    ):
-        model(images)
-    assert config.cost(image_hw).multiply_adds == counter.get_total_flops() / 2 / 2
+    _, _, multiply_adds = counted(config, image_hw)
+    assert config.cost(image_hw).multiply_adds == multiply_adds
 
 
 @pytest.mark.parametrize(
