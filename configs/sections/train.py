@@ -38,4 +38,5 @@ class Train(Node):
     """bfloat16 is autocast: weights, BatchNorm and the head stay float32."""
     sync_batchnorm: bool = False
     """BatchNorm over all workers, on GPUs and CPUs; needed for results that do not depend on the
-    number of workers, unless the network has none (`model.neck`)."""
+    number of workers, unless the network has none (`model.neck`). What the network draws at random
+    (dropout, `drop_path`, `mask_ratio`) is drawn anew by each worker all the same."""
