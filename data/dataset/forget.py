@@ -17,7 +17,7 @@ from manyfaces.data.dataset.forgotten import Forgotten, parse_forgotten, read_fo
 from manyfaces.data.dataset.manifest import FORGOTTEN, IDENTITIES
 from manyfaces.data.dataset.names import identity_names
 from manyfaces.data.dataset.part import Part
-from manyfaces.data.dataset.sample import scan
+from manyfaces.data.dataset.scan import scan
 from manyfaces.data.parallel import run_parallel
 from manyfaces.data.store.cache import RemoteSource
 from manyfaces.data.store.lock import store_lock

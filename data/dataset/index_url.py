@@ -3,6 +3,7 @@ and removed."""
 
 import hashlib
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -26,13 +27,15 @@ def index_url(
     out: Path | None = None,
     config: schema.Data | None = None,
     processes: int | None = None,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> tuple[Manifest, str]:
     """Index the `.tar` files right below the URL; returns the manifest and the `data.path` of the
     dataset.
 
     That is the folder `out`, whose manifest says where the shards are; without it the URL itself,
-    where index and manifest are then put. On the disk there is one shard for each process. Raises
-    `UserError` as `index_folder` does, and for a store that fails.
+    where index and manifest are then put. On the disk there is one shard for each process. `tell`
+    gets a line for each reason for which members are left out. Raises `UserError` as `index_folder`
+    does, and for a store that fails.
     """
     config = config or schema.Data()
     remote = Remote(url, config.store_patience_s)
@@ -66,7 +69,7 @@ def index_url(
     ]
     weights = [max((size or 0) // BYTES_AN_IMAGE, 1) for size in shards.values()]
     indexed = run_parallel(tasks, weights, f"indexing {url}", processes)
-    there = commit_foreign_shards(folder, indexed, url)
+    there = commit_foreign_shards(folder, indexed, url, tell)
     here = there.model_copy(update={"shards_url": redact(url)})
     write_atomic(folder / MANIFEST, _as_json(here))
     if out is not None:

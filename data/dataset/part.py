@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from manyfaces.configs.redact import redact
 from manyfaces.data.dataset.manifest import Manifest
-from manyfaces.data.dataset.sample import TAR_NAME, member_at, scan
+from manyfaces.data.dataset.sample import TAR_NAME, member_at
+from manyfaces.data.dataset.scan import scan
 from manyfaces.data.store.cache import RemoteSource
 
 
@@ -79,10 +80,9 @@ class Part:
         key = folder + slash + file.partition(".")[0]
         # A long name is cut off in the member's own header, and what is not ASCII may be replaced:
         # then the whole shard is asked.
-        if not file or "?" in folder + file or len(folder + slash + file) >= TAR_NAME:
+        if not file or "?" in folder + file or len((folder + slash + file).encode()) >= TAR_NAME:
             key = _scanned_keys(path)[row - int(self.samples_per_shard[:shard].sum())]
-        # bytes that are no UTF-8 are no text
-        return f"{self.manifest.shards[shard].name}:{key.encode(errors='replace').decode()}"
+        return f"{self.manifest.shards[shard].name}:{key}"
 
     def slots(self, ids_N: NDArray[np.int64]) -> NDArray[np.int64]:
         """At which places of an array of sample ids of the whole dataset this part's own stand."""

@@ -1,22 +1,18 @@
 """One sample on disk, which is a JPEG and a label as two neighbouring members of a WebDataset shard
 (`KEY.jpg`, and `KEY.cls` or `KEY.json`)."""
 
-import json
 import re
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from manyfaces.configs.errors import UserError
 from manyfaces.data.limits import MOST_BYTES, MOST_PIXELS
 
 IMAGE_SUFFIXES = ("jpg", "jpeg")
 LABEL_SUFFIXES = ("cls", "json")
-JSON_LABELS = ("identity", "label", "cls")
 _HEADER_BYTES = 4096
 # The second byte of JPEG markers (ITU T.81, table B.1). Frames are C0 to CF, apart from three that
 # are tables and extensions.
@@ -40,91 +36,6 @@ class Sample(NamedTuple):
     identity: int
 
 
-def scan(shard: Path) -> Iterator[Sample]:
-    """Go through the samples of one shard in file order; members that are neither image nor label
-    are passed over.
-
-    Raises `UserError` naming shard and key for half a pair, a label that is no non-negative
-    integer, or a tar that is torn, between two members too, or has others behind its end.
-    """
-    key, image, label = "", None, None
-
-    def finished() -> Sample:
-        if image is None or label is None:
-            raise UserError(
-                f"{shard}: sample {key!r} has no {'.jpg' if image is None else '.cls or .json'}; "
-                "every sample needs both"
-            )
-        return Sample(key, image[0], image[1], label)
-
-    try:
-        with tarfile.open(shard, "r:") as tar:
-            for member in tar:
-                folder, _, name = member.name.rpartition("/")
-                stem, _, suffix = name.partition(".")
-                suffix, member_key = suffix.lower(), f"{folder}/{stem}" if folder else stem
-                if not member.isfile() or suffix not in IMAGE_SUFFIXES + LABEL_SUFFIXES:
-                    continue
-                if member_key != key:
-                    if key:
-                        yield finished()
-                    key, image, label = member_key, None, None
-                if suffix in IMAGE_SUFFIXES:
-                    image = (member.offset_data, member.size)
-                else:
-                    body = tar.extractfile(member)
-                    assert body is not None
-                    label = parse_label(body.read(), suffix, f"{shard}: sample {key!r}")
-            if key:
-                yield finished()
-            _require_end(shard, tar.offset, key)
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise UserError(
-            f"{shard}: not a whole tar file after sample {key!r} ({error}); fetch or write it again"
-        ) from error
-
-
-def _require_end(shard: Path, offset: int, key: str) -> None:
-    """Raise `UserError` where the archive does not end at `offset`. `tarfile` takes the end of the
-    file, and a header that is none, for the end of the archive, which two blocks of zeros mark;
-    some writers leave out the second."""
-    with shard.open("rb") as file:
-        file.seek(offset)
-        block, is_end = file.read(TAR_BLOCK), False
-        while len(block) == TAR_BLOCK and not any(block):
-            is_end, block = True, file.read(TAR_BLOCK)
-        at = file.tell() - len(block)
-    if not is_end:
-        raise UserError(
-            f"{shard}: not a whole tar file: its end is not marked after sample {key!r} (byte "
-            f"{at:,}); fetch or write it again"
-        )
-    if any(block):
-        raise UserError(
-            f"{shard}: goes on behind the end of the archive, from byte {at:,}; write "
-            "archives that were joined anew, as one"
-        )
-
-
-def parse_label(body: bytes, suffix: str, where: str) -> int:
-    """Read the identity in a `.cls` (an integer as text) or `.json` member (under "identity",
-    "label" or "cls"). Raises `UserError` for one that is no identity."""
-    try:
-        if suffix == "cls":
-            number = int(body.decode().strip())
-        else:
-            told = json.loads(body)
-            label = next(told[k] for k in JSON_LABELS if told.get(k) is not None)
-            number = int(label)
-            if isinstance(label, bool) or (isinstance(label, float) and label != number):
-                number = -1
-    except (ValueError, TypeError, OverflowError, AttributeError, StopIteration):
-        number = -1
-    if not 0 <= number < 2**32 - 1:
-        raise UserError(f"{where}: label {body[:60]!r} is not an integer in [0, {2**32 - 1})")
-    return number
-
-
 def member_at(shard: Path, offset: int) -> tuple[str, int]:
     """Read name and size of the tar member whose data begin at `offset`: ("", -1) where no member
     does."""
@@ -132,8 +43,8 @@ def member_at(shard: Path, offset: int) -> tuple[str, int]:
         file.seek(max(offset - TAR_BLOCK, 0))
         header = file.read(TAR_BLOCK)
     try:
-        info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
-    except tarfile.TarError:
+        info = tarfile.TarInfo.frombuf(header, "utf-8", "backslashreplace")
+    except (tarfile.TarError, ValueError):
         return "", -1
     return info.name, info.size
 

@@ -10,7 +10,7 @@ import typer
 
 from manyfaces.configs.errors import UserError
 from manyfaces.train.cli.options import Dataset, NewDataset, Processes, Seed, ShardImages
-from manyfaces.train.cli.output import console, load_config, say
+from manyfaces.train.cli.output import console, load_config, note, say
 from manyfaces.train.cli.verbs import Verbs, positive, quality
 
 if TYPE_CHECKING:
@@ -232,10 +232,10 @@ def index_shards(folder: FolderOrUrl, out: IndexFolder = None) -> None:
             raise UserError(
                 "--out is for shards at an URL; a folder's index is written beside its shards"
             )
-        return _tell(folder, index_folder(folder))
+        return _tell(folder, index_folder(folder, tell=note))
     from manyfaces.data.dataset.index_url import index_url
 
-    manifest, path = index_url(url, out)
+    manifest, path = index_url(url, out, tell=note)
     _tell(path, manifest)
     say(f"the shards stay where they are; train with data.path={path}")
 
