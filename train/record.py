@@ -3,6 +3,7 @@ and `events.jsonl` (what happened)."""
 
 import contextlib
 import json
+import math
 import os
 import time
 from pathlib import Path
@@ -23,8 +24,10 @@ class Record:
         folder.mkdir(parents=True, exist_ok=True)
 
     def metrics(self, step: int, **values: float) -> None:
-        """Append numbers that were measured at a step."""
-        self._append(METRICS, {"step": step, "time": time.time(), **values})
+        """Append numbers that were measured at a step. NaN and infinities are left out, which JSON
+        does not have."""
+        known = {name: value for name, value in values.items() if math.isfinite(value)}
+        self._append(METRICS, {"step": step, "time": time.time(), **known})
 
     def event(self, kind: str, message: str, **facts: Any) -> None:
         """Append what happened: its kind, a line for people, and facts for programs, all without

@@ -17,6 +17,11 @@ _OTHER_IMAGES = {"png", "webp", "bmp", "gif", "tif", "tiff", "jp2", "avif", "hei
 _OTHER_IMAGES |= {"jpe", "jfif"}
 _SYSTEM_FOLDERS = {"__MACOSX", "@eaDir"}
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+_TORN = (
+    *(tarfile.TarError, EOFError, OSError, ValueError),
+    *(OverflowError, RecursionError, MemoryError),
+)
+"""What `tarfile` raises for headers that say anything."""
 _MOST_LABEL_BYTES = 1 << 24
 _MEMBERS_SHOWN = 4
 
@@ -61,7 +66,7 @@ def scan(shard: Path, leave_out: LeaveOut = lambda reason, member: None) -> Iter
     """
     kept, key = _Samples(shard, leave_out), ""
     try:
-        # A name that is no UTF-8 is shown with `\\xe9` in it: a lone surrogate cannot be printed.
+        # A name that is no UTF-8 is shown with `\xe9` in it: a lone surrogate cannot be printed.
         with tarfile.open(shard, "r:", encoding="utf-8", errors="backslashreplace") as tar:
             for group in _groups(shard, tar, leave_out):
                 key = group.key
@@ -70,14 +75,7 @@ def scan(shard: Path, leave_out: LeaveOut = lambda reason, member: None) -> Iter
             _require_end(shard, tar.offset, key)
     except UserError:
         raise
-    except (
-        tarfile.TarError,
-        EOFError,
-        OSError,
-        ValueError,
-        OverflowError,
-        RecursionError,
-    ) as error:
+    except _TORN as error:
         _refuse_compressed(shard)
         raise UserError(
             f"{shard}: not a whole tar file after sample {key!r} ({error}); fetch or write it again"

@@ -15,7 +15,7 @@ from nvidia.dali.pipeline import Pipeline
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from manyfaces.data.dataset.sample import usable_jpeg
+from manyfaces.data.dataset.sample import too_large, usable_jpeg
 from manyfaces.data.transforms.augmentation import Augmentation, Choices
 from manyfaces.data.transforms.transform import Transform
 
@@ -25,6 +25,7 @@ _GENERATED = "__autograph_generated_file"
 """Start of the names of the modules that DALI makes of functions with an `if` on a node."""
 _LEAST_BYTES = 5
 """Of a JPEG's first and last marker."""
+_PNG_BEGIN, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB\x60\x82"
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,8 +43,8 @@ class Decoding:
 class Decoder:
     """Decodes batches of up to `max_batch` images into [N, height, width, 3] uint8 RGB tensors.
 
-    With an `augmentation`, each batch comes with the choices that it has drawn, and is changed by
-    them.
+    Images are JPEGs; with `takes_png`, PNGs too. With an `augmentation`, each batch comes with the
+    choices that it has drawn, and is changed by them.
 
     A call decodes one batch; `start` one batch before `finish` of the last keeps all threads busy
     in between. A corrupt image costs itself only, though it ends a DALI pipeline for good: its
@@ -58,8 +59,10 @@ class Decoder:
         *,
         threads: int = 1,
         device: torch.device,
+        takes_png: bool = False,
     ) -> None:
         self.image_hw, self.max_batch = image_hw, max_batch
+        self._is_usable = _usable_jpeg_or_png if takes_png else usable_jpeg
         self.threads, self.device = threads, device
         self.augmentation = augmentation or Augmentation((), image_hw)
         assert self.augmentation.image_hw == image_hw
@@ -86,7 +89,7 @@ class Decoder:
         after the next."""
         assert choices is not None or not self.augmentation.steps
         packed = _pack(blobs)
-        good = np.fromiter(map(usable_jpeg, blobs), bool, len(blobs))
+        good = np.fromiter(map(self._is_usable, blobs), bool, len(blobs))
         rows = np.flatnonzero(good)
         if len(rows) == 0:
             return Decoding(blobs, choices, good, None)
@@ -247,6 +250,14 @@ def _pack(blobs: Blobs) -> NDArray[np.uint8] | None:
         row[: len(blob)] = blob
         row[len(blob) :] = 0
     return packed
+
+
+def _usable_jpeg_or_png(blob: NDArray[np.uint8] | bytes) -> bool:
+    """Say whether the bytes are a whole JPEG, or begin and end as a PNG does, and not too large."""
+    if usable_jpeg(blob):
+        return True
+    begins, ends = bytes(blob[: len(_PNG_BEGIN)]), bytes(blob[-len(_PNG_END) :])
+    return begins == _PNG_BEGIN and ends == _PNG_END and not too_large(blob)
 
 
 def _input(number: int, name: str) -> str:

@@ -7,38 +7,21 @@ the process. Here a file names functions of this module alone, which make bytes 
 
 import codecs
 import io
-import math
 import pickletools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-import numpy as np
-from numpy.typing import NDArray
-
-
-class NotInertError(ValueError):
-    """Raised for a pickle that is malformed, or holds or asks for anything else."""
-
-
-@dataclass
-class Array:
-    """A numpy array or scalar of bytes or booleans, flat."""
-
-    dtype: str = ""
-    """"u1" or "b1"."""
-    body: bytes | bytearray = b""
-
-    def values(self) -> NDArray[Any]:
-        """The elements, a view."""
-        return np.frombuffer(self.body, np.uint8 if self.dtype == "u1" else np.bool_)
+from manyfaces.data.sources.inert_arrays import Array, DType, NotInertError
 
 
 def load(data: bytes) -> object:
-    """Read a pickle of protocol 0 to 5, of Python 2 or 3, of None, booleans, integers, texts,
-    bytes (Python 2's texts too), lists, tuples and `Array`s. Raises `NotInertError`."""
+    """Read a pickle of protocol 0 to 5, of Python 2 or 3, of None, booleans, numbers, texts,
+    bytes (Python 2's texts too), lists, tuples, dicts and `Array`s. Raises `NotInertError`."""
     try:
         return _Machine(data).run()
+    except NotInertError:
+        raise
     except (ValueError, IndexError, KeyError, OverflowError, MemoryError) as error:
         raise NotInertError(f"{type(error).__name__}: {error}") from error
 
@@ -48,11 +31,6 @@ class _Function:
     """What a name in a file stands for; `call` gets the machine and the arguments."""
 
     call: Callable[["_Machine", tuple[Any, ...]], object]
-
-
-@dataclass
-class _DType:
-    name: str
 
 
 class _Machine:
@@ -103,6 +81,14 @@ class _Machine:
             raise NotInertError("appends to what is no list")
         self.stack[-1].extend(items)
 
+    def set_items(self, items: list[Any]) -> None:
+        """Add keys and values, in turn, to the dict on top of the stack."""
+        target = self.stack[-1]
+        keys = items[0::2]
+        if not isinstance(target, dict) or not all(isinstance(key, str | bytes) for key in keys):
+            raise NotInertError("sets an item of what is no dict of texts")
+        target.update(zip(keys, items[1::2], strict=True))
+
     def push_function(self, module: object, name: object) -> None:
         """Push what a name stands for."""
         key = f"{_text(module)}.{_text(name)}"
@@ -120,15 +106,14 @@ class _Machine:
     def build(self) -> None:
         """Give the array or dtype under it the state that lies on top."""
         state, target = self.pop(), self.stack[-1]
-        if isinstance(target, _DType):
-            if not _is_plain(state):
-                raise NotInertError("a dtype that is not plain bytes or booleans")
+        if isinstance(target, DType):
+            target.take_state(_tuple_of(8, state))
         elif isinstance(target, Array):
             _, shape, dtype, by_column, body = _tuple_of(5, state)
-            if by_column is not False:
+            made = Array.of(body, dtype, shape)
+            if by_column is not False and made.encoded() is None:
                 raise NotInertError("an array that does not lie row by row")
-            made = _array(body, dtype, shape)
-            target.dtype, target.body = made.dtype, made.body
+            target.dtype, target.body, target.shape = made.dtype, made.body, made.shape
         else:
             raise NotInertError("gives a state to what has none")
 
@@ -155,12 +140,6 @@ def _tuple_of(length: int, value: object) -> tuple[Any, ...]:
     return value
 
 
-def _bytes(value: object) -> bytes | bytearray:
-    if not isinstance(value, bytes | bytearray):
-        raise NotInertError("an array's content is no bytes")
-    return value
-
-
 def _encode(machine: _Machine, arguments: tuple[Any, ...]) -> bytes:
     text, encoding = _tuple_of(2, arguments)
     if not isinstance(text, str) or _text(encoding) not in ("latin1", "latin-1"):
@@ -176,19 +155,18 @@ def _no_bytes(_: _Machine, arguments: tuple[Any, ...]) -> bytes:
     return b""
 
 
-def _dtype(_: _Machine, arguments: tuple[Any, ...]) -> _DType:
-    name = _text(arguments[0])
-    if name not in ("u1", "b1"):
-        raise NotInertError(f"an array of {name[:20]}; expected bytes (u1) or booleans (b1)")
-    return _DType(name)
+def _bytearray(machine: _Machine, arguments: tuple[Any, ...]) -> object:
+    """Of bytes or, in Python 2's protocols, of a text and its encoding. The bytes themselves do:
+    nothing changes them."""
+    if len(arguments) == 1 and isinstance(arguments[0], bytes):
+        return arguments[0]
+    return _encode(machine, arguments) if arguments else b""
 
 
-def _is_plain(state: object) -> bool:
-    """Whether this is the state of a dtype without fields, shape, flags or metadata."""
-    version, order, *rest = _tuple_of(8, state)
-    empty = all(value is None for value in rest[:3])
-    numbers = all(type(value) is int for value in rest[3:])
-    return version == 3 and _text(order) == "|" and empty and numbers and rest[3:] == [-1, -1, 0]
+def _dtype(_: _Machine, arguments: tuple[Any, ...]) -> DType:
+    if not arguments:
+        raise NotInertError("a dtype without a name")
+    return DType(_text(arguments[0]))
 
 
 def _empty_array(_: _Machine, arguments: tuple[Any, ...]) -> Array:
@@ -197,27 +175,17 @@ def _empty_array(_: _Machine, arguments: tuple[Any, ...]) -> Array:
     return Array()
 
 
-def _array(body: object, dtype: object, shape: object) -> Array:
-    if not isinstance(dtype, _DType) or not isinstance(shape, tuple):
-        raise NotInertError("an array without a dtype or a shape")
-    if not all(type(length) is int and length >= 0 for length in shape):
-        raise NotInertError("an array with a shape that is none")
-    content = _bytes(body)
-    if len(shape) > 32 or math.prod(shape) != len(content):
-        raise NotInertError("an array whose content does not fit its shape")
-    return Array(dtype.name, content)
-
-
 def _from_buffer(_: _Machine, arguments: tuple[Any, ...]) -> Array:
     body, dtype, shape, order = _tuple_of(4, arguments)
-    if _text(order) != "C":
+    made = Array.of(body, dtype, shape)
+    if _text(order) != "C" and made.encoded() is None:
         raise NotInertError("an array that does not lie row by row")
-    return _array(body, dtype, shape)
+    return made
 
 
 def _scalar(_: _Machine, arguments: tuple[Any, ...]) -> Array:
     dtype, body = _tuple_of(2, arguments)
-    return _array(body, dtype, ())
+    return Array.of(body, dtype, ())
 
 
 def _refused(_: _Machine, arguments: tuple[Any, ...]) -> object:
@@ -229,6 +197,8 @@ _FUNCTIONS: Mapping[str, _Function] = {
     "_codecs.encode": _Function(_encode),
     "__builtin__.bytes": _Function(_no_bytes),
     "builtins.bytes": _Function(_no_bytes),
+    "__builtin__.bytearray": _Function(_bytearray),
+    "builtins.bytearray": _Function(_bytearray),
     "numpy.dtype": _Function(_dtype),
     "numpy.ndarray": _Function(_refused),
     **{
@@ -285,6 +255,7 @@ def _stack_global(machine: _Machine, _: object) -> None:
 _OPCODES: Mapping[str, Callable[[_Machine, Any], None]] = {
     **dict.fromkeys(("PROTO", "FRAME", "STOP"), lambda m, a: None),
     **dict.fromkeys(("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1"), _push),
+    **dict.fromkeys(("FLOAT", "BINFLOAT"), _push),
     **dict.fromkeys(("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"), _push),
     **dict.fromkeys(("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"), _push),
     **dict.fromkeys(("STRING", "BINSTRING", "SHORT_BINSTRING"), _push_python_2_text),
@@ -299,6 +270,9 @@ _OPCODES: Mapping[str, Callable[[_Machine, Any], None]] = {
     "LIST": lambda m, a: _push(m, m.pop_mark()),
     "APPEND": lambda m, a: m.extend([m.pop()]),
     "APPENDS": lambda m, a: m.extend(m.pop_mark()),
+    "EMPTY_DICT": lambda m, a: _push(m, {}),
+    "SETITEM": lambda m, a: m.set_items([m.pop(), m.pop()][::-1]),
+    "SETITEMS": lambda m, a: m.set_items(m.pop_mark()),
     "TUPLE": lambda m, a: _push(m, tuple(m.pop_mark())),
     **{
         name: _tuple_of_last(n)

@@ -13,7 +13,7 @@ from manyfaces.configs.errors import UserError
 from manyfaces.data.feed.decode import Decoder, Decoding
 
 Encoded = bytes | NDArray[np.uint8]
-"""The bytes of a JPEG."""
+"""The bytes of a JPEG or PNG."""
 
 _MOST_THREADS = 8
 
@@ -30,14 +30,17 @@ class Decoded(NamedTuple):
 class ImageDecoder:
     """Decodes batches of up to `batch_size` images to one height and width.
 
-    Images that are not whole, decodable JPEGs are left out; so may all images of a batch.
+    Images that are not whole, decodable JPEGs or PNGs are left out; so may all images of a
+    batch.
     """
 
     def __init__(
         self, image_hw: tuple[int, int], batch_size: int, device: torch.device, threads: int = 1
     ) -> None:
         self._device = device
-        self._decoder = Decoder(image_hw, batch_size, threads=threads, device=device)
+        self._decoder = Decoder(
+            image_hw, batch_size, threads=threads, device=device, takes_png=True
+        )
 
     def start(self, images: Sequence[Encoded]) -> Decoding:
         """Begin to decode a batch in the background; `finish` it before the one that is started

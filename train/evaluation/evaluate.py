@@ -23,8 +23,8 @@ def evaluate(
     there is one; all ranks get the result.
 
     `progress` is told how many more images this rank has done. Collective; raises `UserError` on
-    every rank alike for an image that is not a whole, decodable JPEG, and for what a protocol of
-    one's own raises.
+    every rank alike for an image that is not a whole, decodable JPEG or PNG, for embeddings that
+    are not finite, and for what a protocol of one's own raises.
     """
     rank, world_size = 0, 1
     if dist.is_initialized():
@@ -51,6 +51,12 @@ def evaluate(
 def _result(protocol: Protocol, embeddings_nD: NDArray[np.float32]) -> Result:
     """The result for the embeddings of the protocol's n distinct images."""
     index_N = protocol.distinct.index_N
+    unusable = int((~np.isfinite(embeddings_nD).all(1)).sum())
+    if unusable:
+        raise UserError(
+            f"{protocol.name}: the network gives NaN or infinite embeddings for {unusable} of "
+            f"{len(embeddings_nD)} images; evaluate an earlier checkpoint"
+        )
     result: object = own_code(protocol, lambda: protocol.result(embeddings_nD[index_N]))
     if not isinstance(result, Result):
         raise UserError(

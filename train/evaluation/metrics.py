@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+FOLDS = 10
 FARS = (1e-1, 1e-2, 1e-3, 1e-4)
 THRESHOLDS = np.arange(0, 4, 0.01)
 """Thresholds of the squared distance that InsightFace's eval/verification.py tries."""
@@ -46,10 +47,10 @@ def report(scores: NDArray[np.float64], same: NDArray[np.bool_]) -> Report:
 
 
 def kfold_accuracy(
-    scores: NDArray[np.float64], same: NDArray[np.bool_], folds: int = 10
+    scores: NDArray[np.float64], same: NDArray[np.bool_], folds: int = FOLDS
 ) -> NDArray[np.float64]:
     """Accuracy of each fold at the threshold that is best on the others (LFW's protocol; unshuffled
-    folds, as InsightFace)."""
+    folds, as InsightFace); each fold needs a pair."""
     distance = 2 - 2 * scores
     correct = (distance[:, None] < THRESHOLDS) == same[:, None]
     parts = np.array_split(np.arange(len(same)), folds)

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from manyfaces.train.evaluation.result import (
     Curve,
     Histogram,
@@ -60,7 +62,7 @@ def _plot_curve(curve: Curve, path: Path) -> Path:
 def _plot_histogram(histogram: Histogram, path: Path) -> Path:
     figure, axes = _figure(histogram.title, histogram.x_label, histogram.y_label)
     axes.hist(
-        list(histogram.values.values()),
+        [values[np.isfinite(values)] for values in histogram.values.values()],
         bins=40,
         label=list(histogram.values),
         histtype="stepfilled",

@@ -17,5 +17,5 @@ def save_report(results: Sequence[Result], folder: Path, step: int) -> list[Path
     folder.mkdir(parents=True, exist_ok=True)
     summary = folder / SUMMARY
     sets = {result.name: result.summary() for result in results}
-    write_atomic(summary, json.dumps({"step": step, "sets": sets}, indent=1))
+    write_atomic(summary, json.dumps({"step": step, "sets": sets}, indent=1, allow_nan=False))
     return [summary, *(file for result in results for file in plot_result(result, folder))]

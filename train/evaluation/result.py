@@ -1,6 +1,7 @@
 """What an evaluation gives. Whatever shows or keeps a result reads it here, without knowing the
 protocol: metrics, the progress line, tables, `evaluation.json` and plots."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,7 +34,8 @@ class Quantity:
 
     def text(self, value: float | None) -> str:
         """The value for people."""
-        return self.unknown if value is None else format(value, self.format)
+        known = finite(value)
+        return self.unknown if known is None else format(known, self.format)
 
 
 QuantitiesByName = Mapping[str, Sequence[Quantity]]
@@ -74,7 +76,7 @@ class Result:
     quantities: Sequence[Quantity]
     """Describe the scalars; the first is the headline."""
     scalars: Mapping[str, float | None]
-    """By the name of the quantity; None is what the images cannot tell."""
+    """By the name of the quantity; None is what the images cannot tell, and NaN is taken for it."""
     counts: Mapping[str, int] = field(default_factory=dict)
     """What the result is about: `{"pairs": 6000}`."""
     deviations: Mapping[str, float] = field(default_factory=dict)
@@ -102,17 +104,34 @@ class Result:
         return {
             metric(self.name, quantity): float(value)
             for quantity in self.quantities
-            if (value := self.scalars[quantity.name]) is not None
+            if (value := finite(self.scalars[quantity.name])) is not None
         }
 
     def summary(self) -> dict[str, Any]:
         """What `evaluation.json` has of it: counts, scalars with their deviations, tables."""
         kept: dict[str, Any] = dict(self.counts)
         for quantity in self.quantities:
-            kept[quantity.name] = self.scalars[quantity.name]
+            kept[quantity.name] = finite(self.scalars[quantity.name])
             if quantity.name in self.deviations:
-                kept[f"{quantity.name}_std"] = self.deviations[quantity.name]
-        return kept | dict(self.tables)
+                kept[f"{quantity.name}_std"] = finite(self.deviations[quantity.name])
+        tables = {
+            name: {row: _cells(cells) for row, cells in table.items()}
+            for name, table in self.tables.items()
+        }
+        return kept | tables
+
+
+def finite(value: float | None) -> float | None:
+    """The value as Python's own number; None for NaN and infinities, which JSON does not have."""
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def _cells(
+    cells: float | Mapping[str, float | None] | None,
+) -> float | dict[str, float | None] | None:
+    if isinstance(cells, Mapping):
+        return {column: finite(value) for column, value in cells.items()}
+    return finite(cells)
 
 
 def metric(name: str, quantity: Quantity) -> str:

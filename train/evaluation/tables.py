@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 
-from manyfaces.train.evaluation.result import QuantitiesByName, Result, metric
+from manyfaces.train.evaluation.result import QuantitiesByName, Result, finite, metric
 
 
 def headlines(quantities: QuantitiesByName, metrics: Mapping[str, float]) -> str:
@@ -50,8 +50,9 @@ def _table(columns: Sequence[str], results: Sequence[Result]) -> Table:
         cells = [result.name, *(f"{count:,}" for count in result.counts.values())]
         for quantity in result.quantities:
             if quantity.heading:
-                text = quantity.text(result.scalars[quantity.name])
-                if quantity.name in result.deviations:
+                value = finite(result.scalars[quantity.name])
+                text = quantity.text(value)
+                if quantity.name in result.deviations and value is not None:
                     text += f" ± {result.deviations[quantity.name]:{quantity.format}}"
                 cells.append(text)
         table.add_row(*cells)

@@ -7,11 +7,15 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from manyfaces.configs.errors import UserError
 from manyfaces.data.sources.verification_bin import read_bin
 from manyfaces.train.evaluation import metrics
 from manyfaces.train.evaluation.decoding import Encoded
 from manyfaces.train.evaluation.result import Curve, Histogram, Quantity, Result
 from manyfaces.train.protocols.protocol import Protocol
+
+# By chance, a fold of so many pairs in a set of so many of each kind is never of one kind.
+_FOLD_THAT_TELLS, _SHARE_THAT_TELLS = 50, 0.25
 
 
 def _tar(far: float, heading: str = "") -> Quantity:
@@ -23,11 +27,33 @@ def _tar(far: float, heading: str = "") -> Quantity:
     )
 
 
+def _check_folds(path: str, same: NDArray[np.bool_]) -> None:
+    """Raise `UserError` where pairs are too few for their folds, or are not in the folds' order."""
+    if len(same) < metrics.FOLDS:
+        raise UserError(
+            f"{path}: {len(same)} pairs are too few pairs for {metrics.FOLDS} folds; give "
+            f"{metrics.FOLDS} at least"
+        )
+    folds = np.array_split(same, metrics.FOLDS)
+    share = same.mean()
+    if len(folds[-1]) < _FOLD_THAT_TELLS or min(share, 1 - share) < _SHARE_THAT_TELLS:
+        return
+    for number, fold in enumerate(folds, 1):
+        if fold.all() or not fold.any():
+            kind = "one identity" if fold.all() else "two identities"
+            raise UserError(
+                f"{path}: all {len(fold)} pairs of fold {number} of {metrics.FOLDS} show {kind}; "
+                "write both kinds of pair by turns, so that each tenth of the file has both"
+            )
+
+
 class Verification(Protocol):
     """A verification set in InsightFace's `.bin` layout.
 
     The sum of an image's embedding and its mirror image's (`flip`) is compared by cosine. Raises
-    `UserError` for a file that is no such set.
+    `UserError` for a file that is no such set, for fewer pairs than folds, and for folds in which
+    all pairs are of one kind though the set has both, where the files of all positive and of all
+    negative pairs were joined.
     """
 
     quantities: Sequence[Quantity] = (
@@ -43,6 +69,7 @@ class Verification(Protocol):
     def __init__(self, path: str, flip: Literal["sum", "none"] = "sum") -> None:
         self.path = path
         self.pairs = read_bin(path)
+        _check_folds(path, self.pairs.same)
         self.mirrored = flip == "sum"
 
     def images(self) -> Sequence[Encoded]:

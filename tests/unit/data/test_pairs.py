@@ -1,13 +1,17 @@
 """Verification sets: InsightFace's files read, hostile ones refused."""
 
+import contextlib
 import os
 import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from manyfaces.configs.errors import UserError
 from manyfaces.data.dataset.draw_pairs import draw_pairs
@@ -71,6 +75,105 @@ def test_files_that_are_no_verification_set(
     with pytest.raises(UserError, match=r"p\.bin"):
         read_bin(tmp_path / "p.bin")
     assert not (tmp_path / "HACKED").exists()
+
+
+IMAGES = [b"\xff\xd8%d\xff\xd9" % number for number in range(8)]
+SAME = [True, False, True, True]
+
+LABELS = [
+    np.array(SAME),
+    np.array(SAME, np.float32),
+    np.array(SAME, np.int64),
+    np.array(SAME, ">i4"),
+    np.array(SAME, object),
+    np.array(["1", "0", "1", "1"]),
+    [int(one) for one in SAME],
+    [float(one) for one in SAME],
+    [1 if one else -1 for one in SAME],
+    ["1" if one else "0" for one in SAME],
+    [str(one) for one in SAME],
+    [np.float32(one) for one in SAME],
+    tuple(SAME),
+]
+CONTAINERS = [
+    np.array(IMAGES, object),
+    np.array(IMAGES),
+    [np.frombuffer(image, np.uint8) for image in IMAGES],
+    [np.frombuffer(image, np.uint8)[:, None] for image in IMAGES],
+    [np.asfortranarray(np.frombuffer(image, np.uint8)[None]) for image in IMAGES],
+    [bytearray(image) for image in IMAGES],
+    [np.void(image) for image in IMAGES],
+    [np.bytes_(image) for image in IMAGES],
+]
+
+
+def read_pickle(path: Path, content: object, protocol: int) -> tuple[list[bytes], list[bool]]:
+    (path / "p.bin").write_bytes(pickle.dumps(content, protocol=protocol))
+    pairs = read_bin(path / "p.bin")
+    return [blob.tobytes() for blob in pairs.blobs], pairs.same.tolist()
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
+def test_odd_containers_are_read_as_what_they_are(tmp_path: Path, protocol: int) -> None:
+    for labels in LABELS:
+        assert read_pickle(tmp_path, (IMAGES, labels), protocol) == (IMAGES, SAME), labels
+    for images in CONTAINERS:
+        assert read_pickle(tmp_path, [images, SAME], protocol) == (IMAGES, SAME), images
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            (IMAGES, [1, 0, 2, 1]),
+            r"the labels of its pairs are 0, 1, 2; expected 1 and 0 \(or -1\)",
+        ),
+        ((IMAGES, [1, 0, -1, 1]), "the labels of its pairs are -1, 0, 1"),
+        ((IMAGES, [3, 7, 3, 3]), "the labels of its pairs are 3, 7"),
+        ((IMAGES, [1.0, 0.0, float("nan"), 1.0]), "the label of a pair is nan"),
+        ((IMAGES, np.array([1, np.nan, 0, 0])), "the label of a pair is nan"),
+        ((IMAGES, ["same", "other"] * 2), "the label of a pair is 'same'; expected true or false"),
+        ((IMAGES, [None] * 4), "the label of a pair is nothing"),
+        ({"bins": IMAGES, "issame_list": SAME}, "it holds a dict with the keys 'bins', 'issame_l"),
+        (([np.zeros((9, 9, 3), np.uint8)] * 8, SAME), r"image 0 is an array of pixels \(9, 9, 3\)"),
+        ((np.zeros((8, 9, 9, 3), np.uint8), SAME), r"it holds an array of shape \(8, 9, 9, 3\) in"),
+        ((["a.jpg"] * 8, SAME), "image 0 is 'a.jpg'; expected a pair of lists, the encoded images"),
+        ((IMAGES, SAME, 3), "it holds a tuple"),
+        ((IMAGES, SAME[:3]), "8 images for 3 pairs"),
+    ],
+)
+def test_what_is_no_set_is_told_in_words(tmp_path: Path, content: object, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read_pickle(tmp_path, content, 4)
+
+
+LEAVES = (
+    st.binary(max_size=20)
+    | st.booleans()
+    | st.integers(-3, 3)
+    | st.floats()
+    | st.text(max_size=5)
+    | st.none()
+    | st.binary(min_size=1, max_size=8).map(lambda body: np.frombuffer(body, np.uint8))
+)
+PARTS = st.lists(LEAVES, max_size=8) | st.dictionaries(st.text(max_size=3), LEAVES) | LEAVES
+SETS = st.tuples(PARTS, PARTS) | st.tuples(
+    st.lists(st.binary(max_size=9), min_size=4, max_size=4),
+    st.lists(
+        st.sampled_from([True, False, 1, 0, -1, 1.0, "1", "0", b"1", 2]), min_size=2, max_size=2
+    ),
+)
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=SETS, protocol=st.integers(0, 5))
+def test_a_set_is_read_whole_or_refused(tmp_path: Path, content: Any, protocol: int) -> None:
+    with contextlib.suppress(UserError):
+        blobs, same = read_pickle(tmp_path, content, protocol)
+        assert blobs == [bytes(image) for image in content[0]]
+        assert len(same) == len(content[1])
+        for read, given_label in zip(same, content[1], strict=True):
+            assert read == (given_label in (True, 1, "1", b"1"))
 
 
 def test_a_missing_file() -> None:

@@ -171,6 +171,34 @@ def test_the_report_is_json_and_plots(tmp_path: Path) -> None:
     assert sorted(files) == sorted((tmp_path / "new").iterdir())
 
 
+def test_nan_reaches_no_file(tmp_path: Path) -> None:
+    nan, line = float("nan"), np.array([0.0, np.nan, 1.0])
+    result = Result(
+        "gallery",
+        RANKS,
+        {"rank_1": nan, "rank_5": 0.75, "map": np.float32(np.inf)},
+        deviations={"map": nan},
+        curves={"cmc": Curve("CMC", "rank", "hits", line, line)},
+        histograms={"ranks": Histogram("ranks", "rank", "probes", {"mated": line})},
+        tables={"groups": {"old": {"rank_1": nan}, "young": nan}},
+    )
+    save_report([result], tmp_path, 7)
+    told = json.loads((tmp_path / "evaluation.json").read_text(), parse_constant=pytest.fail)
+    assert told["sets"]["gallery"] == {
+        "rank_1": None,
+        "rank_5": 0.75,
+        "map": None,
+        "map_std": None,
+        "groups": {"old": {"rank_1": None}, "young": None},
+    }
+    assert result.metrics() == {"gallery/rank_5": 0.75}
+    assert cells(results_tables([result])[0])[1] == ["gallery", "not known", "no gallery"]
+    record = Record(tmp_path)
+    record.metrics(3, **{"train/loss": nan, "train/lr": 0.5})
+    (row,) = read_rows(tmp_path / "metrics.jsonl")
+    assert row.keys() == {"step", "time", "train/lr"}
+
+
 def test_plots_over_the_time_of_a_run(tmp_path: Path) -> None:
     results = (verification(), verification("lfw"), identification())
     quantities = {result.name: result.quantities for result in results}

@@ -1,0 +1,119 @@
+"""Verification sets as people's own scripts write them: scored as what they are, or refused."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from manyfaces.configs.backbones.mobilefacenet import MobileFaceNet
+from manyfaces.configs.errors import UserError
+from manyfaces.data.dataset.dataset import Dataset
+from manyfaces.data.dataset.draw_pairs import draw_pairs
+from manyfaces.data.feed.decode import Decoder
+from manyfaces.data.sources.verification_bin import write_bin
+from manyfaces.train.evaluation.embedder import Embedder
+from manyfaces.train.evaluation.evaluate import evaluate
+from manyfaces.train.protocols.open import check_images
+from manyfaces.train.protocols.verification import Verification
+
+HW = (32, 32)
+
+
+class Pixels(nn.Module):
+    """An embedding of an image's mean colours, times `factor`."""
+
+    def __init__(self, factor: float = 1.0) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        return images_NCHW.mean(2).flatten(1) * self.factor
+
+
+def embedder(module: nn.Module) -> Embedder:
+    return Embedder(module, MobileFaceNet(embedding_dim=96), HW, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def drawn(dataset: Dataset) -> tuple[list[bytes], list[bool]]:
+    return draw_pairs(dataset.part, 40, seed=3)
+
+
+def written(path: Path, blobs: list[bytes], same: list[bool]) -> Verification:
+    write_bin(path, blobs, same)
+    protocol = Verification(str(path))
+    protocol.name = path.stem
+    return protocol
+
+
+def as_png(blob: bytes) -> bytes:
+    pixels = cv2.imdecode(np.frombuffer(blob, np.uint8), cv2.IMREAD_COLOR)
+    return cv2.imencode(".png", pixels)[1].tobytes()
+
+
+def test_a_set_of_pngs_is_scored_as_that_of_jpegs(
+    drawn: tuple[list[bytes], list[bool]], tmp_path: Path
+) -> None:
+    blobs, same = drawn
+    mixed = [as_png(blob) if number % 3 else blob for number, blob in enumerate(blobs)]
+    theirs = evaluate(written(tmp_path / "a.bin", blobs, same), embedder(Pixels()))
+    ours = written(tmp_path / "a.bin", mixed, same)
+    check_images([ours], HW)
+    assert evaluate(ours, embedder(Pixels())).scalars == pytest.approx(theirs.scalars, abs=0.03)
+    cut = written(tmp_path / "cut.bin", [mixed[0], mixed[1][:-20], *mixed[2:]], same)
+    with pytest.raises(UserError, match=r"cut\.bin: image 1 is not a whole, decodable JPEG"):
+        check_images([cut], HW)
+
+
+def test_training_takes_no_png(drawn: tuple[list[bytes], list[bool]]) -> None:
+    blobs = [np.frombuffer(blob, np.uint8) for blob in (drawn[0][0], as_png(drawn[0][0]))]
+    _, good = Decoder(HW, 2, device=torch.device("cpu"))(blobs)
+    assert good.tolist() == [True, False]
+
+
+@pytest.mark.parametrize("pairs", [1, 4, 9])
+def test_fewer_pairs_than_folds_are_refused(
+    drawn: tuple[list[bytes], list[bool]], tmp_path: Path, pairs: int
+) -> None:
+    """The accuracy of a fold without a pair is NaN."""
+    write_bin(tmp_path / "few.bin", drawn[0][: 2 * pairs], drawn[1][:pairs])
+    with pytest.raises(
+        UserError,
+        match=rf"few\.bin: {pairs} pairs are too few pairs for 10 folds; give 10 at least",
+    ):
+        Verification(str(tmp_path / "few.bin"))
+
+
+def test_ten_pairs_are_scored(drawn: tuple[list[bytes], list[bool]], tmp_path: Path) -> None:
+    blobs, same = drawn
+    result = evaluate(written(tmp_path / "ten.bin", blobs[:20], same[:10]), embedder(Pixels()))
+    accuracy = result.scalars["accuracy"]
+    assert accuracy is not None
+    assert 0 <= accuracy <= 1
+
+
+def test_a_set_that_is_not_in_the_order_of_its_folds_is_refused(tmp_path: Path) -> None:
+    """CALFW's and CPLFW's files of pairs hold all positives, then all negatives."""
+    write_bin(tmp_path / "joined.bin", [b"x"] * 2000, [True] * 500 + [False] * 500)
+    with pytest.raises(
+        UserError, match=r"joined\.bin: all 100 pairs of fold 1 of 10 show one identity; write both"
+    ):
+        Verification(str(tmp_path / "joined.bin"))
+    by_turns = ([True] * 50 + [False] * 50) * 10
+    write_bin(tmp_path / "right.bin", [b"x"] * 2000, by_turns)
+    assert Verification(str(tmp_path / "right.bin")).pairs.same.tolist() == by_turns
+    write_bin(tmp_path / "one.bin", [b"x"] * 2000, [True] * 1000)
+    assert Verification(str(tmp_path / "one.bin")).pairs.same.all()
+
+
+def test_embeddings_that_are_nan_are_no_accuracy(
+    drawn: tuple[list[bytes], list[bool]], tmp_path: Path
+) -> None:
+    protocol = written(tmp_path / "a.bin", *drawn)
+    with pytest.raises(
+        UserError, match=r"a: the network gives NaN or infinite embeddings for \d+ of \d+ images"
+    ):
+        evaluate(protocol, embedder(Pixels(float("nan"))))
