@@ -33,6 +33,9 @@ def seeds() -> list[bytes]:
         (images, [True, False]),
         (arrays, [np.bool_(True), np.bool_(False)]),
         (columns, np.array([True, False])),
+        (np.array(images, object), np.array([1, 0], np.float32)),
+        ([np.void(b"an image")] * 4, ["1", np.str_("0")]),
+        {"images": [bytearray(b"an image")], "same": [1.0, -1]},
     ]
     python_2 = b"\x80\x02]q\x00(U\x02\xff\xd8q\x01U\x01bq\x02e]q\x03\x88a\x86q\x04."
     return [python_2, *(pickle.dumps(c, protocol=p) for c in contents for p in range(6))]
