@@ -7,7 +7,7 @@ from manyfaces.configs import rng
 from manyfaces.configs.errors import UserError
 from manyfaces.data.dataset.forgotten import read_forgotten_part
 from manyfaces.data.dataset.part import Part
-from manyfaces.data.store.mapped import Store
+from manyfaces.data.store.samples import Store
 
 Ints = NDArray[np.int64]
 

@@ -14,7 +14,7 @@ from manyfaces.data.dataset.forgotten import read_forgotten_part
 from manyfaces.data.dataset.manifest import IDENTITIES
 from manyfaces.data.dataset.part import Part
 from manyfaces.data.dataset.sample import jpeg_size
-from manyfaces.data.store.mapped import Store
+from manyfaces.data.store.samples import Store
 
 _CHUNK, _SIZES_READ = 1 << 22, 10_000
 _APPEARANCES = 8  # columns of an augmented grid, the first of them as on disk

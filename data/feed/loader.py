@@ -22,7 +22,7 @@ from manyfaces.data.feed.stream import FeedStream
 from manyfaces.data.feed.view import View, main_view
 from manyfaces.data.feed.view_decoder import ViewDecoder
 from manyfaces.data.orders.build import build_order
-from manyfaces.data.store.mapped import Stores
+from manyfaces.data.store.samples import Stores
 from manyfaces.data.transforms.augmentation import MAIN
 
 IGNORED = -1

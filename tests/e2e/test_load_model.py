@@ -14,7 +14,7 @@ from safetensors import safe_open
 from manyfaces.configs.backbones.custom import CustomBackbone
 from manyfaces.configs.errors import UserError
 from manyfaces.data.dataset.dataset import open_dataset
-from manyfaces.data.store.mapped import Stores
+from manyfaces.data.store.samples import Stores
 from manyfaces.models.backbones.encoder import Encoder
 from manyfaces.train import __version__, load_model
 from manyfaces.train.evaluation.exported import write_exported

@@ -22,7 +22,7 @@ from manyfaces.data.dataset.dataset import Dataset
 from manyfaces.data.feed.decode import Decoder
 from manyfaces.data.feed.loader import Loader
 from manyfaces.data.feed.quarantine import Quarantine
-from manyfaces.data.store.mapped import Store
+from manyfaces.data.store.samples import Store
 from manyfaces.data.transforms.augmentation import Augmentation
 from manyfaces.models.head.partial_fc import PartialFC
 from manyfaces.train.objectives.triplet_loss import triplet_loss

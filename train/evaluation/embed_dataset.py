@@ -13,7 +13,7 @@ from torch import Tensor
 from manyfaces.data.dataset.dataset import Dataset
 from manyfaces.data.dataset.forgotten import read_forgotten_part
 from manyfaces.data.dataset.part import Part
-from manyfaces.data.store.mapped import Store
+from manyfaces.data.store.samples import Store
 from manyfaces.train.evaluation.decoding import Encoded
 from manyfaces.train.evaluation.embedder import Embedder
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manyfaces.configs.load import load_stored
-from manyfaces.data.store.mapped import Store
+from manyfaces.data.store.samples import Store
 from manyfaces.data.transforms.augmentation import Augmentation
 from manyfaces.data.transforms.transform import Drawn
 

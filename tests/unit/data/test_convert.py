@@ -27,7 +27,7 @@ from manyfaces.data.dataset.names import short_names
 from manyfaces.data.dataset.verify import verify
 from manyfaces.data.sources.listed import Listed
 from manyfaces.data.sources.recognise import recognise
-from manyfaces.data.store.mapped import Store
+from manyfaces.data.store.samples import Store
 from manyfaces.data.synthetic.dataset import synthesise
 from manyfaces.data.synthetic.faces import encode
 

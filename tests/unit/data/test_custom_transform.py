@@ -12,7 +12,7 @@ from manyfaces.configs import schema
 from manyfaces.configs.errors import UserError
 from manyfaces.configs.identity import identity
 from manyfaces.configs.load import dump, load
-from manyfaces.data.store.mapped import Store
+from manyfaces.data.store.samples import Store
 from manyfaces.data.transforms.augmentation import Augmentation
 from manyfaces.data.transforms.transform import Drawn, Transform
 

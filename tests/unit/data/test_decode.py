@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from manyfaces.data.feed.decode import Decoder
-from manyfaces.data.store.mapped import Store
+from manyfaces.data.store.samples import Store
 
 CPU = torch.device("cpu")
 

@@ -25,7 +25,7 @@ from manyfaces.data.dataset.manifest import FORGOTTEN
 from manyfaces.data.dataset.verify import verify
 from manyfaces.data.feed.loader import IGNORED, Loader
 from manyfaces.data.feed.quarantine import Quarantine
-from manyfaces.data.store import mapped as store
+from manyfaces.data.store import samples as store
 from manyfaces.train.cli.data import check_dataset, show_stats
 
 CONFIG = Data(augment=(Flip(),), order=Shuffle(window_shards=2))

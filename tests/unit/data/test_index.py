@@ -15,7 +15,7 @@ from manyfaces.data.dataset.dataset import open_part
 from manyfaces.data.dataset.index_shards import index_folder, index_shard
 from manyfaces.data.dataset.manifest import MANIFEST, Manifest, parse_manifest
 from manyfaces.data.dataset.verify import verify
-from manyfaces.data.store.mapped import Store
+from manyfaces.data.store.samples import Store
 
 
 @pytest.fixture

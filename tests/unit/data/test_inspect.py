@@ -18,7 +18,7 @@ from manyfaces.configs.transforms.flip import Flip
 from manyfaces.data.conversion.report import HISTOGRAM
 from manyfaces.data.dataset import check, inspect
 from manyfaces.data.dataset.dataset import open_part
-from manyfaces.data.store.mapped import Store
+from manyfaces.data.store.samples import Store
 from manyfaces.train.__main__ import main
 
 END = b"\xff\xd9"

@@ -18,7 +18,7 @@ from manyfaces.data.feed.decode import Decoder
 from manyfaces.data.feed.loader import Loader
 from manyfaces.data.feed.quarantine import Quarantine
 from manyfaces.data.feed.view import View, main_view
-from manyfaces.data.store.mapped import Store
+from manyfaces.data.store.samples import Store
 from manyfaces.data.transforms.augmentation import MAIN
 
 CONFIG = Data(augment=(Misalign(shift_px=2), Flip()), order=Shuffle(window_shards=2))

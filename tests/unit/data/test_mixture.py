@@ -25,7 +25,7 @@ from manyfaces.data.feed.quarantine import Quarantine
 from manyfaces.data.orders import shuffle
 from manyfaces.data.orders.build import check_sizes
 from manyfaces.data.orders.mixed import BLOCK
-from manyfaces.data.store.mapped import Store, Stores
+from manyfaces.data.store.samples import Store, Stores
 from manyfaces.data.synthetic.dataset import synthesise
 
 

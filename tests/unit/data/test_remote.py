@@ -16,8 +16,8 @@ from manyfaces.configs.schema import Data, UserError
 from manyfaces.data.dataset.dataset import open_part
 from manyfaces.data.dataset.index_url import index_url
 from manyfaces.data.dataset.verify import verify
-from manyfaces.data.store.mapped import Store
 from manyfaces.data.store.remote import Remote, url_of
+from manyfaces.data.store.samples import Store
 
 SHARD = "shard-000001.tar"
 

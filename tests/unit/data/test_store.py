@@ -17,8 +17,8 @@ from manyfaces.data.dataset.part import Part
 from manyfaces.data.dataset.verify import verify
 from manyfaces.data.feed.loader import Loader
 from manyfaces.data.feed.quarantine import Quarantine
-from manyfaces.data.store import mapped
-from manyfaces.data.store.mapped import Store, Stores
+from manyfaces.data.store import samples
+from manyfaces.data.store.samples import Store, Stores
 
 LAST = "shard-000003.tar"
 
@@ -80,7 +80,7 @@ def files_open() -> int:
 
 
 def test_few_shards_are_open_at_a_time(part: Part, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mapped, "_files_at_a_time", lambda: 2)
+    monkeypatch.setattr(samples, "_files_at_a_time", lambda: 2)
     before, stores = files_open(), Stores(Dataset.of_part(part))
     everything = stores.read(np.arange(part.manifest.num_images))
     assert files_open() <= before + 2

@@ -19,7 +19,7 @@ from manyfaces.configs.transforms.low_resolution import LowResolution
 from manyfaces.configs.transforms.mask import Mask
 from manyfaces.configs.transforms.misalign import Misalign
 from manyfaces.data.feed.decode import Decoder
-from manyfaces.data.store.mapped import Store
+from manyfaces.data.store.samples import Store
 from manyfaces.data.transforms.augmentation import Augmentation
 
 

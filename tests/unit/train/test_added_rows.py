@@ -18,7 +18,7 @@ from manyfaces.configs.schema import Config
 from manyfaces.data.dataset.dataset import Dataset, join, open_dataset
 from manyfaces.data.dataset.forget import forget
 from manyfaces.data.dataset.names import Names
-from manyfaces.data.store.mapped import Store
+from manyfaces.data.store.samples import Store
 from manyfaces.data.synthetic.dataset import synthesise
 from manyfaces.models.backbones.pixels import normalise
 from manyfaces.train.curation.head_edit import add, remap

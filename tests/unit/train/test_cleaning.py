@@ -21,7 +21,7 @@ from manyfaces.data.dataset.dataset import Dataset, open_data, open_dataset
 from manyfaces.data.dataset.forget import forget
 from manyfaces.data.dataset.forgotten import read_forgotten
 from manyfaces.data.feed.decode import Decoder
-from manyfaces.data.store.mapped import Stores
+from manyfaces.data.store.samples import Stores
 from manyfaces.data.synthetic.dataset import synthesise
 from manyfaces.models.backbones.pixels import normalise
 from manyfaces.train.__main__ import main

@@ -24,7 +24,7 @@ from manyfaces.configs.schema import Config
 from manyfaces.data.dataset.dataset import Dataset
 from manyfaces.data.dataset.draw_pairs import draw_pairs
 from manyfaces.data.sources.verification_bin import write_bin
-from manyfaces.data.store.mapped import Store
+from manyfaces.data.store.samples import Store
 from manyfaces.models.backbones.output import Output
 from manyfaces.train.evaluation import metrics
 from manyfaces.train.evaluation.embedder import Embedder
