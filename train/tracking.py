@@ -35,7 +35,7 @@ def mlflow_run(folder: Path) -> dict[str, Any] | None:
     says so holds anything else."""
     try:
         told = json.loads((folder / RUN_FILE).read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     fits = isinstance(told, dict) and all(isinstance(told.get(k), str) for k in ("uri", "run_id"))
     return told if fits else None

@@ -368,7 +368,8 @@ def forget_samples(dataset: Dataset, identity: Forgotten = None, keys: Keys = No
     from manyfaces.data.dataset.dataset import open_part
     from manyfaces.data.dataset.forget import forget
 
-    lines = keys.read_text().splitlines() if keys else []
+    # What is no UTF-8 is no key of a sample, and is told as one that is not there.
+    lines = keys.read_text(errors="replace").splitlines() if keys else []
     samples = [line.strip() for line in lines if line.strip()]
     if not samples and not identity:
         raise UserError("nothing to forget: give --identity ID or --keys FILE")

@@ -26,7 +26,7 @@ from manyfaces.data.dataset.verify import verify
 from manyfaces.data.feed.loader import IGNORED, Loader
 from manyfaces.data.feed.quarantine import Quarantine
 from manyfaces.data.store import samples as store
-from manyfaces.train.cli.data import check_dataset, show_stats
+from manyfaces.train.cli.data import check_dataset, forget_samples, show_stats
 
 CONFIG = Data(augment=(Flip(),), order=Shuffle(window_shards=2))
 
@@ -221,3 +221,10 @@ def test_stats_and_check_tell_what_is_forgotten(mine, capsys) -> None:
     assert "1 identities and 0 single samples" in capsys.readouterr().out
     check_dataset(mine.part.path, 1)
     assert "checked as all others: 1 identities" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_list_of_keys_that_is_no_text_is_one_line(mine, tmp_path) -> None:
+    (tmp_path / "keys.txt").write_bytes(b"\xff\xfe/a\n")
+    with pytest.raises(UserError, match="no sample with key"):
+        forget_samples(mine.part.path, keys=tmp_path / "keys.txt")
+    assert not (mine.part.path / FORGOTTEN).exists()
