@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, PositiveInt, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -18,7 +18,6 @@ from manyfaces.configs.files import file_sha256
 from manyfaces.configs.node import FILE, Node
 from manyfaces.configs.parsed import first_fault, parsed
 from manyfaces.configs.paths import mapped
-from manyfaces.configs.sections.data import Px
 from manyfaces.models.adapters.adapter import merge
 from manyfaces.models.backbones.encoder import Encoder
 
@@ -43,7 +42,7 @@ class Exported(Node):
     source: str
     """The run and the step that the weights are of, for people."""
     model: Backbone
-    image_hw: tuple[Px, Px]
+    image_hw: tuple[PositiveInt, PositiveInt]
     autocast: bool
     files: dict[str, str] = Field(default_factory=dict)
     """SHA-256 by path of the Python files that hold classes of one's own."""
