@@ -197,7 +197,8 @@ def _join_cluster(config: schema.Cluster, code: Callable[[], AbstractContextMana
     try:
         # A job's workers inherit the job's code; a driver started by hand brings its own.
         if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
-            ray.init(address=config.address, **QUIET)
+            with _redacted_command():
+                ray.init(address=config.address, **QUIET)
             return
         with code() as package, _redacted_command():
             ray.init(address=config.address, runtime_env={"py_modules": [str(package)]}, **QUIET)
