@@ -5,8 +5,9 @@
         network.safetensors    those of what an objective trains beside it, where it does
         optimizer.safetensors  moments of both by parameter name: independent of world size and ZeRO
                                stage
-        head/                  class rows and their state, sharded by rank through
-                               torch.distributed.checkpoint; any world size reads them
+        head/                  class rows and their state, sharded by rank, in files of at most 256
+                               MB that torch.distributed.checkpoint reads too; any world size reads
+                               them
         NAME/, NAME.safetensors   what other objectives keep: sharded by rows, or held by rank 0
         identities.txt         line = name of the class id, where the dataset has names
         state.json             position, seed, configuration, dataset fingerprint, MLflow run

@@ -117,6 +117,8 @@ class Checkpointer:
         dist.all_reduce(needed, group=self.group)
         needed_bytes = int(needed.item() * FREE_SPACE_FACTOR)
         try:
+            # No rank measures before rank 0 has made room.
+            on_all_ranks(partial(self._make_room, needed_bytes), self.group)
             on_all_ranks(partial(self._refuse_full_disk, needed_bytes), self.group)
         except UserError as error:
             self._failed(step, f"checkpoint of step {step} FAILED ({error})", last)
@@ -154,13 +156,16 @@ class Checkpointer:
         if self.rank == 0:
             self.may_write()
 
-    def _refuse_full_disk(self, needed_bytes: int) -> None:
-        """Raise `UserError` where the free space, once what writes that were cut off had taken of
-        it is given back, is too little for all ranks' parts."""
+    def _make_room(self, needed_bytes: int) -> None:
+        """Give back what writes that were cut off had taken of the free space."""
         with self._told(needed_bytes):
             self.folder.mkdir(parents=True, exist_ok=True)
             if self.rank == 0:
                 sweep(self.folder)
+
+    def _refuse_full_disk(self, needed_bytes: int) -> None:
+        """Raise `UserError` where the free space is too little for all ranks' parts."""
+        with self._told(needed_bytes):
             if shutil.disk_usage(self.folder).free < needed_bytes:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder))
 
