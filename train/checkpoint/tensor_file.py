@@ -80,6 +80,8 @@ def write_tensors(
     digest, size = hashlib.sha256(), 8 + len(text) + end
     try:
         with path.open("xb", buffering=0) as file, ThreadPoolExecutor(1) as pool:
+            # A full disk is told at once, and no flush has to write down how the file has grown.
+            os.posix_fallocate(file.fileno(), 0, size)
             head = memoryview(len(text).to_bytes(8, "little") + text)
             for part in _parts(head, [tensors[name] for name in names]):
                 hashed = pool.submit(digest.update, part)
