@@ -51,3 +51,8 @@ class RunFolder:
     def quarantine(self) -> Path:
         """Samples that could not be decoded."""
         return self.path / "quarantine.jsonl"
+
+    @property
+    def artifacts(self) -> list[Path]:
+        """The files that MLflow is given besides the metrics."""
+        return [self.config, self.plan, self.evaluation, *sorted(self.plots.glob("*.png"))]

@@ -163,6 +163,7 @@ def _look(config: Config, dataset: Dataset, console: Console) -> None:
 def _refuse(config: Config, dataset: Dataset, folder: RunFolder) -> None:
     """Raise `UserError` for what can be known to fail before any worker starts."""
     launch.refuse(config.cluster)
+    tracking_uri(config)
     manifest = dataset.manifest
     for key, wanted, has in (
         ("data.expect_images", config.data.expect_images, manifest.num_images),
@@ -205,12 +206,11 @@ def absolute(config: Config) -> Config:
 
 def _close(mirror: Mirror, folder: RunFolder, status: Status, console: Console) -> None:
     """Send MLflow the rest."""
-    files = [folder.config, folder.plan, folder.evaluation, *folder.plots.glob("*.png")]
-    if problem := mirror.close(status, files):
-        console.print(
-            f"MLflow does not have everything: {problem}; {folder.path / METRICS} has it all, and "
-            "the same command sends the rest"
-        )
+    problem = mirror.close(status, folder.artifacts)
+    for note in mirror.notes:
+        console.print(f"MLflow: {note}")
+    if problem:
+        console.print(f"{folder.path / METRICS} has everything, MLflow does not: {problem}")
 
 
 def _last_words(mirror: Mirror, folder: RunFolder, console: Console, reason: str) -> None:

@@ -2,43 +2,96 @@
 
 A thread of the process that launched the run reads `metrics.jsonl` and sends what the server does
 not have yet. A server that is away costs the run nothing: the record catches up, in this session or
-a later one, without doubles.
+a later one, without doubles. What was deleted there is restored or made anew.
 """
 
 import json
 import logging
 import os
 import threading
+import uuid
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 from manyfaces.configs import schema
+from manyfaces.configs.errors import UserError
 from manyfaces.configs.files import write_atomic
 from manyfaces.configs.redact import redact
-from manyfaces.train.record import METRICS, read_rows
+from manyfaces.train.metric_names import fit_name
+from manyfaces.train.record import EVENTS, METRICS, last_event, read_rows
 
 RUN_FILE = "mlflow.json"
+TAG = "manyfaces.run"
+"""The tag that finds a run in MLflow again; its value is a UUID that `mlflow.json` keeps."""
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 BATCH = 1000  # MLflow's limit of one log_batch
+BATCH_PARAMS = 100
+
+_MEND = "give another tracking.uri or tracking.experiment"
+FINAL = {
+    "RESOURCE_DOES_NOT_EXIST": _MEND,
+    "RESOURCE_ALREADY_EXISTS": _MEND,
+    "INVALID_PARAMETER_VALUE": _MEND,
+    "INVALID_STATE": _MEND,
+    "BAD_REQUEST": _MEND,
+    "NOT_FOUND": _MEND,
+    "ENDPOINT_NOT_FOUND": "give the tracking.uri of an MLflow server",
+    "NOT_IMPLEMENTED": "give the tracking.uri of a newer MLflow server",
+    "PERMISSION_DENIED": "ask for the right to write there, or " + _MEND,
+    "UNAUTHENTICATED": "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
+    "MLFLOW_TRACKING_TOKEN",
+}
+"""Refusals of MLflow's that no second try changes, by their code, and what does."""
 
 
 def tracking_uri(config: schema.Config) -> str:
-    """The server of the configuration, else of the environment, else sqlite beside the runs."""
-    default = f"sqlite:///{Path(config.run.dir).resolve() / 'mlflow.db'}"
-    return config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or default
+    """The server of the configuration, else of the environment, else sqlite beside the runs. Raises
+    `UserError` where the address of that database cannot be written."""
+    if told := config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI"):
+        return told
+    database = Path(config.run.dir).resolve() / "mlflow.db"
+    if strange := {char for char in "?%" if char in str(database)}:
+        raise UserError(
+            f"run.dir {database.parent}: MLflow's database cannot stand in a folder with "
+            f"{' or '.join(sorted(strange))} in its name; rename the folder, or set tracking.uri"
+        )
+    return f"sqlite:///{database}"
+
+
+def last_status(folder: Path) -> Status:
+    """How the run in this folder stands, once no process writes it: one that says nothing of its
+    end was killed."""
+    last = last_event(folder, "start", "finished", "stopped")
+    by_kind: dict[str, Status] = {"finished": "FINISHED", "stopped": "FAILED"}
+    return by_kind.get(last["kind"], "KILLED") if last else "KILLED"
 
 
 def mlflow_run(folder: Path) -> dict[str, Any] | None:
     """Which MLflow run continues the run in this folder, if there is one; none where the file that
     says so holds anything else."""
+    told = _kept(folder)
+    fits = all(isinstance(told.get(key), str) for key in ("uri", "run_id"))
+    return told if fits else None
+
+
+def _kept(folder: Path) -> dict[str, Any]:
     try:
         told = json.loads((folder / RUN_FILE).read_bytes())
     except (OSError, ValueError, RecursionError):
-        return None
-    fits = isinstance(told, dict) and all(isinstance(told.get(k), str) for k in ("uri", "run_id"))
-    return told if fits else None
+        return {}
+    return told if isinstance(told, dict) else {}
+
+
+def _tag(folder: Path) -> str:
+    """The value of `TAG` for the run in this folder, which is kept before MLflow hears of it."""
+    kept = _kept(folder)
+    tag = kept.get("tag")
+    if not isinstance(tag, str):
+        tag = uuid.uuid4().hex
+        write_atomic(folder / RUN_FILE, json.dumps({**kept, "tag": tag}))
+    return tag
 
 
 class Mirror:
@@ -50,7 +103,9 @@ class Mirror:
         self.folder, self.config, self.params, self.period_s = folder, config, params, period_s
         self.uri = tracking_uri(config)
         self.problem = ""
-        """Why the server does not have everything; "" when it does."""
+        """Why the server does not have everything, and what helps; "" when it does."""
+        self.notes: list[str] = []
+        """What was found deleted, and what was done about it."""
         self._client: Any = None
         self._run_id = ""
         self._last_step: dict[
@@ -76,7 +131,9 @@ class Mirror:
         self._ended.set()
         self._thread.join(timeout_s)
         if self._thread.is_alive():
-            self.problem = redact(f"no answer from {self.uri} in {timeout_s:.0f} s")
+            self.problem = redact(
+                f"no answer from {self.uri} in {timeout_s:.0f} s; {self._later()}"
+            )
         return self.problem
 
     def abandon(self) -> None:
@@ -92,54 +149,134 @@ class Mirror:
             ended = self._ended.wait(self.period_s)
             if self._abandoned.is_set():
                 return
-            try:
-                self._send()
-                if ended:
-                    self._finish()
-                self.problem = ""
-            except (
-                Exception
-            ) as error:  # whatever a server or its client raises must not reach the run
-                self.problem = redact(
-                    f"{self.uri}: {type(error).__name__}: "
-                    f"{str(error).splitlines()[0] if str(error) else ''}"
-                )
+            was_connected = self._client is not None
+            if not self._try(ended) and self._client is None and was_connected and ended:
+                self._try(ended)  # what was deleted meanwhile is made anew
             if ended:
                 return
+
+    def _try(self, ended: bool) -> bool:
+        """Send what there is; whatever a server or its client raises must not reach the run."""
+        try:
+            try:
+                self._send()
+            finally:
+                # One metric that is refused must not leave the run without its end.
+                if ended and self._client is not None:
+                    self._finish()
+        except Exception as error:
+            line = str(error).splitlines()[0] if str(error) else ""
+            told = f"{self.uri}: {type(error).__name__}: {line}"
+            self.problem = f"{redact(told)}; {self._remedy(error)}"
+            return False
+        self.problem = ""
+        return True
+
+    def _remedy(self, error: Exception) -> str:
+        final = FINAL.get(getattr(error, "error_code", ""))
+        if final is None:
+            return self._later()
+        self._client = None  # the next period finds out whether the run is there
+        return f"that is final: {final}; then {self._later()}"
+
+    def _later(self) -> str:
+        return f"`manyfaces sync-mlflow {self.folder}` sends the rest"
 
     def _connect(self) -> None:
         import mlflow
 
         # Importing MLflow sets the level of its loggers: this has to come after it.
-        logging.getLogger("mlflow").setLevel(logging.ERROR)
-        logging.getLogger("alembic").setLevel(logging.ERROR)
+        for name in ("mlflow", "alembic"):
+            logging.getLogger(name).setLevel(logging.ERROR)
         client = mlflow.MlflowClient(self.uri)
-        known = mlflow_run(self.folder) or {}
-        if redact(known.get("uri", "")) == redact(self.uri):
-            run_id = known["run_id"]
-            client.update_run(run_id, status="RUNNING")
-            for key in client.get_run(run_id).data.metrics:
-                self._last_step[key] = max(m.step for m in client.get_metric_history(run_id, key))
-        else:
-            name = self.config.tracking.experiment
-            experiment = client.get_experiment_by_name(name)
-            artifacts = (
-                (Path(self.config.run.dir).resolve() / "mlartifacts").as_uri()
-                if self.uri.startswith("sqlite:")
-                else None
-            )
-            experiment_id = (
-                experiment.experiment_id
-                if experiment
-                else client.create_experiment(name, artifact_location=artifacts)
-            )
-            run_id = client.create_run(experiment_id, run_name=self.config.run.name).info.run_id
-            params = [mlflow.entities.Param(k, str(v)[:500]) for k, v in self.params.items()]
-            for start in range(0, len(params), 100):
-                client.log_batch(run_id, params=params[start : start + 100])
-        told = {"uri": redact(self.uri), "run_id": run_id}
-        write_atomic(self.folder / RUN_FILE, json.dumps(told))
+        self._last_step = {}
+        run = self._known_run(client) or self._tagged_run(client)
+        run_id = run.info.run_id
+        self._keep(run_id)
+        client.update_run(run_id, status="RUNNING")
+        params = {fit_name(key): str(value)[:500] for key, value in self.params.items()}
+        missing = [
+            mlflow.entities.Param(key, value)
+            for key, value in params.items()
+            if key not in run.data.params
+        ]
+        for start in range(0, len(missing), BATCH_PARAMS):
+            client.log_batch(run_id, params=missing[start : start + BATCH_PARAMS])
+        for key in run.data.metrics:
+            self._last_step[key] = max(m.step for m in client.get_metric_history(run_id, key))
         self._client, self._run_id = client, run_id
+
+    def _keep(self, run_id: str) -> None:
+        """Write down at once which run it is: another one must not be made."""
+        kept = _kept(self.folder)
+        wanted = {"tag": _tag(self.folder), "uri": redact(self.uri), "run_id": run_id}
+        if any(kept.get(key) != wanted[key] for key in ("uri", "run_id")):
+            write_atomic(self.folder / RUN_FILE, json.dumps(wanted))
+
+    def _known_run(self, client: Any) -> Any:
+        """The run that was written to last, restored if it was deleted; None where it is gone."""
+        known = mlflow_run(self.folder) or {}
+        if redact(str(known.get("uri", ""))) != redact(self.uri):
+            return None
+        run_id = known["run_id"]
+        try:
+            run = client.get_run(run_id)
+        except Exception as error:
+            if getattr(error, "error_code", "") != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            self._note(f"{self.uri} has no run {run_id} any more: another one gets everything")
+            return None
+        if run.info.lifecycle_stage != "deleted":
+            return run
+        experiment = client.get_experiment(run.info.experiment_id)
+        if experiment.name != self.config.tracking.experiment:
+            return None
+        self._restore(client, experiment)
+        if client.get_run(run_id).info.lifecycle_stage == "deleted":
+            client.restore_run(run_id)
+            self._note(f"run {run_id} had been deleted in {self.uri}: it is restored")
+        return client.get_run(run_id)
+
+    def _tagged_run(self, client: Any) -> Any:
+        """The run that bears our tag: one whose making was not answered, else a new one."""
+        experiment_id, tag = self._experiment(client), _tag(self.folder)
+        found = client.search_runs([experiment_id], f"tags.`{TAG}` = '{tag}'", max_results=1)
+        if found:
+            return client.get_run(found[0].info.run_id)
+        began = [row["time"] for row in read_rows(self.folder / EVENTS)[:1]]
+        made = client.create_run(
+            experiment_id,
+            start_time=int(began[0] * 1000) if began else None,
+            tags={TAG: tag},
+            run_name=self.config.run.name,
+        )
+        return made
+
+    def _experiment(self, client: Any) -> str:
+        """The id of the run's experiment, which is made or restored where it has to be."""
+        name = self.config.tracking.experiment
+        experiment = client.get_experiment_by_name(name)
+        if experiment is not None:
+            self._restore(client, experiment)
+            return str(experiment.experiment_id)
+        artifacts = (
+            (Path(self.config.run.dir).resolve() / "mlartifacts").as_uri()
+            if self.uri.startswith("sqlite:")
+            else None
+        )
+        return str(client.create_experiment(name, artifact_location=artifacts))
+
+    def _restore(self, client: Any, experiment: Any) -> None:
+        if experiment.lifecycle_stage == "deleted":
+            client.restore_experiment(experiment.experiment_id)
+            self._note(
+                f"experiment {experiment.name} had been deleted in {self.uri}: it is restored, "
+                "with its runs; tracking.experiment names another one"
+            )
+
+    def _note(self, line: str) -> None:
+        if (told := redact(line)) not in self.notes:
+            self.notes.append(told)
 
     def _send(self) -> None:
         if self._client is None:
@@ -149,8 +286,9 @@ class Mirror:
         metrics = [
             Metric(key, float(value), int(row["time"] * 1000), int(row["step"]))
             for row in read_rows(self.folder / METRICS)
-            for key, value in row.items()
-            if key not in ("step", "time") and row["step"] > self._last_step.get(key, -1)
+            for name, value in row.items()
+            if name not in ("step", "time")
+            and row["step"] > self._last_step.get(key := fit_name(name), -1)
         ]
         for start in range(0, len(metrics), BATCH):
             batch = metrics[start : start + BATCH]
@@ -158,12 +296,18 @@ class Mirror:
             self._last_step |= {m.key: m.step for m in batch}
 
     def _finish(self) -> None:
+        """Send artifacts and status; one file that is refused keeps none of the others."""
         status, artifacts = self._outcome
+        faults: list[Exception] = []
         for path in artifacts:
-            if path.exists():
-                self._client.log_artifact(
-                    self._run_id,
-                    str(path),
-                    artifact_path="plots" if path.suffix == ".png" else None,
-                )
-        self._client.set_terminated(self._run_id, status)
+            folder = "plots" if path.suffix == ".png" else None
+            try:
+                if path.exists():
+                    self._client.log_artifact(self._run_id, str(path), artifact_path=folder)
+            except Exception as error:
+                faults.append(error)
+        ended = [row["time"] for row in read_rows(self.folder / EVENTS)[-1:]]
+        end_time = int(ended[0] * 1000) if ended else None
+        self._client.set_terminated(self._run_id, status, end_time)
+        if faults:
+            raise faults[0]

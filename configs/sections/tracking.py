@@ -1,8 +1,8 @@
 """Section `tracking`: the record in MLflow."""
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
 from manyfaces.configs.node import NOTHING, Decides, Node
 
@@ -16,7 +16,7 @@ class Tracking(Node):
     """MLflow tracking server; default is `MLFLOW_TRACKING_URI`, else sqlite in the runs folder. Its
     user and password are best set as `MLFLOW_TRACKING_USERNAME` and `MLFLOW_TRACKING_PASSWORD`; in
     this or any other URL they are hidden in all that is written or shown."""
-    experiment: str = "manyfaces"
+    experiment: Annotated[str, Field(min_length=1, max_length=500)] = "manyfaces"
     """MLflow experiment that the run belongs to."""
     log_every_steps: PositiveInt = 10
     """Steps between rows of metrics."""

@@ -40,7 +40,14 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["--help", "-h"], "max_content_width": 100},
 )
-for verb in (training.train, training.check, evaluation.evaluate, evaluation.export, jobs.submit):
+for verb in (
+    training.train,
+    training.check,
+    evaluation.evaluate,
+    evaluation.export,
+    jobs.submit,
+    training.sync_mlflow,
+):
     app.command()(verb)
 app.add_typer(jobs.app, name="jobs", help="Follow submitted jobs.")
 app.add_typer(data.app, name="data", help="Make and check datasets.")

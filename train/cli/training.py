@@ -1,5 +1,6 @@
-"""`manyfaces train` and `manyfaces check`."""
+"""`manyfaces train`, `manyfaces check` and `manyfaces sync-mlflow`."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -37,6 +38,7 @@ MemoryGB = Annotated[
 ]
 
 
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")]
 Takeover = Annotated[
     bool,
     typer.Option(
@@ -90,6 +92,20 @@ def train(
         from manyfaces.train.run import run
 
         run(tree, console, takeover=force_takeover)
+
+
+def sync_mlflow(run: Run, words: Words = None) -> None:
+    """Send MLflow what it lacks of a run, and how that ended.
+
+    For a run whose server was away, or whose experiment or database was deleted, and for one that
+    was killed and stands there as running. Words may name another place:
+
+    \b
+      manyfaces sync-mlflow runs/NAME tracking.experiment=other
+    """
+    from manyfaces.train.sync import sync_mlflow as sync
+
+    sync(run, words or (), console)
 
 
 def check(
