@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 
@@ -28,15 +28,30 @@ class Decides:
 class Holds:
     """What a field holds, as the metadata of its annotation."""
 
-    what: Literal["path", "weights", "file"]
+    what: Literal["path", "node path", "weights", "file"]
 
 
 PATH = Holds("path")
-"""A path or several: relative ones are made absolute before they travel to workers."""
+"""A path or several: relative ones are made absolute before they travel to workers, and `~` is the
+home of who launches the run."""
+NODE_PATH = Holds("node path")
+"""The same, but `~` stays: each node of a cluster has a home of its own."""
 WEIGHTS = Holds("weights")
 """A run, a checkpoint or a file of weights: the launching process puts the file in its place."""
 FILE = Holds("file")
 """A file whose SHA-256 is a part of the run's identity."""
+
+
+def _no_url(path: str | None) -> str | None:
+    if path is not None and "://" in path:
+        raise ValueError(
+            f"{path!r} is a URL; give a folder of a file system (a store can be mounted)"
+        )
+    return path
+
+
+ON_FILE_SYSTEM = AfterValidator(_no_url)
+"""Refuses URLs, for what needs the renames and locks of a file system."""
 TENSORS, RESULTS, NOTHING = Decides("tensors"), Decides("results"), Decides("nothing")
 
 

@@ -1,21 +1,28 @@
 """Fields that hold paths, wherever they are in the tree: relative ones are made absolute, as
 workers may stand in another folder than the person did."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from manyfaces.configs.node import PATH, Holds, Node
+from manyfaces.configs.errors import UserError
+from manyfaces.configs.node import NODE_PATH, PATH, Holds, Node
 
 AnyNode = TypeVar("AnyNode", bound=Node)
 
 
 def absolute(node: AnyNode) -> AnyNode:
-    """The same mapping in which every field that is marked as a `PATH`, at any depth, is absolute.
+    """The same mapping in which every field that is marked as a `PATH` or a `NODE_PATH`, at any
+    depth, is absolute; URLs stay. Raises `UserError` for the home of nobody."""
+    return mapped(mapped(node, PATH, _from_home), NODE_PATH, _absolute)
 
-    URLs stay; and so does what begins with `~`, as each node of a cluster has a home of its own.
-    """
-    return mapped(node, PATH, _absolute)
+
+def _from_home(path: str) -> str:
+    expanded = os.path.expanduser(path)  # noqa: PTH111 - a URL is no Path
+    if expanded.startswith("~"):
+        raise UserError(f"{path}: there is no such home; write the path out")
+    return _absolute(expanded)
 
 
 def _absolute(path: str) -> str:

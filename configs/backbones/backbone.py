@@ -6,7 +6,7 @@ from pydantic import PositiveFloat, PositiveInt
 
 from manyfaces.configs.adapters.adapter import Adapter
 from manyfaces.configs.kinds import Kind
-from manyfaces.configs.node import PATH, RESULTS, TENSORS, Decides
+from manyfaces.configs.node import NODE_PATH, RESULTS, TENSORS, Decides
 
 Channels = tuple[float, float, float]
 
@@ -63,7 +63,7 @@ class Backbone(Kind):
         127.5,
     )
     """What that difference is divided by."""
-    init: Annotated[str | None, RESULTS, PATH] = None
+    init: Annotated[str | None, RESULTS, NODE_PATH] = None
     """Weights to start from: a run or a checkpoint of ours, InsightFace's `backbone.pth`, or
     another file of weights (`.safetensors`, `.pth`). Nothing in it is run, and what matched is
     shown."""

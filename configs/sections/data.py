@@ -5,7 +5,17 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from manyfaces.configs.node import NOTHING, PATH, RESULTS, TENSORS, Decides, Node, Probability
+from manyfaces.configs.node import (
+    NODE_PATH,
+    NOTHING,
+    ON_FILE_SYSTEM,
+    PATH,
+    RESULTS,
+    TENSORS,
+    Decides,
+    Node,
+    Probability,
+)
 from manyfaces.configs.orders.order import Order
 from manyfaces.configs.orders.shuffle import Shuffle
 from manyfaces.configs.transforms.flip import Flip
@@ -37,7 +47,7 @@ class Data(Node):
     convert|synth|index` write them. Credentials and endpoints of a store are the drivers' own
     (`AWS_PROFILE`, `AWS_ENDPOINT_URL` and their like), set on every node; the store has to let you
     list, so that a missing shard can be told from a forbidden one."""
-    cache_dir: Annotated[str, PATH] = "~/.cache/manyfaces"
+    cache_dir: Annotated[str, NODE_PATH, ON_FILE_SYSTEM] = "~/.cache/manyfaces"
     """Where each node keeps the shards of a dataset at an URL; best on its NVMe disk. All datasets
     and runs of the node share it. Whole shards are fetched once for all processes of the node, and
     compared with their size and SHA-256 before they are used."""
