@@ -188,7 +188,8 @@ def shard_path(folder: Path, sha256: str) -> Path:
 @contextlib.contextmanager
 def locked(path: Path, wait: Callable[[], None] | None = None) -> Iterator[bool]:
     """Hold the lock file and give True, after calling `wait` for as long as another process has it;
-    without `wait`, give False where one has."""
+    without `wait`, give False where one has. Raises `UserError` where the file system has no
+    locks."""
     with path.open("a") as file:
         while True:
             try:
@@ -198,6 +199,11 @@ def locked(path: Path, wait: Callable[[], None] | None = None) -> Iterator[bool]
                     yield False
                     return
                 wait()
+            except OSError as error:
+                raise UserError(
+                    f"{path.parent}: its file system has no locks ({error.strerror}), by which the "
+                    "processes of a node share a cache; set data.cache_dir to a local disk"
+                ) from error
             else:
                 yield True
                 return

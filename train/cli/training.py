@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from manyfaces.cluster.memory import restart_keeping_memory, works_here
+from manyfaces.cluster.memory import restart_keeping_memory, under_torchrun, works_here
 from manyfaces.cluster.signals import listening
 from manyfaces.configs.errors import UserError
 from manyfaces.configs.plan import has_gpus
@@ -87,6 +87,12 @@ def train(
     # Only here: a process that is started anew reads the configuration again.
     for line in spellings:
         note(line)
+    from manyfaces.configs.paths import absolute
+    from manyfaces.train.folder import RunFolder
+    from manyfaces.train.lease import refuse_held
+
+    if not force_takeover and not under_torchrun():
+        refuse_held(RunFolder.of(absolute(tree)).path)  # before what takes seconds to import
     # Torch takes seconds to import, which are interrupted as well.
     with listening(tree.cluster.grace_s):
         from manyfaces.train.run import run

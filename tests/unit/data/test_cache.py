@@ -2,6 +2,8 @@
 shards were."""
 
 import dataclasses
+import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -30,7 +32,7 @@ from manyfaces.data.feed.loader import Loader
 from manyfaces.data.feed.quarantine import Quarantine
 from manyfaces.data.orders import shuffle
 from manyfaces.data.store.cache import CachedShards, RemoteSource
-from manyfaces.data.store.shard_cache import ShardCache
+from manyfaces.data.store.shard_cache import ShardCache, locked
 
 SIZE, WINDOW = 50_000, 3
 READER = """
@@ -334,6 +336,18 @@ def batches(
         quarantine=quarantine,
     ) as loader:
         return list(loader)
+
+
+def test_a_file_system_without_locks_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def not_supported(*_: object) -> None:
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", not_supported)
+    told = r"has no locks \(Operation not supported\), .* local disk$"
+    with pytest.raises(UserError, match=told), locked(tmp_path / ".lock"):
+        pass
 
 
 @pytest.mark.parametrize("shards_in_cache", [2.2, 3, 9])

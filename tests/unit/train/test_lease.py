@@ -267,3 +267,18 @@ def test_the_job_of_a_holder_is_named() -> None:
     assert job({"RAY_JOB_CONFIG_JSON_ENV_VAR": metadata}) == "Ray job raysubmit_1"
     assert job({"SLURM_JOB_ID": "7", "TORCHELASTIC_RUN_ID": "none"}) == "Slurm job 7"
     assert job({"TORCHELASTIC_RUN_ID": "none", "RAY_JOB_CONFIG_JSON_ENV_VAR": "[]"}) == ""
+
+
+def test_the_command_is_refused_before_it_imports_what_is_heavy(tmp_path: Path) -> None:
+    held = take_launch(tmp_path)
+    words = ["train", "demo", f"run.dir={tmp_path.parent}", f"run.name={tmp_path.name}"]
+    program = (
+        "import sys; from manyfaces.train.cli.main import main\n"
+        f"assert main({words!r}) == 2 and 'torch' not in sys.modules"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "another process writes this run" in ended.stderr
+    held.release()
