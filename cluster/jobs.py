@@ -4,6 +4,7 @@ that knows ray.job_submission."""
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import shutil
 import subprocess
@@ -25,7 +26,8 @@ _TALKATIVE = (
     "ray.dashboard.modules.job.sdk",
     "ray._private.runtime_env.packaging",
 )
-STOP_WAIT_S = 30  # for the driver after SIGTERM; Ray's 3 s are too short for anything
+STOP_WAIT_MORE_S = 5
+"""Ray kills a job so long after its time of grace; its own 3 s are too short for a checkpoint."""
 
 
 @contextlib.contextmanager
@@ -107,10 +109,12 @@ class Jobs:
                 f"ray=={here} on the nodes, or {there} here"
             )
 
-    def submit(self, name: str, config_yaml: str) -> str:
-        """Start `manyfaces train` on the cluster's head with this configuration; returns the job's
-        id. The configuration travels as a file: what stands in the job's command or environment is
-        shown on the dashboard. Raises `UserError`, as the methods below do."""
+    def submit(self, name: str, config_yaml: str, grace_s: float) -> str:
+        """Start `manyfaces train` on the cluster's head with this configuration, which has `grace_s`
+        seconds to end when it is stopped; returns the job's id. The configuration travels as a
+        file: what stands in the job's command or environment is shown on the dashboard. Raises
+        `UserError`, as the methods below do."""
+        stop_wait_s = math.ceil(grace_s + STOP_WAIT_MORE_S)
         with tempfile.TemporaryDirectory(prefix="manyfaces-job-") as folder, package() as code:
             (Path(folder) / CONFIG).write_text(config_yaml)
             job = self._ask(
@@ -119,7 +123,7 @@ class Jobs:
                 runtime_env={
                     "working_dir": folder,
                     "py_modules": [str(code)],
-                    "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)},
+                    "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(stop_wait_s)},
                 },
                 metadata={"run": name},
             )

@@ -154,19 +154,22 @@ def _fit(trainer: Any, work: Work) -> None:
 
 
 def resources_line(config: schema.Cluster) -> str:
-    """What the workers need and what the cluster has that Ray was joined to; "" without Ray."""
+    """What the workers need and what the cluster has; "" without Ray."""
     if works_here(config):
         return ""
     import ray
 
-    if not ray.is_initialized():
-        return "Ray is starting"
-    has = ray.cluster_resources()
+    try:
+        has = ray.cluster_resources()
+    except Exception:  # Ray has not started yet, or has lost its cluster
+        return "Ray does not answer yet"
     cpus, gpus = int(has.get("CPU", 0)), int(has.get("GPU", 0))
     workers = _workers(config, gpus)
     number = f"{workers[0]} to {workers[1]}" if isinstance(workers, tuple) else str(workers)
-    needs = f"{config.threads_per_worker} CPUs" + (", 1 GPU" if _uses_gpu(config, gpus) else "")
-    return f"{number} workers of {needs} each are wanted, the cluster has {cpus} CPUs, {gpus} GPUs"
+    needs = f"CPU cores each: {config.threads_per_worker}"
+    if _uses_gpu(config, gpus):
+        needs += ", GPUs each: 1"
+    return f"{number} workers are wanted ({needs}), the cluster has {cpus} cores, {gpus} GPUs"
 
 
 def _start_ray() -> None:

@@ -87,7 +87,10 @@ def take_in_worker() -> None:
     stop.raises = False
 
     def handler(number: int, frame: FrameType | None) -> None:
-        threading.Thread(target=stop.ask, args=(NAMES[signal.Signals(number)],)).start()
+        # Ray too ends its workers by SIGTERM, to start others: that is no request to the run.
+        alone = number == signal.SIGTERM
+        name = NAMES[signal.Signals(number)]
+        threading.Thread(target=stop.ask, args=(name,), kwargs={"alone": alone}).start()
 
     # Ctrl-C goes to all processes of a terminal, and is the launching process' to tell.
     for number in (signal.SIGTERM, signal.SIGUSR1):

@@ -67,9 +67,10 @@ class Stop:
         """Something has asked for a checkpoint and the end."""
         return self._reason is not None
 
-    def ask(self, reason: str) -> None:
-        """Ask this process to stop, and by the file all others of the run."""
-        if not self._take(reason):
+    def ask(self, reason: str, *, alone: bool = False) -> None:
+        """Ask this process to stop, and by the file all others of the run; with `alone` they learn
+        of it only between two steps."""
+        if not self._take(reason) or alone:
             return
         is_first = True
         if self._file is not None:

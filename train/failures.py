@@ -1,5 +1,8 @@
 """Workers that failed, as the run's record tells it: who, where, why, and what is done again."""
 
+import os
+import socket
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,33 +10,73 @@ from manyfaces.configs.load import load_stored
 from manyfaces.configs.schema import Config
 from manyfaces.train.checkpoint.layout import candidates
 from manyfaces.train.folder import RunFolder
-from manyfaces.train.heartbeat import read_heartbeats
+from manyfaces.train.heartbeat import Heartbeat, read_heartbeats
 from manyfaces.train.record import METRICS, Record, read_rows
+
+KILLED = "died: its process was killed, or had no memory left"
+_SETTLE_S = 1.0
+"""For the other ranks to have left their errors, and for a killed process to be gone."""
+_OF_ANOTHER = ("by peer", "remote process", "socket")
+"""Words in the errors of ranks that have lost another."""
 
 
 def workers_failed(payload: Mapping[str, Any], causes: Mapping[int, str], count: int) -> None:
-    """Record the `count`-th failure; `causes` by rank. Called by the launcher."""
+    """Record the `count`-th failure; `causes` is what the launcher knows so far, by rank. Called by
+    the launcher."""
     config = load_stored(payload["config"], "the launcher's configuration")
     folder = RunFolder.of(config)
-    # When one worker is gone the others fail too, in their next collective.
-    rank, cause = min(causes.items(), key=lambda each: (not each[1].startswith("died"), each[0]))
+    time.sleep(_SETTLE_S)
     beats = read_heartbeats(folder.path)
+    rank, cause = first_to_fail(causes, beats)
     where = beats[rank].where if rank in beats else f"rank {rank}"
     measured = [row["step"] for row in read_rows(folder.path / METRICS)]
     step = max([*measured, *(beat.step for beat in beats.values())], default=0)
     good = next((each.step for each in candidates(folder.checkpoints) if each.fault is None), 0)
     Record(folder.path).event(
         "worker_failed",
-        f"{where} {cause}; step {step}; {_next(config, count, step, good)}",
+        f"{where} {cause}; step {step}; {next_line(config, count, step, good)}",
         rank=rank,
         step=step,
     )
 
 
-def _next(config: Config, count: int, step: int, good: int) -> str:
+def first_to_fail(causes: Mapping[int, str], beats: Mapping[int, Heartbeat]) -> tuple[int, str]:
+    """The rank that failed first, and its cause: when one worker is gone the others fail too, in
+    their next collective, and may be known to the launcher before it."""
+    died = sorted(rank for rank, cause in causes.items() if cause.startswith("died"))
+    if died:
+        return died[0], causes[died[0]]
+    faults = {rank: beat for rank, beat in beats.items() if beat.fault}
+    quiet = sorted(beats.keys() - faults.keys())
+    gone = [rank for rank in quiet if _is_gone(beats[rank])]
+    if gone:
+        return gone[0], KILLED
+    if not faults:
+        rank = min(causes)
+        return rank, causes[rank]
+    first = min(faults.values(), key=lambda beat: beat.failed_at)
+    if quiet and any(word in first.fault.lower() for word in _OF_ANOTHER):
+        return quiet[0], "is gone: it was lost by the others"
+    return first.rank, f"failed: {first.fault}"
+
+
+def next_line(config: Config, count: int, step: int, good: int) -> str:
+    """How the run goes on after `step` steps, of which a checkpoint holds `good`."""
     limit = config.cluster.max_failures
     if 0 <= limit < count:
         return f"no restart is left of cluster.max_failures={limit}"
     of = f" of {limit}" if limit >= 0 else ""
-    again = max(step - good, 0)
-    return f"restart {count}{of} goes on from step {good}: {again} steps are done again"
+    return f"restart {count}{of} goes on from step {good}: {max(step - good, 0)} steps done again"
+
+
+def _is_gone(beat: Heartbeat) -> bool:
+    """Whether the process has ended; it may only be seen on its own node."""
+    if not beat.pid or beat.node != socket.gethostname():
+        return False
+    try:
+        os.kill(beat.pid, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:  # it is another's
+        return False
+    return False

@@ -3,6 +3,7 @@ from the run's record, so it is the same whether the workers are threads away or
 
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +21,37 @@ from rich.text import Text
 
 from manyfaces.train.evaluation.result import QuantitiesByName
 from manyfaces.train.evaluation.tables import headlines, summary_rows
+from manyfaces.train.heartbeat import read_heartbeats
 from manyfaces.train.record import EVENTS, METRICS, parse
 from manyfaces.train.stopping import INTERRUPTED
+from manyfaces.train.waiting import Waiting
 
 PERIOD_S = 0.5
+LOOK_PERIOD_S = 4.0  # at the ranks' heartbeats
 PLAIN_PERIOD_S = 30.0  # between lines where there is no terminal
 
 
 class Follower:
     """Shows a run's record while the `with` block runs; only what is written after it was made.
 
-    `quantities` describe what the run's protocols record.
+    `quantities` describe what the run's protocols record; `resources` says what the workers need
+    and what there is of it, while they are waited for.
     """
 
     def __init__(
-        self, folder: Path, num_steps: int, console: Console, quantities: QuantitiesByName
+        self,
+        folder: Path,
+        num_steps: int,
+        console: Console,
+        quantities: QuantitiesByName,
+        resources: Callable[[], str] = str,
     ) -> None:
         self.folder, self.num_steps, self.console = folder, num_steps, console
         self.quantities = quantities
+        self.resources = resources
+        self._waiting: Waiting | None = Waiting(time.monotonic(), resources)
+        self._world_size: int | None = None
+        self._looked_at = 0.0
         self._read_to = {
             name: (folder / name).stat().st_size if (folder / name).exists() else 0
             for name in (EVENTS, METRICS)
@@ -74,10 +88,10 @@ class Follower:
         while True:
             ended = self._ended.wait(PERIOD_S)
             for row in self._new_rows(EVENTS):
+                self._follow_workers(row)
                 if row["kind"] == INTERRUPTED:  # the command's last line says it
                     continue
-                clock = time.strftime("%H:%M:%S", time.localtime(row["time"]))
-                self.console.print(Text.assemble((clock, "dim"), f" {row['message']}"))
+                self._print(row["time"], row["message"])
                 if "table" in row:
                     self.console.print(_table(**row["table"]))
             for row in self._new_rows(METRICS):
@@ -86,6 +100,24 @@ class Follower:
                     self._show(row)
             if ended:
                 return
+            if self._waiting is not None and time.monotonic() - self._looked_at > LOOK_PERIOD_S:
+                self._looked_at = time.monotonic()
+                beats = read_heartbeats(self.folder)
+                for line in self._waiting.lines(time.monotonic(), beats, self._world_size):
+                    self._print(time.time(), line)
+
+    def _follow_workers(self, event: dict[str, Any]) -> None:
+        """How many workers there are, and whether they still have something to do."""
+        if event["kind"] == "start":
+            self._world_size = event.get("world_size")
+        if event["kind"] in ("start", "worker_failed"):
+            self._waiting = Waiting(time.monotonic(), self.resources)
+        elif event["kind"] in ("finished", "stopped", INTERRUPTED):
+            self._waiting = None
+
+    def _print(self, time_s: float, message: str) -> None:
+        clock = time.strftime("%H:%M:%S", time.localtime(time_s))
+        self.console.print(Text.assemble((clock, "dim"), f" {message}"))
 
     def _show(self, row: dict[str, Any]) -> None:
         figures = f"loss {row['train/loss']:.3f}  {row['images_per_s']:,.0f} images/s"

@@ -9,6 +9,7 @@ import json
 import os
 import socket
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -32,6 +33,11 @@ class Heartbeat:
     """Grows for as long as the process runs."""
     overdue: bool = False
     """Its watchdog has found the phase to take too long."""
+    pid: int = 0
+    fault: str = ""
+    """The error that has ended it."""
+    failed_at: float = 0.0
+    """When, in seconds since 1970."""
 
     @property
     def where(self) -> str:
@@ -44,7 +50,7 @@ class Heart:
 
     def __init__(self, run: Path, rank: int, period_s: float = PERIOD_S) -> None:
         self.folder, self.period_s = run / FOLDER, period_s
-        self.last = Heartbeat(rank, socket.gethostname())
+        self.last = Heartbeat(rank, socket.gethostname(), pid=os.getpid())
         self._lock = threading.Lock()
         self._closed = threading.Event()
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
@@ -54,6 +60,13 @@ class Heart:
         with self._lock:
             self.last = replace(self.last, step=step, phase=phase, phases=phases, overdue=overdue)
 
+    def fail(self, fault: str) -> None:
+        """Leave the error that ends this rank, at once."""
+        with self._lock:
+            self.last = replace(self.last, fault=fault, failed_at=time.time())
+        with contextlib.suppress(OSError):
+            self._write()
+
     def close(self) -> None:
         """Beat no more."""
         self._closed.set()
@@ -62,16 +75,15 @@ class Heart:
         # A folder that is full, gone or slow costs the sign of life, nothing else.
         while True:
             with contextlib.suppress(OSError):
-                self.folder.mkdir(parents=True, exist_ok=True)
-                self.write()
+                self._write()
             if self._closed.wait(self.period_s):
                 return
 
-    def write(self) -> None:
-        """Beat now. Raises `OSError`."""
+    def _write(self) -> None:
         with self._lock:
             self.last = replace(self.last, beats=self.last.beats + 1)
             beat = self.last
+        self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{beat.rank}.json"
         temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
         temporary.write_text(json.dumps(asdict(beat)))

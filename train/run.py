@@ -113,7 +113,8 @@ def _run(
         if claimed.complete:
             console.print(f"{folder.path}: already complete at step {claimed.num_steps}")
         else:
-            with Follower(folder.path, claimed.num_steps, console, quantities):
+            resources = partial(launch.resources_line, config.cluster)
+            with Follower(folder.path, claimed.num_steps, console, quantities, resources):
                 _launch(config, folder, lease)
         outcome = last_event(folder.path, "finished", "stopped", INTERRUPTED) or outcome
     finally:
@@ -121,7 +122,8 @@ def _run(
             mirror.abandon()
         else:
             plot_metrics(read_rows(folder.path / METRICS), quantities, folder.plots)
-            status: Status = "KILLED" if stop.requested else "FAILED"
+            is_asked = stop.requested or outcome["kind"] == INTERRUPTED
+            status: Status = "KILLED" if is_asked else "FAILED"
             if outcome["kind"] == "finished":
                 status = "FINISHED"
             _close(mirror, folder, status, console)

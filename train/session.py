@@ -72,6 +72,9 @@ def work(payload: dict[str, Any]) -> None:
         # A run that was taken over is another one's to record.
         if not (launch.lost() if writer is None else writer.lost()):
             record.event("stopped", str(error))
+    except Exception as error:
+        watchdog.fail(error)
+        raise
     finally:
         watchdog.close()
         if writer is not None:

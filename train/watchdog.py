@@ -57,6 +57,11 @@ class Watchdog:
         """What it is at gets on, if slowly."""
         self._since = time.monotonic()
 
+    def fail(self, error: BaseException) -> None:
+        """This error ends the rank: the others are to know who was the first."""
+        if self._heart is not None:
+            self._heart.fail((str(error).strip().splitlines() or [repr(error)])[-1])
+
     def close(self) -> None:
         """Stop watching."""
         self._closed.set()

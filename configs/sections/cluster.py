@@ -45,6 +45,7 @@ class Cluster(Node):
     """A step that takes longer ends its worker with exit code 75, naming rank and phase."""
     grace_s: PositiveFloat = 30.0
     """Longest time from a request to stop (Ctrl-C, SIGTERM, SIGUSR1, a node that Ray drains) to the
-    end; a checkpoint has four fifths of it, and the last one stays where that is too short."""
+    end; a checkpoint has four fifths of it, and the last one stays where that is too short.
+    torchrun hands on SIGUSR1 only with `--signals-to-handle SIGTERM,SIGINT,SIGUSR1`."""
     schedule_timeout_s: PositiveFloat = 300.0
     """Longest wait for the workers' resources."""

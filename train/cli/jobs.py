@@ -46,7 +46,7 @@ def submit(config: Recipe, address: Address = None, words: Words = None) -> None
     tree = _with_tracking_uri(absolute(tree))
     jobs = _jobs(address)
     jobs.refuse_other_version()
-    job = jobs.submit(tree.run.name, dump(tree))
+    job = jobs.submit(tree.run.name, dump(tree), tree.cluster.grace_s)
     say(f"submitted  {job}")
     say(f"data       {' and '.join(tree.data.paths)}: every node has to see it")
     say(f"run        {tree.run.dir}/{tree.run.name}: every node has to see it")

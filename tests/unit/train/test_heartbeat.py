@@ -1,9 +1,11 @@
 """Which rank the others wait for, by the signs of life that each leaves."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
 from manyfaces.train.heartbeat import FOLDER, Heart, Heartbeat, read_heartbeats, told_late
+from manyfaces.train.waiting import Waiting
 
 
 def waiting(rank: int, **more: int | str | bool) -> Heartbeat:
@@ -66,12 +68,33 @@ def test_heartbeats_are_written_and_read_and_strange_files_passed_over(tmp_path:
     heart = Heart(tmp_path, 3, period_s=60)
     try:
         heart.set(step=7, phase="step 8", phases=12)
-        (tmp_path / FOLDER).mkdir(exist_ok=True)
-        heart.write()
+        heart.fail("no memory")
         for name, body in (("4", b"{"), ("5", b"7"), ("6", b'{"rank": 6, "x": 1}'), ("7", b"\xff")):
             (tmp_path / FOLDER / f"{name}.json").write_bytes(body)
         (beat,) = read_heartbeats(tmp_path).values()
     finally:
         heart.close()
     assert (beat.rank, beat.step, beat.phase, beat.phases) == (3, 7, "step 8", 12)
+    assert (beat.fault, beat.pid) == ("no memory", os.getpid())
     assert beat.beats > 0
+
+
+def test_workers_that_are_waited_for_are_told_every_so_often() -> None:
+    waiting_for = Waiting(100.0, lambda: "2 workers are wanted, the cluster has 1 CPUs")
+    old = {0: waiting(0), 1: waiting(1)}  # of an earlier session
+    told = {now: waiting_for.lines(float(now), old, None) for now in range(100, 146)}
+    assert {now: lines for now, lines in told.items() if lines} == {
+        120: ["waiting for the workers since 20 s: 2 workers are wanted, the cluster has 1 CPUs"],
+        140: ["waiting for the workers since 40 s: 2 workers are wanted, the cluster has 1 CPUs"],
+    }
+
+
+def test_a_rank_that_falls_silent_is_told_while_the_others_live() -> None:
+    waiting_for = Waiting(0.0, str)
+    told = {}
+    for now in range(0, 60, 5):
+        beats = {0: waiting(0, beats=now), 1: waiting(1, beats=min(now, 20)), 7: waiting(7)}
+        told[now] = waiting_for.lines(float(now), beats, 2)
+    assert {now: lines for now, lines in told.items() if lines} == {
+        40: ["rank 1 on node1 has given no sign of life for 20 s, since 'step 12'"]
+    }

@@ -227,3 +227,41 @@ def test_with_a_new_password_the_same_mlflow_run_goes_on_and_none_is_kept(
     assert mirror_once(tmp_path, config.model_copy(update={"tracking": tracking})) == ""
     assert Server.uris == ["http://u:PLANTED2@h"]
     assert mlflow_run(tmp_path) == {"uri": "http://***@h", "run_id": "r1"}
+
+
+LATE = """
+import os, signal, sys, time
+from pathlib import Path
+from manyfaces.train.watchdog import Watchdog
+rank = int(sys.argv[1])
+watchdog = Watchdog(1.2, print, rank, 2, Path(sys.argv[2]))
+watchdog.made(11)
+watchdog.phase("data")
+if rank == 1:
+    time.sleep(0.6)
+    print("stopping", flush=True)
+    os.kill(os.getpid(), signal.SIGSTOP)
+watchdog.phase("step 12")
+time.sleep(40)
+"""
+
+
+def test_the_watchdog_names_the_rank_that_did_not_arrive(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", LATE]
+    late = subprocess.Popen([*command, "1", str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert late.stdout is not None
+        assert late.stdout.readline() == "stopping\n"
+        waits = subprocess.run(
+            [*command, "0", str(tmp_path)], capture_output=True, text=True, timeout=40, check=False
+        )
+    finally:
+        late.kill()
+        late.communicate()
+    assert waits.returncode == 75
+    told = waits.stdout.splitlines()[-1]
+    assert told.startswith("rank 1 on ")
+    assert (
+        "has not arrived and gives no sign of life: its last was in 'data', after step 11" in told
+    )
+    assert "rank 0 has been in 'step 12' for more than 1 s (cluster.step_timeout_s)" in told

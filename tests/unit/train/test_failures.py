@@ -1,0 +1,89 @@
+"""Which worker failed first, and what the record says of it."""
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from manyfaces.configs.load import load
+from manyfaces.configs.schema import Config
+from manyfaces.train.failures import KILLED, first_to_fail, next_line, workers_failed
+from manyfaces.train.heartbeat import Heart, Heartbeat
+from manyfaces.train.record import METRICS, Record, last_event
+
+RESET = "gloo: Read error: Connection reset by peer"
+
+
+@pytest.fixture(scope="module")
+def ended_pid() -> int:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_what_the_launcher_saw_die_comes_before_what_failed_because_of_it() -> None:
+    causes = {0: f"failed: {RESET}", 1: "died: its node was lost"}
+    assert first_to_fail(causes, {}) == (1, "died: its node was lost")
+
+
+def test_a_killed_process_is_found_where_the_launcher_knows_only_the_others(
+    ended_pid: int,
+) -> None:
+    here = socket.gethostname()
+    beats = {
+        0: Heartbeat(0, here, fault=RESET, failed_at=5.0),
+        1: Heartbeat(1, here, pid=ended_pid),
+    }
+    assert first_to_fail({0: f"failed: {RESET}"}, beats) == (1, KILLED)
+    elsewhere = {0: beats[0], 1: Heartbeat(1, "node7", pid=ended_pid)}
+    assert first_to_fail({0: f"failed: {RESET}"}, elsewhere)[0] == 1
+
+
+def test_of_errors_the_first_is_told() -> None:
+    beats = {
+        0: Heartbeat(0, "a", fault=RESET, failed_at=5.1),
+        1: Heartbeat(1, "b", fault="no label 7", failed_at=5.0),
+    }
+    assert first_to_fail({0: f"failed: {RESET}"}, beats) == (1, "failed: no label 7")
+
+
+def test_without_heartbeats_the_launchers_word_is_told() -> None:
+    assert first_to_fail({2: "failed: x", 1: "failed: y"}, {}) == (1, "failed: y")
+
+
+@pytest.mark.parametrize(
+    ("limit", "count", "line"),
+    [
+        (3, 1, "restart 1 of 3 goes on from step 10: 2 steps done again"),
+        (-1, 4, "restart 4 goes on from step 10: 2 steps done again"),
+        (3, 4, "no restart is left of cluster.max_failures=3"),
+    ],
+)
+def test_how_the_run_goes_on(limit: int, count: int, line: str) -> None:
+    config = Config.model_validate({"model": {"kind": "vit"}, "cluster": {"max_failures": limit}})
+    assert next_line(config, count, 12, 10) == line
+
+
+def test_the_event_tells_rank_node_cause_and_steps(tmp_path: Path, ended_pid: int) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    tree = {"run": {"dir": str(tmp_path), "name": "r"}, "model": "vit", "data": {"path": "x"}}
+    recipe.write_text(yaml.safe_dump(tree))
+    config = load(str(recipe), [])
+    run = tmp_path / "r"
+    Record(run).metrics(12, loss=1.0)
+    heart = Heart(run, 0, period_s=60)
+    heart.fail(RESET)
+    heart.close()
+    payload = {"name": "r", "config": config.model_dump(mode="json")}
+    workers_failed(payload, {0: f"failed: {RESET}", 1: "died: its node was lost"}, 1)
+    event = last_event(run, "worker_failed")
+    assert event is not None
+    assert event["message"] == (
+        "rank 1 died: its node was lost; step 12; restart 1 of 3 goes on from step 0: 12 steps done "
+        "again"
+    )
+    assert (event["rank"], event["step"]) == (1, 12)
+    assert (run / METRICS).exists()
