@@ -110,10 +110,12 @@ class Jobs:
             )
 
     def submit(self, name: str, config_yaml: str, grace_s: float) -> str:
-        """Start `manyfaces train` on the cluster's head with this configuration, which has `grace_s`
-        seconds to end when it is stopped; returns the job's id. The configuration travels as a
-        file: what stands in the job's command or environment is shown on the dashboard. Raises
-        `UserError`, as the methods below do."""
+        """Start `manyfaces train` on the cluster's head with this configuration; it has `grace_s`
+        seconds to end when it is stopped. Returns the job's id.
+
+        The configuration travels as a file: what stands in the job's command or environment is
+        shown on the dashboard. Raises `UserError`, as the methods below do.
+        """
         stop_wait_s = math.ceil(grace_s + STOP_WAIT_MORE_S)
         with tempfile.TemporaryDirectory(prefix="manyfaces-job-") as folder, package() as code:
             (Path(folder) / CONFIG).write_text(config_yaml)
