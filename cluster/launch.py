@@ -291,10 +291,13 @@ def watch_drains(is_elastic: bool) -> None:
         ranks = ", ".join(str(rank) for rank in notice.preempted_ranks)
         left = (notice.deadline_ms or 0) / 1000 - time.time()
         within = f" in {left:.0f} s" if left > 0 else ""
-        if is_elastic:
-            current().wants_checkpoint = True
-        else:
-            current().ask(f"Ray's notice that it drains the node of ranks {ranks}{within}")
+        reason = f"Ray's notice that it drains the node of rank {ranks}{within}"
+        if not is_elastic:
+            current().ask(reason)
+            return
+        current().wants_checkpoint = True
+        if ray.train.get_context().get_world_rank() == 0:
+            current().tell(reason, False)
 
 
 def _torch_config() -> Any:

@@ -47,8 +47,9 @@ class Stop:
         """There are steps that a checkpoint has to save: the whole time of grace may pass."""
         self.wants_checkpoint = False
         """A checkpoint is wanted at the next step, and no end."""
-        self.tell: Callable[[str], None] = lambda reason: None
-        """Told of the request to stop, by the process that it came to first."""
+        self.tell: Callable[[str, bool], None] = lambda reason, ends: None
+        """Told of a request by the process that it came to first, and whether the run is to end or
+        only to save."""
         self.last_words: Callable[[str], None] = _say
         """Called with the reason before the process ends by force."""
         self._reason: str | None = None
@@ -82,7 +83,7 @@ class Stop:
             except OSError:  # the folder is gone or full: this process stops all the same
                 pass
         if is_first:
-            self.tell(reason)
+            self.tell(reason, True)
 
     def check(self) -> None:
         """Raise `StoppedError` if this process was asked to stop."""

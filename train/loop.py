@@ -94,6 +94,9 @@ def train(parts: Parts, progress: Progress) -> list[Result]:
 
     parts.stop.wait_for_checkpoint()
     parts.watchdog.made(progress.step)
+    if _evaluation_is_left(parts, progress.step):
+        results = evaluate_all(parts, progress, saved=True)
+        rates.take()
     parts.watchdog.phase("data")
     for batch, waited_s, lost in timed(parts.loader):
         began = time.monotonic() - waited_s
@@ -130,6 +133,17 @@ def train(parts: Parts, progress: Progress) -> list[Result]:
         # The last session ended between the last checkpoint and its evaluation.
         results = evaluate_all(parts, progress, saved=True)
     return results
+
+
+def _evaluation_is_left(parts: Parts, step: int) -> bool:
+    """The session before saved this step and was ended before it was evaluated. Collective."""
+    if not parts.protocols or step == 0 or not _is_due(step, parts.config.evaluation.every_steps):
+        return False
+    names = parts.record.measured(step)
+    is_known = any(name.startswith(f"{p.name}/") for name in names for p in parts.protocols)
+    left = [bool(names) and not is_known]
+    dist.broadcast_object_list(left, 0)
+    return left[0]
 
 
 def _save(parts: Parts, progress: Progress, *, last: bool) -> None:

@@ -35,6 +35,11 @@ class Record:
         row = {"kind": kind, "time": time.time(), "message": message, **facts}
         self._append(EVENTS, redacted(row))
 
+    def measured(self, step: int) -> set[str]:
+        """The names of the numbers that are known of a step."""
+        rows = (row for row in read_rows(self.folder / METRICS) if row["step"] == step)
+        return {name for row in rows for name in row}
+
     def rewind(self, step: int) -> None:
         """Forget metrics after `step`: a resumed run measures those steps again."""
         kept = [row for row in read_rows(self.folder / METRICS) if row["step"] <= step]
@@ -58,6 +63,9 @@ class NoRecord(Record):
 
     def _append(self, name: str, row: dict[str, Any]) -> None:
         pass
+
+    def measured(self, step: int) -> set[str]:
+        return set()
 
     def rewind(self, step: int) -> None:
         pass

@@ -17,8 +17,12 @@ def share_stop(config: Config, folder: RunFolder, *, looks: bool = True) -> Stop
     """The request of this process, from now on one with those of all processes of the run."""
     stop = current()
 
-    def tell(reason: str) -> None:
-        Record(folder.path).event(
+    def tell(reason: str, ends: bool) -> None:
+        record = Record(folder.path)
+        if not ends:
+            record.event("saving", f"{reason}: what was trained is saved, and the run goes on")
+            return
+        record.event(
             "stopping",
             f"{reason}: what was trained is saved and the run stops, within "
             f"{config.cluster.grace_s:g} s (cluster.grace_s); Ctrl-C again ends it at once",

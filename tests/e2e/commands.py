@@ -43,13 +43,21 @@ def recipe(folder: Path, dataset: Path, **sections: Any) -> Path:
     return path
 
 
-def forked(*words: object) -> subprocess.CompletedProcess[str]:
+def forked(
+    *words: object, meanwhile: Callable[[int], None] = lambda pid: None
+) -> subprocess.CompletedProcess[str]:
     """Run to the end, in a process that need not import what takes seconds: for what is not about
-    the process itself, its memory or Ray."""
+    the process itself, its memory or Ray. `meanwhile` is called with its id while it runs."""
     with tempfile.TemporaryDirectory() as folder:
         args = (folder, dict(os.environ), [*map(str, words)])
         process = FORKS.Process(target=_command, args=args)
         process.start()
+        try:
+            assert process.pid is not None
+            meanwhile(process.pid)
+        except BaseException:
+            process.kill()
+            raise
         process.join(TIMEOUT_S)
         assert process.exitcode is not None, process.kill()
         out, err = (Path(folder, name).read_text() for name in ("out", "err"))

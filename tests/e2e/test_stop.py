@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import threading
 import warnings
 from pathlib import Path
@@ -12,18 +11,18 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 from commands import (
-    TIMEOUT_S,
     forked,
     recipe,
     rows,
-    started,
     wait_until,
 )
 from launcher import run_ranks
 
 from manyfaces.cluster import signals
 from manyfaces.configs.load import load
+from manyfaces.train.folder import RunFolder
 from manyfaces.train.session import work
+from manyfaces.train.stopping import forget_requests
 
 PROCESS = {"workers": 1, "launcher": "process"}
 
@@ -44,37 +43,43 @@ def mlflow_status(run: Path) -> str:
     return str(MlflowClient(known["uri"]).get_run(known["run_id"]).info.status)
 
 
-def ended(process: subprocess.Popen[str]) -> str:
-    """What it has printed, once it has ended by itself."""
-    return process.communicate(timeout=TIMEOUT_S)[0]
-
-
-@pytest.mark.filterwarnings("ignore")  # MLflow's store warns of its own database layer
-def test_sigterm_saves_the_step_and_the_same_command_goes_on(
-    dataset_path: Path, tmp_path: Path
-) -> None:
+def stopped_after_3_steps(folder: Path, dataset_path: Path) -> tuple[Path, Path, str]:
+    """The recipe and the run of one process that was sent SIGTERM, and what it has printed."""
     config = recipe(
-        tmp_path,
+        folder,
         dataset_path,
         cluster=PROCESS,
         train={"epochs": 2},
         checkpoint={"every_steps": 1000, "keep": 20},
     )
-    run = tmp_path / "runs" / "run"
-    with started("train", config) as process:
-        wait_until(lambda: len(losses(run)) >= 3, process)
-        process.send_signal(signal.SIGTERM)
-        text = ended(process)
-    assert process.returncode == 75, text
+    run = folder / "runs" / "run"
+
+    def stop(pid: int) -> None:
+        wait_until(lambda: len(losses(run)) >= 3)
+        os.kill(pid, signal.SIGTERM)
+
+    stopped = forked("train", config, meanwhile=stop)
+    assert stopped.returncode == 75, stopped.stdout + stopped.stderr
+    return config, run, stopped.stdout + stopped.stderr
+
+
+@pytest.mark.filterwarnings("ignore")  # MLflow's store warns of its own database layer
+def test_sigterm_saves_the_step_that_is_made(dataset_path: Path, tmp_path: Path) -> None:
+    _, run, text = stopped_after_3_steps(tmp_path, dataset_path)
     (name,) = checkpoints(run)
-    step = losses(run)[-1][0]
-    assert name == f"step-{step:08d}"
+    assert name == f"step-{losses(run)[-1][0]:08d}"
     assert f"stopped by SIGTERM; the same command goes on from {run}/checkpoints/{name}" in text
     assert "Traceback" not in text
     assert mlflow_status(run) == "KILLED"
     kinds = [row["kind"] for row in rows(run / "events.jsonl")]
     assert kinds == ["start", "stopping", "checkpoint", "interrupted"]
 
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_the_same_command_goes_on_bit_for_bit(dataset_path: Path, tmp_path: Path) -> None:
+    config, run, _ = stopped_after_3_steps(tmp_path, dataset_path)
+    (name,) = checkpoints(run)
     again = forked("train", config)
     assert again.returncode == 0, again.stderr
     assert f"resuming {name}" in again.stdout
@@ -84,9 +89,9 @@ def test_sigterm_saves_the_step_and_the_same_command_goes_on(
     assert mlflow_status(run) == "FINISHED"
 
 
-def run_and_signal_one(config_path: str, at: str) -> list[str]:
-    """The worker function on each rank; rank 1 alone is signalled in the step that the loop begins
-    when `at` is "step", else in its evaluation."""
+def run_and_signal_one(config_path: str, at: str = "step") -> list[str]:
+    """The worker function on each rank; rank 1 alone is signalled, in its seventh step or in the
+    first evaluation."""
     # DeepSpeed and what it imports warn of torch and of themselves.
     warnings.simplefilter("default")
     from manyfaces.train import loop
@@ -104,7 +109,18 @@ def run_and_signal_one(config_path: str, at: str) -> list[str]:
     setattr(loop, name, signalled)
     with signals.listening(60):
         work({"name": "run", "config": load(config_path, []).model_dump(mode="json")})
+    setattr(loop, name, real)
     return calls
+
+
+def run_and_go_on(config_path: str) -> None:
+    """Stopped in an evaluation, and run again to the end."""
+    run_and_signal_one(config_path, "evaluation")
+    config = load(config_path, [])
+    forget_requests(RunFolder.of(config))
+    dist.barrier()
+    with signals.listening(60):
+        work({"name": "run", "config": config.model_dump(mode="json")})
 
 
 def test_a_signal_to_one_rank_stops_all_at_the_same_step(
@@ -113,7 +129,7 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(
     config = recipe(tmp_path, dataset_path, checkpoint={"every_steps": 1000, "keep": 20})
     run = tmp_path / "runs" / "run"
     run.mkdir(parents=True)
-    calls = run_ranks(2, run_and_signal_one, str(config), "step")
+    calls = run_ranks(2, run_and_signal_one, str(config))
     # The signal comes when the seventh step has begun on rank 1: the eighth carries it.
     assert [len(each) for each in calls] == [8, 8]
     assert checkpoints(run) == ["step-00000008"]
@@ -130,11 +146,15 @@ def test_a_stop_in_an_evaluation_saves_the_steps_before_it(
     config = recipe(
         tmp_path,
         dataset_path,
+        train={"epochs": 1},
         checkpoint={"every_steps": 1000, "keep": 20},
         evaluation={"every_steps": 3, "batch_size": 4, "pairs": [str(tmp_path / "pairs.bin")]},
     )
     run = tmp_path / "runs" / "run"
     run.mkdir(parents=True)
-    run_ranks(2, run_and_signal_one, str(config), "evaluation")
-    assert checkpoints(run) == ["step-00000003"]
-    assert rows(run / "events.jsonl")[-1]["kind"] == "interrupted"
+    run_ranks(2, run_and_go_on, str(config))
+    assert checkpoints(run) == ["step-00000003", "step-00000008"]
+    kinds = [row["kind"] for row in rows(run / "events.jsonl") if row["kind"] != "checkpoint"]
+    assert kinds == ["start", "stopping", "interrupted", "start", "finished"]
+    evaluated = [row["step"] for row in rows(run / "metrics.jsonl") if "pairs/auc" in row]
+    assert evaluated == [3, 6, 8]

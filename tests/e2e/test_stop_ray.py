@@ -118,6 +118,7 @@ def test_a_drained_node(nodes: Any, workers: Any, dataset_path: Path, tmp_path: 
         wait_until(lambda: "checkpoint" in kinds(run), process)
         wait_until(lambda: kinds(run).count("start") == 2, process)
     assert "interrupted" not in kinds(run)
+    assert "and the run goes on" in messages(run, "saving")[0]
     resumed = [row for row in rows(run / "events.jsonl") if row["kind"] == "start"][-1]
     assert resumed["world_size"] == 1
     assert resumed["step"] > 5

@@ -1,5 +1,6 @@
 """The command line: `manyfaces VERB ...`. The verbs import what is heavy, and only when run."""
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -94,7 +95,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         owner = ProcessOwner() if argv is None else None
         code = command.main(words, prog_name="manyfaces", standalone_mode=False, obj=owner)
     except StoppedError as error:
-        output.stopped(str(error))
+        if os.environ.get("RANK", "0") == "0":  # of torchrun's processes one tells
+            output.stopped(str(error))
         return exit_code()
     except UserError as error:
         output.fail(str(error))

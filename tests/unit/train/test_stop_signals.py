@@ -67,14 +67,14 @@ def test_processes_of_a_run_share_a_request_which_is_told_once(tmp_path: Path) -
     told: list[str] = []
     first, second = Stop(), Stop()
     for stop in (first, second):
-        stop.tell = told.append
+        stop.tell = lambda reason, ends: told.append(reason)
         stop.share(tmp_path)
     first.ask("SIGTERM")
     assert eventually(second)
     assert second.reason == "SIGTERM"
     second.ask("Ctrl-C")
     third = Stop()
-    third.tell = told.append
+    third.tell = lambda reason, ends: told.append(reason)
     third.share(tmp_path, looks=False)
     third.ask("SIGTERM")  # as torchrun sends it to each process
     assert told == ["SIGTERM"]
