@@ -1,23 +1,30 @@
 """Names of metrics and parameters as MLflow takes them."""
 
 import hashlib
-import posixpath
 import re
 
-_NOT_TAKEN = re.compile(r"[^/\w.\- ]")
+_NOT_TAKEN = re.compile(r"[^\w.\- ]")
 _LONGEST = 250
 
 
 def fit_name(name: str) -> str:
-    """The same name where MLflow takes it; else one in which `_` stands for what it refuses, ended
-    by six digits of the name's SHA-256, so that two different names stay two.
+    """The same name where MLflow takes it; else one in which `_` stands for what it refuses, and
+    each part that was changed ends with six digits of its SHA-256, so that two names stay two.
 
-    A file that a browser saved as `lfw (1).bin` gives `lfw (1)/auc`, and so `lfw _1_/auc-5f1c2e`.
+    A file that a browser saved as `lfw (1).bin` gives `lfw (1)/auc`, which is sent as
+    `lfw _1_-e7f2dd/auc`.
     """
-    fits = _NOT_TAKEN.sub("_", name)
+    fits = "/".join(map(_fit_part, name.split("/")))
+    return fits if len(fits) <= _LONGEST else f"{fits[: _LONGEST - 7]}-{_digits(name)}"
+
+
+def _fit_part(part: str) -> str:
     # MLflow may keep a metric as a file of that name.
-    parts = [part for part in fits.split("/") if part not in ("", ".", "..")]
-    fits = posixpath.join(*parts) if parts else "_"
-    if fits == name and len(name) <= _LONGEST:
-        return name
-    return f"{fits[: _LONGEST - 7]}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+    fits = "_" if not part.strip(".") else _NOT_TAKEN.sub("_", part)
+    if fits.startswith(".."):
+        fits = fits.lstrip(".")
+    return part if fits == part else f"{fits}-{_digits(part)}"
+
+
+def _digits(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:6]

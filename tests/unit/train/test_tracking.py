@@ -86,8 +86,10 @@ def test_names_fit_mlflow_and_stay_distinct() -> None:
         assert fit_name(name) == name
         _validate_metric_name(name)
     strange = ["lfw (1)/a", "lfw [1]/a", "lfw _1_/a:", "../a", "a//b", "/a", "a/", ".", "", "a:b",
-               "%41/a", "a\n/b", "y" * 251, "y" * 252]  # fmt: skip
+               "%41/a", "a\n/b", "y" * 251, "y" * 252, "...", "..x/a"]  # fmt: skip
     fits = [fit_name(name) for name in strange]
+    of_one_set = {fit_name(f"lfw (1)/{quantity}").partition("/")[0] for quantity in ("auc", "eer")}
+    assert len(of_one_set) == 1
     assert len({*fits, *strange}) == 2 * len(strange)
     for name in fits:
         _validate_metric_name(name)
