@@ -17,9 +17,9 @@ _MOST_OPEN = 1024
 
 
 class Store:
-    """The samples of one part, by row. It opens shards on first use and closes the least recently
-    used of more than `max_open`; by default it takes a quarter of the files that this process may
-    open, and at most 1,024.
+    """The samples of one part, by row. It opens shards on first use, and of more than `max_open`
+    closes that which was opened first; by default it takes a quarter of the files that this process
+    may open, and at most 1,024.
 
     A remote part's shards come through the node's cache; `tell` then gets a line about a store that
     goes on failing.
@@ -50,7 +50,18 @@ class Store:
             index.size_N[rows_N].tolist(),
             strict=True,
         )
-        return [np.frombuffer(self._read(*place), np.uint8) for place in places]
+        blobs = []
+        for row, shard, offset, size in places:
+            try:
+                file = self._files.get(shard) or self._open(shard)
+                body = file.read(offset, size)
+            except OSError as error:
+                raise self._lost(row, shard, error.strerror or str(error)) from error
+            if len(body) < size:
+                why = f"cut short: {len(body):,} of its {size:,} bytes are there"
+                raise self._lost(row, shard, why)
+            blobs.append(np.frombuffer(body, np.uint8))
+        return blobs
 
     def prefetch(self, windows: Sequence[NDArray[np.int64]]) -> None:
         """Say in which windows of shards, numbered as in the part, reading goes on: the shards of a
@@ -66,26 +77,12 @@ class Store:
             self._cached.close()
         self._files.clear()
 
-    def _read(self, row: int, shard: int, offset: int, size: int) -> bytes:
-        try:
-            body = self._file(shard).read(offset, size)
-        except OSError as error:
-            raise self._lost(row, shard, error.strerror or str(error)) from error
-        if len(body) < size:
-            why = f"cut short: {len(body):,} of its {size:,} bytes are there"
-            raise self._lost(row, shard, why)
-        return body
-
-    def _file(self, shard: int) -> OpenFile:
-        if shard in self._files:
-            self._files.move_to_end(shard)
-            return self._files[shard]
-        self._files[shard] = (
-            self._local(shard) if self._cached is None else self._cached.open(shard)
-        )
+    def _open(self, shard: int) -> OpenFile:
+        file = self._local(shard) if self._cached is None else self._cached.open(shard)
+        self._files[shard] = file
         if len(self._files) > self.max_open:
             self._files.popitem(last=False)
-        return self._files[shard]
+        return file
 
     def _local(self, shard: int) -> OpenFile:
         path, expected = self.part.shard_path(shard), self.part.manifest.shards[shard].bytes
