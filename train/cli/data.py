@@ -229,9 +229,7 @@ def index_shards(folder: FolderOrUrl, out: IndexFolder = None) -> None:
         from manyfaces.data.dataset.index_shards import index_folder
 
         if out is not None:
-            raise UserError(
-                "--out is for shards at an URL; a folder's index is written beside its shards"
-            )
+            raise UserError("--out is for shards at an URL; a folder's index goes into it")
         return _tell(folder, index_folder(folder, tell=note))
     from manyfaces.data.dataset.index_url import index_url
 
