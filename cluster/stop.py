@@ -4,6 +4,7 @@ the run's folder and Ray's notices set, and which the train loop reads between t
 Imports nothing heavy: it has to be there before torch is.
 """
 
+import contextlib
 import os
 import threading
 import time
@@ -83,7 +84,8 @@ class Stop:
             except OSError:  # the folder is gone or full: this process stops all the same
                 pass
         if is_first:
-            self.tell(reason, True)
+            with contextlib.suppress(OSError):  # nor must a record that cannot be written hinder it
+                self.tell(reason, True)
 
     def check(self) -> None:
         """Raise `StoppedError` if this process was asked to stop."""
@@ -125,14 +127,14 @@ class Stop:
 
     def _look(self) -> None:
         assert self._file is not None
-        while not self._closed.wait(_POLL_S):
-            if self._reason is not None:
-                return
-            try:
+        is_written = False
+        while not self._closed.wait(_POLL_S) and self._reason is None:
+            with contextlib.suppress(OSError):
                 reason = self._file.read_text()
-            except OSError:
-                continue
-            self._take(reason or "a request")
+                # Who makes the file writes the reason next; on a full disk it stays empty.
+                if reason or is_written:
+                    self._take(reason or "a request")
+                is_written = True
 
     def _guard(self) -> None:
         assert self.grace_s is not None

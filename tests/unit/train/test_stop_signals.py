@@ -81,6 +81,20 @@ def test_processes_of_a_run_share_a_request_which_is_told_once(tmp_path: Path) -
     assert (tmp_path / FILE).read_text() == "SIGTERM"
 
 
+def test_a_full_disk_hinders_no_stop(tmp_path: Path) -> None:
+    def full(reason: str, ends: bool) -> None:
+        raise OSError(28, "No space left on device")
+
+    stop, other = Stop(), Stop()
+    stop.tell = full
+    stop.share(tmp_path, looks=False)
+    stop.ask("SIGTERM")
+    assert stop.requested
+    (tmp_path / FILE).write_text("")
+    other.share(tmp_path)
+    assert eventually(other)
+
+
 PROGRAM = """
 import os, signal, sys, time
 from manyfaces.cluster.signals import listening
