@@ -2,7 +2,6 @@
 
 import fcntl
 import json
-import os
 import re
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -40,14 +39,13 @@ def forget(
     more = Forgotten(_rows(part, keys, processes), _class_ids(part, identities))
     if part.remote is not None and part.remote.with_index:
         return _forget_at_url(part, part.remote, more)
-    folder = os.open(part.path, os.O_RDONLY)
-    try:  # of two requests at once the second must find what the first has written
-        fcntl.flock(folder, fcntl.LOCK_EX)
+    # A file of its own, open for writing: network file systems lock nothing else.
+    with (part.path / f".{FORGOTTEN_LOCK}").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        # Of two requests at once the second finds what the first has written.
         merged = _merged(part, read_forgotten_part(part), more)
         write_atomic(part.path / FORGOTTEN, _body(part, merged))
         return merged
-    finally:
-        os.close(folder)
 
 
 def _forget_at_url(part: Part, source: RemoteSource, more: Forgotten) -> Forgotten:
