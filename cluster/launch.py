@@ -249,7 +249,7 @@ def _trainer(
     waits = max(math.ceil(config.schedule_timeout_s / START_TIMEOUT_S), 1)
     placements = -1 if config.max_failures < 0 else waits * (config.max_failures + 1)
     return TorchTrainer(
-        _worker(work, isinstance(config.workers, Elastic)),
+        _worker(work.run, work.payload, isinstance(config.workers, Elastic)),
         torch_config=_torch_config(),
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers, use_gpu=uses_gpu, resources_per_worker=each
@@ -266,7 +266,7 @@ def _trainer(
     )
 
 
-def _worker(work: Work, is_elastic: bool) -> Callable[[], None]:
+def _worker(run: str, payload: dict[str, Any], is_elastic: bool) -> Callable[[], None]:
     """What a worker runs. It holds the payload itself: Ray shows what is given as
     `train_loop_config` on its dashboard."""
 
@@ -274,7 +274,7 @@ def _worker(work: Work, is_elastic: bool) -> Callable[[], None]:
         warnings.simplefilter("ignore")  # in a worker nobody reads them
         watching = threading.Thread(target=watch_drains, args=(is_elastic,), daemon=True)
         watching.start()
-        pkgutil.resolve_name(work.run)(work.payload)
+        pkgutil.resolve_name(run)(payload)
 
     return worker
 

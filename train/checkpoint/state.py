@@ -95,7 +95,11 @@ class RunState:
                 ) from error
             raise UserError(f"{where}: {first_fault(error)}; use another checkpoint") from error
         del stored["format"]
-        return cls(**{**stored, "config": load_stored(stored["config"], where)})
+        try:
+            config = load_stored(stored["config"], where)
+        except UserError as error:
+            raise UserError(f"{error}; use another checkpoint") from error
+        return cls(**{**stored, "config": config})
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:

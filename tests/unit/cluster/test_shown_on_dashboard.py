@@ -26,7 +26,8 @@ def keep(payload: dict[str, Any]) -> None:
 def test_the_payload_is_no_configuration_of_rays(tmp_path: Path) -> None:
     payload = {"name": "run", "config": {"tracking": {"uri": URI}}}
     cluster = Cluster(workers=1, gpus_per_worker=0)
-    trainer = launch._trainer(f"{__name__}:keep", payload, cluster, {"CPU": 1}, str(tmp_path))
+    work = launch.Work(f"{__name__}:keep", f"{__name__}:keep", payload, lambda: False)
+    trainer = launch._trainer(work, cluster, {"CPU": 1}, str(tmp_path))
     assert trainer.train_loop_config is None
     assert "PLANTED" not in repr(vars(trainer))
     trainer.train_loop_per_worker()

@@ -211,7 +211,8 @@ class Server:
         self.uris.append(uri)
 
     def get_run(self, run_id: str) -> Any:
-        return SimpleNamespace(data=SimpleNamespace(metrics={}))
+        info = SimpleNamespace(run_id=run_id, lifecycle_stage="active")
+        return SimpleNamespace(info=info, data=SimpleNamespace(metrics={}, params={}))
 
     def __getattr__(self, name: str) -> Any:
         return lambda *_, **__: None
@@ -226,7 +227,9 @@ def test_with_a_new_password_the_same_mlflow_run_goes_on_and_none_is_kept(
     (tmp_path / RUN_FILE).write_text(json.dumps(told))
     assert mirror_once(tmp_path, config.model_copy(update={"tracking": tracking})) == ""
     assert Server.uris == ["http://u:PLANTED2@h"]
-    assert mlflow_run(tmp_path) == {"uri": "http://***@h", "run_id": "r1"}
+    known = mlflow_run(tmp_path)
+    assert known is not None
+    assert (known["uri"], known["run_id"]) == ("http://***@h", "r1")
 
 
 LATE = """
