@@ -14,6 +14,8 @@ from manyfaces.configs.backbones.mobilefacenet import MobileFaceNet
 from manyfaces.configs.backbones.vit import VIT, ViT, ViTShape
 from manyfaces.configs.split import batch_share
 
+pytestmark = pytest.mark.slow
+
 PX, B, C, D, STEPS, RESUMED_AT = 18, 23, 40, 16, 4, 2
 # So small that rounding does not grow a hundredfold a step, as it does where the loss is steep.
 HEAD, LR = schema.Head(scale=8), 2e-4

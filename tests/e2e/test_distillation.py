@@ -4,6 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
+import pytest
 import torch
 import yaml
 from commands import forked, recipe, rows
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 ALONE = {"workers": 1, "launcher": "process"}
 
 
+@pytest.mark.slow
 def test_a_run_teaches_another(dataset_path: Path, tmp_path: Path) -> None:
     config = recipe(tmp_path, dataset_path, train={"epochs": 1}, cluster=ALONE)
     taught = forked("train", config, "run.name=teacher")

@@ -35,6 +35,7 @@ def told(capsys: pytest.CaptureFixture[str], *words: object) -> str:
     return line
 
 
+@pytest.mark.slow
 def test_new_people_are_added_and_training_goes_on(
     dataset_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,6 +3,7 @@ to the bit, and the backbone is evaluated without the rest."""
 
 from pathlib import Path
 
+import pytest
 import torch
 from commands import forked, recipe
 from safetensors.torch import load_file
@@ -60,6 +61,7 @@ def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
     return {f"{file.stem}/{name}": t for file in files for name, t in load_file(file).items()}
 
 
+@pytest.mark.slow
 def test_a_network_of_more_than_the_backbone(dataset_path: Path, tmp_path: Path) -> None:
     file = tmp_path / "still.py"
     file.write_text(OWN)

@@ -162,11 +162,12 @@ def test_evaluate_a_finished_run(
     }
 
 
-def test_torchrun_resumes_what_ray_began_at_another_world_size(twin: Path) -> None:
+@pytest.mark.parametrize("stage", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_torchrun_resumes_what_ray_began_at_another_world_size(twin: Path, stage: int) -> None:
     """The same worker function, one process then three, at another ZeRO stage: the samples go on
     exactly, the samples' order does not know the ranks."""
     words = [
-        "run.name=torchrun",
+        f"run.name=torchrun-{stage}",
         "train.batch_size=15",
         "cluster.workers=1",
         "cluster.launcher=process",
@@ -182,7 +183,7 @@ def test_torchrun_resumes_what_ray_began_at_another_world_size(twin: Path) -> No
         "head.sub_centers=1",
         "head.placement=host",
     ]
-    run = twin / "runs" / "torchrun"
+    run = twin / "runs" / f"torchrun-{stage}"
     with started("train", twin / "recipe.yaml", *words) as process:
         wait_until(
             lambda: (run / "checkpoints" / "step-00000005" / "COMMIT.json").exists(), process
@@ -203,7 +204,7 @@ def test_torchrun_resumes_what_ray_began_at_another_world_size(twin: Path) -> No
         "train",
         str(twin / "recipe.yaml"),
         *words,
-        "engine.zero_stage=3",
+        f"engine.zero_stage={stage}",
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import pytest
 import torch
 from commands import forked, kill_tree, recipe, started, wait_until
 from safetensors.torch import load_file
@@ -16,6 +17,7 @@ def head_of(checkpoint: Path) -> dict[str, torch.Tensor]:
     }
 
 
+@pytest.mark.slow
 def test_later_checkpoints_hold_no_centre_of_a_forgotten_identity(
     dataset_path: Path, tmp_path: Path
 ) -> None:
