@@ -97,7 +97,7 @@ class Jobs:
         # Ray would tell of each upload.
         for name in _TALKATIVE:
             logging.getLogger(name).setLevel(logging.WARNING)
-        self._client: Any = self._ask(JobSubmissionClient, address)
+        self._client: Any = self._ask(lambda: JobSubmissionClient(address))
 
     def refuse_other_version(self) -> None:
         """Raise `UserError` where the cluster's Ray is of another release than this machine's,
@@ -170,7 +170,7 @@ class Jobs:
                 f"{TOKEN_REMEDY}"
             ) from error
         except (RuntimeError, ValueError, OSError, ClientError) as error:
-            if "does not exist" in str(error) or "404" in str(error):
+            if arguments and ("does not exist" in str(error) or "404" in str(error)):
                 raise UserError(
                     f"{arguments[0]}: no such job at {self.address}; `manyfaces jobs list` shows "
                     "them"

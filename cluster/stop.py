@@ -56,6 +56,8 @@ class Stop:
         self._reason: str | None = None
         self._asked_at = 0.0
         self._file: Path | None = None
+        self._was_there = False
+        """The file was there when it was last looked for."""
         self._closed = threading.Event()
         self._lock = threading.RLock()  # a signal may come while the main thread asks
 
@@ -99,6 +101,10 @@ class Stop:
         if looks and not shared:
             threading.Thread(target=self._look, name="stop", daemon=True).start()
 
+    def leave(self) -> None:
+        """From now on nobody else learns of requests to this process: the run is another one's."""
+        self._file, self.tell = None, lambda reason, ends: None
+
     def wait_for_checkpoint(self) -> None:
         """From now on a request waits for a checkpoint between two steps."""
         self.raises, self.saves = False, True
@@ -125,16 +131,20 @@ class Stop:
             threading.Thread(target=self._guard, name="grace", daemon=True).start()
         return True
 
+    def look(self) -> None:
+        """Take a request that the file tells of."""
+        if self._file is None or self._reason is not None:
+            return
+        with contextlib.suppress(OSError):
+            reason = self._file.read_text()
+            # Who makes the file writes the reason next; on a full disk it stays empty.
+            if reason or self._was_there:
+                self._take(reason or "a request")
+            self._was_there = True
+
     def _look(self) -> None:
-        assert self._file is not None
-        is_written = False
         while not self._closed.wait(_POLL_S) and self._reason is None:
-            with contextlib.suppress(OSError):
-                reason = self._file.read_text()
-                # Who makes the file writes the reason next; on a full disk it stays empty.
-                if reason or is_written:
-                    self._take(reason or "a request")
-                is_written = True
+            self.look()
 
     def _guard(self) -> None:
         assert self.grace_s is not None
@@ -144,7 +154,7 @@ class Stop:
                 limit = min(limit, _NOTHING_TO_SAVE_S)
             if time.monotonic() - self._asked_at > limit:
                 short = ", in too short a time for a checkpoint (cluster.grace_s)"
-                self.end(f"{self._reason}{short if self.saves else ''}")
+                self.end(f"{self._reason}{short if self.saves else ''}", exit_code())
 
 
 def _say(reason: str) -> None:

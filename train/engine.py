@@ -204,7 +204,7 @@ class Engine:
                 buffer.copy_(buffers[name])
 
     def weights(self) -> dict[str, Tensor]:
-        """Parameters and buffers by name, float32 as trained; not copied.
+        """Parameters and buffers by name, float32 as trained; not copied but for stage 3.
 
         At stage 3 collective: they are on the host of rank 0, and no other rank has any. No device
         holds more than one gathered parameter at a time.

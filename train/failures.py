@@ -11,7 +11,8 @@ from manyfaces.configs.schema import Config
 from manyfaces.train.checkpoint.layout import candidates
 from manyfaces.train.folder import RunFolder
 from manyfaces.train.heartbeat import Heartbeat, read_heartbeats
-from manyfaces.train.record import METRICS, Record, read_rows
+from manyfaces.train.lease import Launch
+from manyfaces.train.record import METRICS, Record, last_event, read_rows
 
 KILLED = "died: its process was killed, or had no memory left"
 _SETTLE_S = 1.0
@@ -26,7 +27,14 @@ def workers_failed(payload: Mapping[str, Any], causes: Mapping[int, str], count:
     config = load_stored(payload["config"], "the launcher's configuration")
     folder = RunFolder.of(config)
     time.sleep(_SETTLE_S)
-    beats = read_heartbeats(folder.path)
+    launch = Launch(folder.path, payload.get("lease"))
+    if launch.lost():  # the record is another launch's
+        return
+    started = last_event(folder.path, "start") or {}
+    world_size = started.get("world_size", 0)
+    # A session before this one may have had more ranks.
+    found = read_heartbeats(folder.path).items()
+    beats = {rank: beat for rank, beat in found if rank < world_size or not world_size}
     rank, cause = first_to_fail(causes, beats)
     where = beats[rank].where if rank in beats else f"rank {rank}"
     measured = [row["step"] for row in read_rows(folder.path / METRICS)]

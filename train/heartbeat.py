@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from manyfaces.configs.redact import redact
+
 FOLDER = ".ranks"
 PERIOD_S = 5.0
 
@@ -63,7 +65,7 @@ class Heart:
     def fail(self, fault: str) -> None:
         """Leave the error that ends this rank, at once."""
         with self._lock:
-            self.last = replace(self.last, fault=fault, failed_at=time.time())
+            self.last = replace(self.last, fault=redact(fault), failed_at=time.time())
         with contextlib.suppress(OSError):
             self._write()
 

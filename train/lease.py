@@ -103,7 +103,10 @@ class Launch:
         """Who has launched the run anew, in a line for people; "" where nobody has."""
         if self.id is None:
             return ""
-        _, path = _newest(self.folder, LAUNCH)
+        try:
+            _, path = _newest(self.folder, LAUNCH)
+        except OSError:  # a file system that does not answer takes nothing away
+            return ""
         if path is not None and _is_held_by(path, self.id):
             return ""
         return _taken(self.folder, LAUNCH)

@@ -1,10 +1,12 @@
 """The train loop: batches in, steps, records, evaluations and checkpoints out."""
 
+import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import torch
 import torch.distributed as dist
 
 from manyfaces.cluster.stop import Stop, StoppedError
@@ -90,7 +92,8 @@ def train(parts: Parts, progress: Progress) -> list[Result]:
     num_steps = plan.num_steps(config, num_images)
     results: list[Result] = []
     rates = _Rates()
-    parts.checkpointer.reserve(snapshot(parts, progress))
+    if config.checkpoint.background:
+        parts.checkpointer.reserve(snapshot(parts, progress))
 
     parts.stop.wait_for_checkpoint()
     parts.watchdog.made(progress.step)
@@ -115,7 +118,7 @@ def train(parts: Parts, progress: Progress) -> list[Result]:
         # What was paid for is saved before an evaluation, which may fail.
         saved = is_end or result.last or _is_due(progress.step, config.checkpoint.every_steps)
         if saved:
-            _save(parts, progress, last=is_end or result.last)
+            _save(parts, progress, last=is_end or (result.last and _ends(parts, lost)))
         if result.last:
             parts.stop.wants_checkpoint = False
             _end_if_asked(parts, is_complete=is_end and not parts.protocols)
@@ -135,12 +138,22 @@ def train(parts: Parts, progress: Progress) -> list[Result]:
     return results
 
 
+def _ends(parts: Parts, lost: UserError | None) -> bool:
+    """Whether the run ends behind this step, on any rank, as it does not where only a checkpoint
+    was wanted. Collective."""
+    ends = torch.tensor([int(lost is not None or parts.stop.requested)])
+    dist.all_reduce(ends, group=parts.checkpointer.group)
+    return bool(ends.item())
+
+
 def _evaluation_is_left(parts: Parts, step: int) -> bool:
     """The session before saved this step and was ended before it was evaluated. Collective."""
     if not parts.protocols or step == 0 or not _is_due(step, parts.config.evaluation.every_steps):
         return False
     names = parts.record.measured(step)
-    is_known = any(name.startswith(f"{p.name}/") for name in names for p in parts.protocols)
+    is_known = all(
+        any(name.startswith(f"{protocol.name}/") for name in names) for protocol in parts.protocols
+    )
     left = [bool(names) and not is_known]
     dist.broadcast_object_list(left, 0)
     return left[0]
@@ -234,7 +247,9 @@ def _log(
     }
     if quarantined:
         values["quarantined"] = quarantined
-    parts.record.metrics(progress.step, **values)
+    # A checkpoint that a full disk does not take ends no training, and nor does this row.
+    with contextlib.suppress(OSError):
+        parts.record.metrics(progress.step, **values)
 
 
 def snapshot(parts: Parts, progress: Progress) -> Snapshot:
@@ -298,6 +313,7 @@ def evaluate_all(parts: Parts, progress: Progress, *, saved: bool) -> list[Resul
 def _is_evaluating(parts: Parts, images: int) -> None:
     """Some more images are embedded: an evaluation ends here when the run was asked to stop."""
     parts.watchdog.phase("evaluation")
+    parts.stop.look()
     parts.stop.check()
 
 

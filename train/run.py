@@ -37,11 +37,11 @@ from manyfaces.train.record import METRICS, Record, last_event, read_rows
 from manyfaces.train.stopping import (
     INTERRUPTED,
     count_starts,
-    forget_requests,
+    forget_session,
     share_stop,
     stopped_line,
 )
-from manyfaces.train.tracking import Mirror, Status, tracking_uri
+from manyfaces.train.tracking import Mirror, Status, last_status, tracking_uri
 
 WORK = "manyfaces.train.session:work"
 """What every worker runs. Only workers import it: the process that a person started tells mistakes
@@ -104,9 +104,15 @@ def _run(
     """Launch what was claimed, show it and summarise it."""
     lease, quantities = claimed.lease, claimed.quantities
     mirror = Mirror(folder.path, config, flatten(redacted(config).model_dump()))
-    lease.on_lost = lambda _: mirror.abandon()
-    forget_requests(folder)
+    forget_session(folder)
     stop = share_stop(config, folder)
+
+    def leave(_: str) -> None:
+        mirror.abandon()
+        stop.leave()
+
+    lease.on_lost = leave
+    launched_at = time.time()
     stop.last_words = partial(_last_words, mirror, folder, console)
     outcome: dict[str, Any] = {"kind": "stopped", "message": "the workers ended without a word"}
     try:
@@ -116,18 +122,23 @@ def _run(
             resources = partial(launch.resources_line, config.cluster)
             with Follower(folder.path, claimed.num_steps, console, quantities, resources):
                 _launch(config, folder, lease)
-        outcome = last_event(folder.path, "finished", "stopped", INTERRUPTED) or outcome
+        told = last_event(folder.path, "finished", "stopped", INTERRUPTED)
+        # What could not be recorded leaves the word of an earlier session.
+        if told is not None and (claimed.complete or told["time"] >= launched_at):
+            outcome = told
     finally:
-        if taken_over := lease.lost():
-            mirror.abandon()
-        else:
-            plot_metrics(read_rows(folder.path / METRICS), quantities, folder.plots)
-            is_asked = stop.requested or outcome["kind"] == INTERRUPTED
-            status: Status = "KILLED" if is_asked else "FAILED"
-            if outcome["kind"] == "finished":
-                status = "FINISHED"
-            _close(mirror, folder, status, console)
-        lease.release()
+        try:
+            if taken_over := lease.lost():
+                mirror.abandon()
+            else:
+                is_asked = stop.requested or outcome["kind"] == INTERRUPTED
+                status: Status = "KILLED" if is_asked else "FAILED"
+                if outcome["kind"] == "finished":
+                    status = "FINISHED"
+                _plot(folder, quantities, console)
+                _close(mirror, folder, status, console)
+        finally:
+            lease.release()
     if taken_over:
         raise LeaseLostError(taken_over)
     if outcome["kind"] == INTERRUPTED:
@@ -206,6 +217,13 @@ def absolute(config: Config) -> Config:
     return config
 
 
+def _plot(folder: RunFolder, quantities: QuantitiesByName, console: Console) -> None:
+    try:
+        plot_metrics(read_rows(folder.path / METRICS), quantities, folder.plots)
+    except OSError as error:  # a full disk: the run's own end is what a person has to know
+        console.print(f"{folder.plots}: not drawn ({error.strerror})")
+
+
 def _close(mirror: Mirror, folder: RunFolder, status: Status, console: Console) -> None:
     """Send MLflow the rest."""
     problem = mirror.close(status, folder.artifacts)
@@ -217,9 +235,9 @@ def _close(mirror: Mirror, folder: RunFolder, status: Status, console: Console) 
 
 def _last_words(mirror: Mirror, folder: RunFolder, console: Console, reason: str) -> None:
     """What is told before the process ends by force."""
-    mirror.close("KILLED", timeout_s=3)
-    last = last_event(folder.path, "start", "checkpoint", INTERRUPTED)
-    if last is not None and last["kind"] == INTERRUPTED:
+    mirror.close(last_status(folder.path), timeout_s=3)
+    last = last_event(folder.path, "start", "checkpoint", "finished", "stopped", INTERRUPTED)
+    if last is not None and last["kind"] in ("finished", "stopped", INTERRUPTED):
         # All is saved; what hung comes after it.
         console.print(last["message"])
         return

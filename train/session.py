@@ -1,5 +1,6 @@
 """What every worker does with a run: build, restore, loop, close."""
 
+import sys
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -67,11 +68,11 @@ def work(payload: dict[str, Any]) -> None:
         writer = on_all_ranks(lambda: take_writer(launch) if world.rank == 0 else None)
         _run(config, world, folder, record, watchdog, writer, stop)
     except StoppedError as error:
-        record.event(INTERRUPTED, stopped_line(folder, str(error)))
+        _record_end(record, INTERRUPTED, stopped_line(folder, str(error)))
     except UserError as error:
         # A run that was taken over is another one's to record.
         if not (launch.lost() if writer is None else writer.lost()):
-            record.event("stopped", str(error))
+            _record_end(record, "stopped", str(error))
     except Exception as error:
         watchdog.fail(error)
         raise
@@ -79,6 +80,14 @@ def work(payload: dict[str, Any]) -> None:
         watchdog.close()
         if writer is not None:
             writer.release()
+
+
+def _record_end(record: Record, kind: str, message: str) -> None:
+    """Record how the run ended; where the disk is full that is no reason to start workers again."""
+    try:
+        record.event(kind, message)
+    except OSError as error:
+        print(f"{message} (not recorded: {error.strerror})", file=sys.stderr)  # noqa: T201
 
 
 def _run(

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from manyfaces.configs import rng
@@ -21,7 +22,7 @@ class StepResult:
     grad_norm: float
     """Norm of the network's gradient before clipping."""
     last: bool
-    """Some rank has no further batch."""
+    """Some rank can make no further step, or wants a checkpoint behind this one."""
     metrics: Mapping[str, Tensor]
     """Further numbers of the objective, by name; on the device."""
 
@@ -40,4 +41,12 @@ def train_step(
         raise NotFiniteError(f"loss {float(loss.value)}")
     for what, is_so in loss.checks.items():
         assert bool(is_so), what
-    return StepResult(loss.value, grad_norm, bool(loss.last), loss.metrics)
+    last = loss.last if objective.tells_last else _anywhere(loss.last)
+    return StepResult(loss.value, grad_norm, bool(last), loss.metrics)
+
+
+def _anywhere(last: Tensor) -> Tensor:
+    """Whether it is true on any rank. Collective."""
+    count = last.to(torch.int32)
+    dist.all_reduce(count)
+    return count > 0

@@ -1,12 +1,14 @@
 """What a request to stop means for a run: events in its record, and the line that says how to go
 on."""
 
+import shutil
 from collections.abc import Callable
 
 from manyfaces.cluster.stop import FILE, Stop, current
 from manyfaces.configs.schema import Config
 from manyfaces.train.checkpoint.layout import newest
 from manyfaces.train.folder import RunFolder
+from manyfaces.train.heartbeat import FOLDER as RANKS
 from manyfaces.train.record import EVENTS, Record, read_rows
 
 INTERRUPTED = "interrupted"
@@ -33,9 +35,11 @@ def share_stop(config: Config, folder: RunFolder, *, looks: bool = True) -> Stop
     return stop
 
 
-def forget_requests(folder: RunFolder) -> None:
-    """Requests to an earlier session are none to this one. Only for who has claimed the run."""
+def forget_session(folder: RunFolder) -> None:
+    """Requests to an earlier session are none to this one, and its ranks' signs of life are none of
+    this one's. Only for who has claimed the run."""
     (folder.path / FILE).unlink(missing_ok=True)
+    shutil.rmtree(folder.path / RANKS, ignore_errors=True)
 
 
 def stopped_line(folder: RunFolder, reason: str) -> str:

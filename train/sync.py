@@ -28,6 +28,7 @@ def sync_mlflow(run: Path, words: Sequence[str], console: Console) -> None:
     lease = take_launch(folder.path)
     try:
         mirror = Mirror(folder.path, config, flatten(redacted(config).model_dump()))
+        lease.on_lost = lambda _: mirror.abandon()
         status = last_status(folder.path)
         problem = mirror.close(status, folder.artifacts, TIMEOUT_S)
     finally:

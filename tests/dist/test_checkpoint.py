@@ -114,6 +114,7 @@ def save_and_load_here(folder: Path) -> None:
     assert load(folder / "few", classes=2)[0] == 7
     disk_full(folder / "full")
     write_failure(folder / "torn")
+    taken_over(folder / "taken")
     for background in (True, False):
         training_goes_on(folder / f"background {background}", background)
     not_finite(folder / "infinite")
@@ -210,6 +211,34 @@ def write_failure(folder: Path) -> None:
         ):
             saver.wait()
     assert load(folder)[0] == 1
+
+
+def taken_over(folder: Path) -> None:
+    """A run that another process has taken over meanwhile is no failed write: nothing is committed,
+    nothing is recorded in its folder, and the next wait ends on all ranks."""
+    told: list[str] = []
+    lost: list[str] = []
+
+    def may_write() -> None:
+        if lost:
+            raise UserError(lost[0])
+
+    hooks = Hooks(failed=lambda step, message: told.append(message))
+    saver = Checkpointer(folder, Checkpoint(max_failures=3), hooks, may_write)
+    saver.save(snapshot(1))
+    saver.wait()
+    write_local = saver._write_local
+
+    def slow(*given: Any) -> Any:
+        lost.append("another process has it")
+        return write_local(*given)
+
+    saver._write_local = slow  # type: ignore[method-assign]
+    saver.save(snapshot(2))
+    with pytest.raises(UserError, match="another process has it"):
+        saver.wait()
+    assert told == []
+    assert [each.step for each in candidates(folder) if each.fault is None] == [1]
 
 
 @contextlib.contextmanager

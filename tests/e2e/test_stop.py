@@ -22,7 +22,7 @@ from manyfaces.cluster import signals
 from manyfaces.configs.load import load
 from manyfaces.train.folder import RunFolder
 from manyfaces.train.session import work
-from manyfaces.train.stopping import forget_requests
+from manyfaces.train.stopping import forget_session
 
 PROCESS = {"workers": 1, "launcher": "process"}
 
@@ -117,7 +117,7 @@ def run_and_go_on(config_path: str) -> None:
     """Stopped in an evaluation, and run again to the end."""
     run_and_signal_one(config_path, "evaluation")
     config = load(config_path, [])
-    forget_requests(RunFolder.of(config))
+    forget_session(RunFolder.of(config))
     dist.barrier()
     with signals.listening(60):
         work({"name": "run", "config": config.model_dump(mode="json")})

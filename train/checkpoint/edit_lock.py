@@ -42,7 +42,10 @@ def sweep_edits(parent: Path) -> None:
         name = _LOCK.fullmatch(lock.name)
         if name is None:
             continue
-        with contextlib.suppress(OSError), lock.open() as file:
+        with (
+            contextlib.suppress(OSError),
+            lock.open("r+") as file,
+        ):  # network file systems lock nothing else
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if (parent / name[1]).exists():
                 shutil.rmtree(parent / name[1])
@@ -52,7 +55,7 @@ def sweep_edits(parent: Path) -> None:
 def is_being_written(folder: Path) -> bool:
     """Whether an edit that lives writes to the folder."""
     try:
-        with _lock_of(folder).open() as file:
+        with _lock_of(folder).open("r+") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False

@@ -211,6 +211,9 @@ class Checkpointer:
         temporary = self.folder / f"{final.name}.tmp-{self.attempt}"
         try:
             watched(partial(refuse_not_finite, snapshot.tensors), self.group, beat)
+        except RuntimeError as error:
+            self._error = f"checkpoint of step {step}: {error}"
+            return
         except UserError as error:
             good = self.last_good or "none"
             self._error = (
@@ -222,6 +225,8 @@ class Checkpointer:
         try:
             written = partial(self._write_local, temporary, snapshot, needed_bytes)
             files = self._gathered(watched(written, self.group, beat))
+            if self._taken_over():
+                return
             commit = partial(self._commit, temporary, final, step, files, needed_bytes)
             on_all_ranks(commit, self.group)
         except UserError as error:
@@ -242,7 +247,20 @@ class Checkpointer:
             )
             self._failed(step, told, last=False)
             return
+        except RuntimeError as error:  # some rank is gone
+            self._error = f"what comes after the checkpoint of step {step}: {error}"
+            return
         self._failures = 0
+
+    def _taken_over(self) -> bool:
+        """Whether the run is another process's by now: that is no failed write, and ends this one.
+        Collective."""
+        try:
+            on_all_ranks(self._refuse_taken_over, self.group)
+        except UserError as error:
+            self._error = str(error)
+            return True
+        return False
 
     def _write_local(self, folder: Path, snapshot: Snapshot, needed_bytes: int) -> Files:
         """Write this rank's part; facts of its files."""
@@ -293,4 +311,5 @@ class Checkpointer:
         with self._told(needed_bytes):
             self.hooks.committed(step, final)
             if self.rank == 0:
+                self.may_write()
                 retain(self.folder, self.settings.keep, self._trusted)

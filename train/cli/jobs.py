@@ -24,7 +24,7 @@ Address = Annotated[
     str | None,
     typer.Option(
         metavar="URL",
-        help="The cluster's dashboard; default: RAY_ADDRESS, or this machine's.",
+        help="The dashboard; default: RAY_API_SERVER_ADDRESS, RAY_ADDRESS, this machine's.",
     ),
 ]
 Follow = Annotated[

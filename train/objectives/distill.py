@@ -17,6 +17,8 @@ class Distill(Objective):
     teacher's (Hinton et al., arXiv 1503.02531, on embeddings instead of logits). The teacher sees
     what the student sees, augmented alike, and never changes."""
 
+    tells_last = True
+
     def __init__(self, settings: schema.Distill, setting: Setting) -> None:
         self.settings = settings
         self.teacher = setting.open_encoder(settings.teacher)

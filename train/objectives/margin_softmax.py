@@ -23,6 +23,8 @@ PART = "head"
 class MarginSoftmax(Objective):
     """The class-sharded head as an objective (Partial FC, arXiv 2203.15565)."""
 
+    tells_last = True
+
     def __init__(self, weight: float, branch: str, setting: Setting) -> None:
         config = setting.config
         self.weight, self.branch = weight, branch

@@ -64,7 +64,7 @@ class Moment:
     """Samples of the global batch."""
     lr: float
     last: bool = False
-    """This rank can make no further step: it is told to all ranks in `Loss.last`."""
+    """This rank can make no further step, or wants a checkpoint behind this one."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Loss:
     finite: Tensor
     """bool []: the loss is a number. The same on all ranks."""
     last: Tensor
-    """bool []: some rank can make no further step. The same on all ranks."""
+    """bool []: `Moment.last` of this rank or, from an objective that `tells_last`, of any rank."""
     checks: Mapping[str, Tensor] = field(default_factory=dict)
     """What is wrong with the program if the tensor, bool [], is false."""
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
@@ -144,6 +144,10 @@ class Forward:
 
 class Objective(ABC):
     """What is optimised. All ranks call its methods together, in the same order."""
+
+    tells_last: bool = False
+    """`Loss.last` is the same on all ranks, in a message that the objective sends anyway; else the
+    step sends one for it."""
 
     def views(self, main: View) -> Mapping[str, View]:
         """How each image is shown, by name; `main` is what the configuration says."""

@@ -13,6 +13,8 @@ class Triplet(Objective):
     """Triplets over the global batch (FaceNet, arXiv 1503.03832; batch-hard, arXiv 1703.07737). It
     has no state."""
 
+    tells_last = True
+
     def __init__(self, settings: schema.Triplet, setting: Setting) -> None:
         self.settings = settings
         self.ranks = Ranks(setting.group)

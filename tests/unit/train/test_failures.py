@@ -1,8 +1,10 @@
 """Which worker failed first, and what the record says of it."""
 
+import json
 import socket
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ import yaml
 from manyfaces.configs.load import load
 from manyfaces.configs.schema import Config
 from manyfaces.train.failures import KILLED, first_to_fail, next_line, workers_failed
-from manyfaces.train.heartbeat import Heart, Heartbeat
+from manyfaces.train.heartbeat import FOLDER, Heart, Heartbeat
 from manyfaces.train.record import METRICS, Record, last_event
 
 RESET = "gloo: Read error: Connection reset by peer"
@@ -40,6 +42,28 @@ def test_a_killed_process_is_found_where_the_launcher_knows_only_the_others(
     assert first_to_fail({0: f"failed: {RESET}"}, beats) == (1, KILLED)
     elsewhere = {0: beats[0], 1: Heartbeat(1, "node7", pid=ended_pid)}
     assert first_to_fail({0: f"failed: {RESET}"}, elsewhere)[0] == 1
+
+
+def test_ranks_of_a_larger_session_before_are_not_blamed(
+    tmp_path: Path, ended_pid: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("manyfaces.train.failures._SETTLE_S", 0)
+    tree = {"run": {"dir": str(tmp_path), "name": "r"}, "model": {"kind": "vit"}}
+    config = Config.model_validate(tree)
+    run = Path(config.run.dir) / config.run.name
+    Record(run).event("start", "2 workers", world_size=2, step=4)
+    (run / FOLDER).mkdir()
+    for beat in (
+        Heartbeat(0, "a", step=6),
+        Heartbeat(1, "a", step=6, fault="no label 7", failed_at=9.0),
+        Heartbeat(3, socket.gethostname(), step=90, pid=ended_pid),
+    ):
+        (run / FOLDER / f"{beat.rank}.json").write_text(json.dumps(asdict(beat)))
+    payload = {"config": config.model_dump(mode="json")}
+    workers_failed(payload, {1: "failed: no label 7"}, 1)
+    told = last_event(run, "worker_failed")
+    assert told is not None
+    assert told["message"].startswith("rank 1 on a failed: no label 7; step 6; restart 1")
 
 
 def test_of_errors_the_first_is_told() -> None:
