@@ -72,12 +72,12 @@ class RecordAt(NamedTuple):
         return f"{self.path}:{self.key}"
 
     def read(self) -> bytes:
-        """Read the image's bytes. Raises `Dropped`."""
+        """Read the image's bytes. Raises `Dropped`, and `OSError` for a disk that fails."""
         try:
             payload = read_payload(self.path, self.offset, MOST_BYTES)
         except TooLongError as error:
             raise Dropped(TOO_MANY_BYTES) from error
-        except (ValueError, OSError) as error:
+        except ValueError as error:
             raise Dropped("a record that is not whole") from error
         num_labels = int.from_bytes(payload[:4], "little")
         return payload[HEADER_BYTES + 4 * num_labels :]

@@ -5,7 +5,9 @@ An image is a struct {bytes, path} or plain binary; labels are integers (named i
 "huggingface" metadata) or texts.
 """
 
+import errno
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -50,12 +52,16 @@ class RowAt(NamedTuple):
         return f"{self.path}:row group {self.group}, row {self.row}"
 
     def read(self) -> bytes:
-        """Read the image's bytes; it is cheap where rows are read in their order. Raises
-        `Dropped`."""
+        """Read the image's bytes; it is cheap where rows are read in their order. Raises `Dropped`,
+        and `OSError` for a disk that fails."""
         try:
             value = _cursor(self.path, self.group, self.column).get(self.row)
         except (pa.ArrowException, OSError, StopIteration) as error:
             _cursor.cache_clear()
+            # pyarrow raises OSError for content that is broken too: without a number, or with that
+            # of a place which no file has.
+            if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+                raise OSError(error.errno, os.strerror(error.errno), self.path) from error
             raise Dropped("a row that cannot be read") from error
         if len(value) > MOST_BYTES:
             raise Dropped(TOO_MANY_BYTES)

@@ -6,6 +6,7 @@ A source costs tens of bytes an image: names stand in a `TextColumn`, numbers in
 `Place` is made of a row when the row is read.
 """
 
+import errno
 import importlib
 import inspect
 import pkgutil
@@ -26,6 +27,13 @@ from manyfaces.data.sources.file_names import is_system_folder
 from manyfaces.data.sources.left_out import LeftOut
 
 _DEEPEST, _FOLDERS_LOOKED_INTO = 3, 10
+_OF_THE_FILE = frozenset(
+    (
+        *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM),
+        *(errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ),
+    )
+)
+"""What is wrong with one file or its name; every other error is the disk's or the system's."""
 TOO_MANY_BYTES = f"more than {MOST_BYTES:,} bytes"
 ValueType = type[Path] | type[str] | type[int] | type[float]
 
@@ -40,7 +48,8 @@ class Place(Protocol):
     its `str` is for people."""
 
     def read(self) -> bytes:
-        """Read the bytes. Raises `Dropped`."""
+        """Read the bytes. Raises `Dropped` for an image that will never be one, and `OSError` for a
+        disk that fails, whose images may be read another time."""
         ...
 
 
@@ -61,6 +70,9 @@ class FileAt(NamedTuple):
                 raise Dropped(TOO_MANY_BYTES)
             return Path(self.path).read_bytes()
         except OSError as error:
+            if error.errno not in _OF_THE_FILE:
+                error.filename = self.path
+                raise
             raise Dropped(f"cannot be read: {error.strerror}") from error
         except ValueError as error:  # a zero byte in the name
             raise Dropped("cannot be read: no file can have this name") from error
