@@ -1,6 +1,7 @@
 """Parquet files with image bytes and a label column, as Hugging Face datasets export them."""
 
 import hashlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from manyfaces.data.sources.file_names import (
 from manyfaces.data.sources.parquet_rows import RowAt, read_rows
 from manyfaces.data.sources.source import SPLIT, Claim, Option, Source, files_below
 
+_SHARD = re.compile(r"(?P<run>.+)-\d+-of-\d+")
+"""The name of one of the files that Hugging Face's `datasets` has split a table into."""
+
 
 class Parquet(Source):
     """The images of parquet files. Images are named by their path in the dataset that they come
@@ -24,7 +28,7 @@ class Parquet(Source):
     """
 
     kind, described = "parquet", "a .parquet file or a folder of them"
-    precedence, joins = 30, True
+    precedence, part_name = 30, _SHARD
     options = (
         SPLIT,
         Option("image_column", str, "image column of parquet files, where it is not clear", "NAME"),

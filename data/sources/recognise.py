@@ -1,6 +1,5 @@
 """Which kind of source a path holds, and which options the kinds take."""
 
-import re
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -18,36 +17,29 @@ from manyfaces.data.sources.source import (
 
 NO_OPTIONS: Mapping[str, object] = MappingProxyType({})
 _NAMES_A_KIND = 3
-_PART = re.compile(r"(?P<run>.+)(?:_\d+|-\d+-of-\d+)")
-"""The name of one of several files that one run of a program wrote."""
 
 
 def recognise_each(
     paths: Sequence[Path], options: Mapping[str, object] = NO_OPTIONS
 ) -> list[Source]:
-    """Open the sources that the paths hold. Files that are numbered as parts of one (`train_0.rec`,
-    `train_1.rec`; `train-00000-of-00002.parquet`) are opened as one source, at the place of the
-    first, since they share their labels. Raises `UserError` as `recognise` does."""
+    """Open the sources that the paths hold. Files of a folder that are numbered as parts of one
+    (`train_0.rec`, `train_1.rec`; `train-00000-of-00002.parquet`) are opened as one source, at the
+    place of the first, since they share their labels. Raises `UserError` as `recognise` does."""
     parts_of: dict[object, list[Path]] = {}
     for path in paths:
-        told = _PART.fullmatch(path.stem) if path.is_file() else None
-        run = (path.resolve().parent, told["run"], path.suffix) if told else path
-        parts_of.setdefault(run, []).append(path)
-    return [
-        source
-        for parts in parts_of.values()
-        for source in (
-            [recognise(parts[0], options, parts[1:])]
-            if len(parts) > 1 and _joins(parts[0])
-            else [recognise(path, options) for path in parts]
-        )
-    ]
+        parts_of.setdefault(_run_of(path), []).append(path)
+    return [recognise(parts[0], options, parts[1:]) for parts in parts_of.values()]
 
 
-def _joins(path: Path) -> bool:
-    return any(
-        claim.certain for kind in source_kinds() if kind.joins for claim in kind.claims(path)
-    )
+def _run_of(path: Path) -> object:
+    """What the files have in common that one run of a program wrote; the path itself where it is no
+    such file."""
+    if path.is_file():
+        for kind in source_kinds():
+            told = kind.part_name and kind.part_name.fullmatch(path.stem)
+            if told and any(claim.certain for claim in kind.claims(path)):
+                return kind, path.resolve().parent, told["run"], path.suffix
+    return path
 
 
 def recognise(
@@ -89,7 +81,10 @@ def recognise(
     source = kind(path, [*claim.files, *others], **given)
     if others:
         names = ", ".join(other.name for other in others)
-        joined = f"{path.name} and {names} are taken as parts of one source, by their names"
+        joined = (
+            f"{path.name} and {names} are taken as parts of one source, by their names; to keep "
+            "them apart, put each into another folder"
+        )
         source.notes = [*source.notes, joined]
     _list_what_stands_beside(source, claim.files)
     return source

@@ -25,7 +25,7 @@ class Records(Source):
     """
 
     kind, described = "rec", "an MXNet .rec (with its .idx)"
-    precedence, joins = 10, True
+    precedence, part_name = 10, _CHUNK
 
     @classmethod
     def claims(cls, path: Path) -> list[Claim]:

@@ -10,6 +10,7 @@ import errno
 import importlib
 import inspect
 import pkgutil
+import re
 import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -128,9 +129,10 @@ class Source(ABC):
     in_sequence: ClassVar[bool] = True
     """Whether ascending rows lie one after the other on disk, so that they are best read in this
     order."""
-
-    joins: ClassVar[bool] = False
-    """Whether the constructor takes several files."""
+    part_name: ClassVar[re.Pattern[str] | None] = None
+    """How the name (without its suffix) of each of several files looks that one run of a program
+    wrote, its group `run` being what they share: named one by one, they are one source. None where
+    each file that is named is a source of its own."""
 
     path: Path
     identities: list[str]

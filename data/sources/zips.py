@@ -29,7 +29,7 @@ class Zips(Source):
     """
 
     kind, described = "zip", "a .zip of identity folders or a folder of them"
-    precedence, joins = 20, True
+    precedence = 20
     options = (SPLIT,)
 
     @classmethod

@@ -16,6 +16,7 @@ from test_recordio import write as write_rec
 
 from manyfaces.configs.errors import UserError
 from manyfaces.data.conversion.convert import convert
+from manyfaces.data.conversion.merge import merge_identities
 from manyfaces.data.conversion.report import lines
 from manyfaces.data.limits import MOST_BYTES
 from manyfaces.data.sources.recognise import recognise, recognise_each
@@ -302,12 +303,28 @@ def test_files_that_are_no_chunks(tmp_path: Path) -> None:
     assert len(recognise_each([tmp_path / "a_0.txt", tmp_path / "a_1.txt"])) == 2
 
 
-def test_parts_of_other_kinds_that_are_named_one_by_one(tmp_path: Path) -> None:
-    zips = [archive(tmp_path / f"faces_{n}.zip", f"ann/{n}.jpg") for n in range(2)]
-    (source,) = recognise_each(zips)
-    assert held(source) == [("ann", "ann/0.jpg"), ("ann", "ann/1.jpg")]
+def test_parquet_files_of_one_table_that_are_named_one_by_one(tmp_path: Path) -> None:
     files = [parquet(tmp_path / f"train-0000{n}-of-00002.parquet", ["ann"]) for n in range(2)]
-    assert [one.identities for one in recognise_each(files)] == [["ann"]]
+    (source,) = recognise_each(files)
+    assert source.identities == ["ann"]
+    (note,) = source.notes
+    assert note.endswith("by their names; to keep them apart, put each into another folder")
+
+
+def test_files_of_one_folder_whose_numbers_say_nothing_stay_apart(tmp_path: Path) -> None:
+    """A folder 0 of one archive is not the person of a folder 0 of another."""
+    zips = [archive(tmp_path / f"batch_{n}.zip", "0/1.jpg", "1/1.jpg") for n in range(2)]
+    tables = [parquet(tmp_path / f"batch_{n}.parquet", [0, 1]) for n in range(2)]
+    for paths in (zips, tables):
+        sources = recognise_each(paths)
+        assert [source.path for source in sources] == paths
+        assert [sorted(source.identities) for source in sources] == [["0", "1"]] * 2
+        assert len(merge_identities(sources, None)[0]) == 4
+    folder = tmp_path / "zips"
+    folder.mkdir()
+    for path in zips:
+        path.rename(folder / path.name)
+    assert sorted(recognise(folder).identities) == ["0", "1"]
 
 
 @pytest.mark.parametrize("change", ["cut", "middle", "twice", "more"])
