@@ -1,5 +1,6 @@
 """Bytes of samples, read from shards that stay open."""
 
+import contextlib
 import resource
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
@@ -14,12 +15,14 @@ from manyfaces.data.store.cache import CachedShards
 from manyfaces.data.store.open_file import OpenFile
 
 _MOST_OPEN = 1024
+_FILES = 4 * _MOST_OPEN
+"""What a process may open where the system lets it, so that a store may have `_MOST_OPEN`."""
 
 
 class Store:
     """The samples of one part, by row. It opens shards on first use, and of more than `max_open`
-    closes that which was opened first; by default it takes a quarter of the files that this process
-    may open, and at most 1,024.
+    closes that which was not read for the longest time; by default it takes a quarter of the files
+    that this process may open, and at most 1,024.
 
     A remote part's shards come through the node's cache; `tell` then gets a line about a store that
     goes on failing.
@@ -54,6 +57,7 @@ class Store:
         for row, shard, offset, size in places:
             try:
                 file = self._files.get(shard) or self._open(shard)
+                self._files.move_to_end(shard)
                 body = file.read(offset, size)
             except OSError as error:
                 raise self._lost(row, shard, error.strerror or str(error)) from error
@@ -109,10 +113,19 @@ class Store:
 
 
 def _files_at_a_time() -> int:
-    """How many files a store may keep open: the rest of this process needs some too."""
-    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if allowed == resource.RLIM_INFINITY:
-        return _MOST_OPEN
+    """How many files a store may keep open: the rest of this process needs some too.
+
+    Shells usually allow 1,024 to a process. A quarter of that is soon too few for orders that draw
+    from all shards, where nearly every read would open one; the process raises it as far as the
+    system lets it.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):  # some containers forbid it
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            soft = wanted
+    allowed = _FILES if soft == resource.RLIM_INFINITY else soft
     return max(min(_MOST_OPEN, allowed // 4), 1)
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 import shutil
 from pathlib import Path
 
@@ -87,6 +88,44 @@ def test_few_shards_are_open_at_a_time(part: Part, monkeypatch: pytest.MonkeyPat
     assert [len(blob) for blob in everything] == part.size_N.tolist()
     stores.close()
     assert files_open() == before
+
+
+def test_the_shard_that_was_not_read_for_the_longest_time_is_closed(part: Part) -> None:
+    store = Store(part, max_open=2)
+    first = [int(np.flatnonzero(part.shard_N == shard)[0]) for shard in range(3)]
+    store.read([first[0], first[1], first[0]])
+    kept = store._files[0]
+    store.read([first[2], first[0]])
+    assert list(store._files) == [2, 0]
+    assert store._files[0] is kept
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "allowed", "files"),
+    [
+        (1024, 1 << 20, True, 1024),
+        (1024, resource.RLIM_INFINITY, True, 1024),
+        (1024, 2048, True, 512),
+        (1024, 1 << 20, False, 256),
+        (1 << 20, 1 << 20, True, 1024),
+        (resource.RLIM_INFINITY, resource.RLIM_INFINITY, True, 1024),
+    ],
+)
+def test_a_process_may_open_more_files_where_the_system_lets_it(
+    soft: int, hard: int, allowed: bool, files: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = [soft, hard]
+
+    def set_limits(_: int, wanted: tuple[int, int]) -> None:
+        if not allowed:
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+        assert soft < wanted[0] <= 4096
+        limits[:] = wanted
+
+    monkeypatch.setattr(resource, "getrlimit", lambda _: tuple(limits))
+    monkeypatch.setattr(resource, "setrlimit", set_limits)
+    assert samples._files_at_a_time() == files
+    assert limits[1] == hard
 
 
 def test_batches_before_the_loss_are_still_given(part: Part, tmp_path: Path) -> None:
