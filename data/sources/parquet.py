@@ -10,6 +10,7 @@ from manyfaces.data.sources.file_names import (
     shard_count,
     split_of_file,
     split_of_folder,
+    wanted_names,
     wanted_splits,
 )
 from manyfaces.data.sources.parquet_rows import RowAt, read_rows
@@ -68,6 +69,7 @@ class Parquet(Source):
     def _of_split(self, path: Path, files: Sequence[Path], wanted: str | None) -> list[Path]:
         """The files of the split that is to be read, all of them. Raises `UserError`."""
         if not path.is_dir():
+            _require_split(files, wanted)
             return list(files)
         names = {file: str(file.relative_to(path)) for file in files}
         split_of = {file: split_of_file(name) for file, name in names.items()}
@@ -82,7 +84,8 @@ class Parquet(Source):
             if len(counts) != expected or len(set(counts)) > 1:
                 raise UserError(
                     f"{path}: {len(counts)} files of the split {split}, whose names say that there "
-                    f"are {expected}; fetch the others, or remove what is of another export"
+                    f"are {expected}; fetch the others, remove what is of another export, or name "
+                    "those that you want one by one"
                 )
         return kept
 
@@ -97,3 +100,17 @@ class Parquet(Source):
             return name
         place = self.place(row)
         return f"{Path(place.path).stem}/{place.group}/{place.row}"
+
+
+def _require_split(files: Sequence[Path], wanted: str | None) -> None:
+    """Raise `UserError` for a file that was named and is of another split than what is wanted."""
+    if wanted is None:
+        return
+    for file in files:
+        split = split_of_file(f"{file.absolute().parent.name}/{file.name}")
+        if split not in wanted_names(wanted):
+            is_of = f"of the split {split}" if split else "of no split by its name"
+            raise UserError(
+                f"{file}: is {is_of}, and --split says {wanted}; leave --split out, or name a file "
+                "of that split"
+            )

@@ -249,12 +249,20 @@ def test_parquet_splits(tmp_path: Path) -> None:
         assert len(source.left_out) == 2
         both = recognise(folder, {"split": "train+val"})
         assert sorted(both.identities) == ["0", "1", "9"]
+        file = folder / layout.format("validation")
+        for wanted in (None, "val", "train+validation"):
+            assert sorted(recognise(file, {"split": wanted}).identities) == ["1", "9"]
+        refused(file, "is of the split validation, and --split says test; leave", split="test")
+    refused(parquet(tmp_path / "0.parquet", [1]), "is of no split by its name, and", split="test")
 
 
 def test_parquet_files_that_do_not_agree(tmp_path: Path) -> None:
     names = ["train-00000-of-00002.parquet", "train-00001-of-00002.parquet"]
     first = parquet(tmp_path / "a" / names[0], [0, 1], ["ann", "bob"])
-    refused(first.parent, "1 files of the split train, whose names say that there are 2")
+    refused(
+        first.parent, "train, whose names say that there are 2; .* name those that you want one"
+    )
+    assert recognise(first).identities == ["ann", "bob"]
     parquet(tmp_path / "a" / names[1], [0, 1], ["bob", "ann"])
     refused(first.parent, f"{names[1]}: column 'label' has other class names than in {names[0]}")
     parquet(tmp_path / "a" / names[1], [0, 1])
