@@ -20,17 +20,18 @@ def parse_cls(body: bytes) -> int:
     return int(text)
 
 
-def parse_json(body: bytes) -> list[tuple[str, int | None]]:
-    """What a `.json` member has under "identity", "label" and "cls", in this order: the number, or
-    None for what is no integer; nothing where it has none of them. Raises `ValueError` where it is
-    no JSON object, or says one of them twice."""
+def parse_json(body: bytes) -> tuple[str, int] | None:
+    """The label in a `.json` member: the first of "identity", "label" and "cls" under which it has
+    an integer, and the integer; None where it has none. Raises `ValueError` where it is no JSON
+    object, or says one of them twice."""
     try:
         told = json.loads(body, object_pairs_hook=_without_doubles)
     except RecursionError as error:
         raise ValueError("nested too deep") from error
     if not isinstance(told, dict):
         raise ValueError("no object")
-    return [(key, _number(told[key])) for key in JSON_LABELS if told.get(key) is not None]
+    numbers = ((key, _number(told.get(key))) for key in JSON_LABELS)
+    return next(((key, number) for key, number in numbers if number is not None), None)
 
 
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

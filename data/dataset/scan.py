@@ -24,6 +24,8 @@ _TORN = (
 """What `tarfile` raises for headers that say anything."""
 _MOST_LABEL_BYTES = 1 << 24
 _MEMBERS_SHOWN = 4
+_NO_SAMPLE = "without an image or a label of the same key"
+_PICTURE_ALONE = "of another image format than JPEG and without a label"
 
 
 @dataclass
@@ -45,14 +47,26 @@ class _Group:
     @property
     def is_of_a_sample(self) -> bool:
         """Whether it has an image, a label or an image of another format."""
-        ends = {name.rpartition(".")[2].lower() for name in self.others}
-        return bool(self.by_suffix or ends & {*IMAGE_SUFFIXES, *_OTHER_IMAGES})
+        return bool(self.by_suffix or self._ends & {*IMAGE_SUFFIXES, *_OTHER_IMAGES})
+
+    @property
+    def is_picture_alone(self) -> bool:
+        """Whether all that it has of a sample is an image of another format, such as a mask."""
+        return not self.by_suffix and not self._ends & {*IMAGE_SUFFIXES, *LABEL_SUFFIXES}
+
+    @property
+    def _ends(self) -> set[str]:
+        return set(map(_end, self.others))
 
     def shown(self) -> str:
         """Its members, for people."""
         names = [*self.by_suffix.values(), *self.others]
         more = len(names) - _MEMBERS_SHOWN
         return ", ".join(names[:_MEMBERS_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _end(name: str) -> str:
+    return name.rpartition(".")[2].lower()
 
 
 def scan(shard: Path, leave_out: LeaveOut = lambda reason, member: None) -> Iterator[Sample]:
@@ -96,8 +110,7 @@ class _Samples:
         whose other members may come later. Raises `UserError`."""
         key = group.key
         if not group.is_of_a_sample:
-            for name in group.others:
-                self.leave_out("without an image or a label of the same key", name)
+            self._leave_out_all(group)
             return None
         if key in self.whole:
             raise UserError(
@@ -116,13 +129,22 @@ class _Samples:
         return Sample(key, *group.image, identity)
 
     def refuse_halves(self) -> None:
-        """Raise `UserError` for half a sample."""
+        """Raise `UserError` for half a sample. Pictures of another format for which no label came
+        are left out."""
         for group in self.halves.values():
+            if group.is_picture_alone:
+                self._leave_out_all(group)
+                continue
             missing = ".jpg" if group.image is None else ".cls or .json"
             raise UserError(
                 f"{self.shard}: sample {group.key!r} has no {missing}, only {group.shown()}; every "
                 "sample needs an image and a label (a key ends at the first dot of the name)"
             )
+
+    def _leave_out_all(self, group: _Group) -> None:
+        for name in group.others:
+            is_picture = _end(name) in _OTHER_IMAGES
+            self.leave_out(_PICTURE_ALONE if is_picture else _NO_SAMPLE, name)
 
     def _refuse_second_half(self, first: _Group, second: _Group) -> None:
         shown = f"{first.shown()} and, after others, {second.shown()}"
@@ -246,16 +268,14 @@ def _add_json(group: _Group, name: str, body: bytes, where: str) -> None:
     try:
         told = parse_json(body)
     except ValueError:
-        told = []
-    if not told or told[0][1] is None:
+        told = None
+    if told is None:
         group.unlabelled = body
         return
-    for key, number in told:
-        if number is None:
-            continue
-        if not 0 <= number < MOST_IDENTITIES:
-            raise _no_label(where, body)
-        group.labels[f"{name} {key}"] = number
+    key, number = told
+    if not 0 <= number < MOST_IDENTITIES:
+        raise _no_label(where, body)
+    group.labels[f"{name} {key}"] = number
 
 
 def _no_label(where: str, body: bytes) -> UserError:

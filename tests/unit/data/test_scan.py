@@ -50,9 +50,9 @@ REFUSED: list[tuple[str, Members, str]] = [
         r"labels that differ \(0\.cls 3 and 0\.json label 4\)",
     ),
     (
-        "labels that differ in one file",
-        [("0.jpg", b"a"), ("0.json", b'{"identity": 1, "label": 4}')],
-        "labels that differ",
+        "labels that differ, by the first number of a JSON",
+        [*sample("0", 3), ("0.json", b'{"identity": 4, "label": 3}')],
+        r"labels that differ \(0\.cls 3 and 0\.json identity 4\)",
     ),
     (
         "a label twice in one file",
@@ -62,7 +62,12 @@ REFUSED: list[tuple[str, Members, str]] = [
     ("half a sample", [*sample("0"), ("1.jpg", b"x")], r"'1' has no \.cls or \.json, only 1\.jpg"),
     ("the other half", [*sample("0"), ("1.cls", b"1")], r"'1' has no \.jpg, only 1\.cls"),
     ("dots in names", [*sample("a.1"), *sample("a.2")], r"'a' has no \.jpg, only a\.1\.jpg"),
-    ("a PNG alone", [*sample("0"), ("1.png", b"x")], r"'1' has no \.jpg, only 1\.png"),
+    (
+        "a PNG, and its label after others",
+        [("1.png", b"x"), *sample("0"), ("1.cls", b"0")],
+        r"members of key '1' do not lie next to each other \(1\.png and, after others, 1\.cls\)",
+    ),
+    ("PNGs with dots", [("a.1.png", b"x"), ("a.1.cls", b"0")], r"'a' has no \.jpg, only a\.1\.png"),
     ("a PNG with a label", [("1.png", b"x"), ("1.cls", b"0")], r"'1' has no \.jpg, only 1\.cls, 1"),
     ("a label with an underscore", [("0.jpg", b""), ("0.cls", b"1_0")], "label b'1_0'"),
     ("a label of other digits", [("0.jpg", b""), ("0.cls", "٣".encode())], "is not an integer"),
@@ -95,6 +100,21 @@ KEPT: list[tuple[str, Members, list[tuple[str, int]]]] = [
     ("a byte order mark", [("0.jpg", b"x"), ("0.cls", b"\xef\xbb\xbf5")], [("0", 5)]),
     ("JSON that agrees", [*sample("0", 3), ("0.json", b'{"label": "3"}')], [("0", 3)]),
     ("JSON with a name", [*sample("0", 3), ("0.json", b'{"label": "ann"}')], [("0", 3)]),
+    (
+        "JSON of two numbers",
+        [("0.jpg", b"x"), ("0.json", b'{"identity": 28, "label": 1}')],
+        [("0", 28)],
+    ),
+    (
+        "JSON of a name and a number",
+        [("0.jpg", b"x"), ("0.json", b'{"identity": "ann", "label": 3}')],
+        [("0", 3)],
+    ),
+    (
+        "JSON that agrees by its number",
+        [*sample("0", 3), ("0.json", b'{"identity": "ann", "cls": 3}')],
+        [("0", 3)],
+    ),
     ("folders", [*sample("./a/0", 1), *sample("./b/0", 2)], [("./a/0", 1), ("./b/0", 2)]),
     ("an empty image", [("0.jpg", b""), ("0.cls", b"0")], [("0", 0)]),
     ("long names", sample("n" * 300 + "é" * 90, 1), [("n" * 300 + "é" * 90, 1)]),
@@ -141,6 +161,9 @@ def test_what_is_no_part_of_a_sample_is_told(tmp_path: Path) -> None:
         ("list.csv", b"1"),
         ("list.tsv", b"1"),
         (".thumbnails/0.jpg", b""),
+        ("0_mask.png", b""),
+        ("0_mask.txt", b""),
+        ("preview.gif", b""),
     ]
     shard_of(members, tmp_path / "x.tar")
     shard_of([("a", b"")], tmp_path / "._x.tar")
@@ -153,7 +176,9 @@ def test_what_is_no_part_of_a_sample_is_told(tmp_path: Path) -> None:
         "left out: 1 .tar files in folders below, such as more/y.tar",
         "left out: 3 members hidden, or the system's, such as x.tar:._0.jpg",
         "left out: 1 member beside an image and its label, such as x.tar:0.txt",
-        "left out: 3 members without an image or a label of the same key, such as x.tar:README",
+        "left out: 4 members without an image or a label of the same key, such as x.tar:README",
+        "left out: 2 members of another image format than JPEG and without a label, such as "
+        "x.tar:0_mask.png",
     ]
 
 
