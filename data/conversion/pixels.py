@@ -56,5 +56,5 @@ def _too_many_pixels(blob: bytes) -> bool:
                 return image.width * image.height > MOST_PIXELS
     except Image.DecompressionBombError:
         return True
-    except (OSError, ValueError, EOFError, SyntaxError):  # left to OpenCV
+    except (OSError, ValueError, EOFError, SyntaxError, NotImplementedError):  # left to OpenCV
         return False

@@ -1,6 +1,7 @@
 """Images that cannot be used are left out: those whose size no face has, before they are decoded."""
 
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ import numpy as np
 import pytest
 
 from manyfaces.data.conversion.convert import convert
+from manyfaces.data.conversion.pixels import decoded
 from manyfaces.data.dataset import write
 from manyfaces.data.dataset.manifest import Manifest
+from manyfaces.data.sources.source import Dropped
 
 
 @pytest.mark.parametrize(("suffix", "reason"), [("jpg", "pixels"), ("png", "pixels"), ("bmp", "")])
@@ -32,6 +35,14 @@ def test_a_header_with_a_huge_size_drops_its_image_only(
     (row,) = [json.loads(x) for x in (tmp_path / "out" / "dropped.jsonl").read_text().splitlines()]
     assert row["source"].endswith(f"huge.{suffix}")
     assert reason in row["reason"]
+
+
+def test_a_format_that_pillow_knows_in_part_drops_its_image_only() -> None:
+    """A DDS texture of an unknown compression."""
+    header = struct.pack("<7I", 124, 0x1007, 4, 4, 0, 0, 0) + bytes(44)
+    blob = b"DDS " + header + struct.pack("<2I4s", 32, 4, b"ABCD") + bytes(40)
+    with pytest.raises(Dropped, match="not a decodable image"):
+        decoded(blob)
 
 
 def test_a_kill_after_the_manifest_leaves_what_is_completed(
