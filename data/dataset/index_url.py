@@ -78,6 +78,8 @@ def index_url(
         remote.upload(INDEX, folder / INDEX)
         remote.write(MANIFEST, _as_json(there).encode())  # last: it vouches for the index
     except UserError as error:
+        if redact(url) != url:  # the index here says where the shards are without the credentials
+            raise
         raise UserError(
             f"{error}; the index is in {folder}, which is a data.path as it is"
         ) from error

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_scan import shard_of
 
 from manyfaces.configs.errors import UserError
+from manyfaces.configs.schema import Data
 from manyfaces.data.dataset.index_url import index_url
 from manyfaces.data.dataset.part import Part
 from manyfaces.data.store.cache import RemoteSource
@@ -36,3 +38,35 @@ def test_an_index_that_others_read_holds_none(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^https://\*\*\*@host/faces: --out keeps the URL"):
         index_url("https://user:PLANTED@host/faces", tmp_path / "index")
     assert not (tmp_path / "index").exists()
+
+
+class FullStore:
+    """A store of one shard that takes nothing more."""
+
+    read_only = False
+
+    def __init__(self, url: str, patience_s: float) -> None: ...
+
+    def listing(self, suffix: str) -> dict[str, int | None]:
+        return {f"x{suffix}": 1}
+
+    def sizes(self, names: list[str]) -> dict[str, int]:
+        return {}
+
+    def fetch(self, name: str, path: Path, size: int | None, progress: None) -> None:
+        shard_of([("0.jpg", b"x"), ("0.cls", b"0")], path)
+
+    def upload(self, name: str, path: Path) -> None:
+        raise UserError("faces: no space left; make some")
+
+
+@pytest.mark.parametrize("credentials", ["", "user:PLANTED@"])
+def test_an_index_that_cannot_be_put_there_is_usable_where_it_says_so(
+    credentials: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The index on this node has the URL without them, and opens nothing."""
+    monkeypatch.setattr("manyfaces.data.dataset.index_url.Remote", FullStore)
+    config = Data(cache_dir=str(tmp_path))
+    with pytest.raises(UserError, match=r"no space left; make some") as error:
+        index_url(f"https://{credentials}host/faces", config=config, processes=1)
+    assert ("which is a data.path as it is" in str(error.value)) == (credentials == "")
