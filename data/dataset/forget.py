@@ -1,5 +1,6 @@
 """Add people and images to what is forgotten in a dataset folder: see `forgotten.py`."""
 
+import contextlib
 import fcntl
 import json
 import re
@@ -33,15 +34,16 @@ def forget(
     to what is forgotten; returns all that is forgotten then.
 
     An identity whose last sample goes is forgotten too. Of several requests at once none is lost in
-    a folder; at an URL as far as `store_lock` holds. Raises `UserError` naming each that is not
-    there; then nothing is changed.
+    a folder whose file system has locks; at an URL as far as `store_lock` holds. Raises `UserError`
+    naming each that is not there; then nothing is changed.
     """
     more = Forgotten(_rows(part, keys, processes), _class_ids(part, identities))
     if part.remote is not None and part.remote.with_index:
         return _forget_at_url(part, part.remote, more)
     # A file of its own, open for writing: network file systems lock nothing else.
     with (part.path / f".{FORGOTTEN_LOCK}").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):  # of a file system without locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
         # Of two requests at once the second finds what the first has written.
         merged = _merged(part, read_forgotten_part(part), more)
         write_atomic(part.path / FORGOTTEN, _body(part, merged))

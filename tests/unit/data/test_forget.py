@@ -1,5 +1,7 @@
 """Forgotten samples keep their place and nothing else moves."""
 
+import errno
+import fcntl
 import io
 import json
 import shutil
@@ -213,6 +215,15 @@ def test_of_two_requests_at_once_none_is_lost(mine, monkeypatch) -> None:
     forget(mine.part, ["5"], [], 1)
     first.join()
     assert read_forgotten_part(mine.part).identities.tolist() == [3, 5]
+
+
+def test_a_file_system_without_locks_is_written_all_the_same(mine, monkeypatch) -> None:
+    def not_supported(*_: object) -> None:
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", not_supported)
+    forget(mine.part, ["3"], [], processes=1)
+    assert read_forgotten_part(mine.part).identities.tolist() == [3]
 
 
 def test_stats_and_check_tell_what_is_forgotten(mine, capsys) -> None:
