@@ -189,6 +189,10 @@ def _require_all(path: Path, offset_N: Ints, starts: Starts) -> None:
         return
     at, found, size = int(expected_N[wrong[0]]), int(found_N[wrong[0]]), int(found_N[-1])
     remedy = "fetch the .idx again, or remove it to have it rebuilt"
+    subset = (
+        f"{remedy}; where lines were taken out on purpose, convert all, and take those images out "
+        "by `manyfaces data forget` and `compact`"
+    )
     if at > size:
         raise UserError(f"{path}: cut off inside its last record; fetch the file again")
     if found < at:
@@ -196,10 +200,10 @@ def _require_all(path: Path, offset_N: Ints, starts: Starts) -> None:
     if wrong[0] == len(begin_N):
         raise UserError(
             f"{path}: goes on behind the last record of its .idx, from byte {at:,} of {size:,} "
-            f"({len(begin_N):,} records are listed); {remedy}"
+            f"({len(begin_N):,} records are listed); {subset}"
         )
     raise UserError(
-        f"{path}: its .idx passes over what stands from byte {at:,} to {found:,}; {remedy}"
+        f"{path}: its .idx passes over what stands from byte {at:,} to {found:,}; {subset}"
     )
 
 

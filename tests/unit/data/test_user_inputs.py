@@ -347,8 +347,8 @@ def test_an_idx_has_to_list_every_record_once(tmp_path: Path, change: str) -> No
     }
     path.with_suffix(".idx").write_text("".join(changed[change]))
     match = {
-        "cut": r"goes on behind the last record of its .idx, .* \(4 records are listed\)",
-        "middle": "its .idx passes over what stands from byte",
+        "cut": r"goes on behind the last record of its .idx, .* \(4 records are listed\); .* on purpose",
+        "middle": "its .idx passes over what stands from byte .* on purpose, convert all, and take",
         "twice": "has the record at byte 72 twice",
         "more": "no whole record at byte 100,000",
     }
