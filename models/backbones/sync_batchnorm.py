@@ -51,7 +51,8 @@ class SyncBatchNorm(_BatchNorm):
     """A BatchNorm in whose place it stands, with mean and variance over all ranks in training.
 
     All ranks call forward and backward together, with any number of images each, but not none. In
-    evaluation mode there is no collective.
+    evaluation mode there is no collective. Raises `ValueError` in training where all ranks together
+    have one value a channel, as torch's layers do.
     """
 
     def __init__(self, plain: _BatchNorm, ranks: Ranks) -> None:
@@ -79,6 +80,11 @@ class SyncBatchNorm(_BatchNorm):
             return super().forward(input)
         self._check_input_dim(input)
         mean_C, var_C, count = _statistics(input.detach(), self.ranks)
+        if count <= 1:  # alike on all ranks; the running variance would become NaN
+            raise ValueError(
+                "SyncBatchNorm needs more than 1 value per channel over all ranks when training, "
+                f"got input of the size {list(input.shape)}"
+            )
         if self.track_running_stats:
             self._follow(mean_C, var_C * count / (count - 1))
         wide = _wide(input)
