@@ -1,5 +1,5 @@
-"""JPEG bytes to uint8 images by DALI, on the CPU or a GPU, augmented by choices that were drawn
-before. The one file that imports nvidia.dali."""
+"""Bytes of JPEGs, and of PNGs where they are wanted, to uint8 images by DALI, on the CPU or a GPU,
+augmented by choices that were drawn before. The one file that imports nvidia.dali."""
 
 import sys
 from collections.abc import Sequence
@@ -24,8 +24,10 @@ _PACKED_BYTES_PER_BYTE = 4
 _GENERATED = "__autograph_generated_file"
 """Start of the names of the modules that DALI makes of functions with an `if` on a node."""
 _LEAST_BYTES = 5
-"""Of a JPEG's first and last marker."""
-_PNG_BEGIN, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB\x60\x82"
+"""A JPEG begins with the bytes FF D8 FF and ends with FF D9."""
+_PNG_BEGIN, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND"
+_PNG_CHUNK_BYTES = 12
+"""A chunk of a PNG (W3C PNG, 5.3) has its length, its type and a checksum around its data."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +37,7 @@ class Decoding:
     blobs: Blobs
     choices: Choices | None
     good: NDArray[np.bool_]
-    """[N]: which blobs hold a whole JPEG that is not too large."""
+    """[N]: which blobs hold a whole image that is not too large, in a format that is taken."""
     pipeline: Pipeline | None
     """The pipeline that has the good blobs; none where no blob is good, or it did not take them."""
 
@@ -253,11 +255,21 @@ def _pack(blobs: Blobs) -> NDArray[np.uint8] | None:
 
 
 def _usable_jpeg_or_png(blob: NDArray[np.uint8] | bytes) -> bool:
-    """Say whether the bytes are a whole JPEG, or begin and end as a PNG does, and not too large."""
-    if usable_jpeg(blob):
-        return True
-    begins, ends = bytes(blob[: len(_PNG_BEGIN)]), bytes(blob[-len(_PNG_END) :])
-    return begins == _PNG_BEGIN and ends == _PNG_END and not too_large(blob)
+    """Say whether the bytes hold a whole JPEG or all chunks of a PNG, and are not too large. What
+    stands behind does not matter."""
+    return usable_jpeg(blob) or (not too_large(blob) and _whole_png(bytes(blob)))
+
+
+def _whole_png(blob: bytes) -> bool:
+    """Say whether the bytes hold a PNG up to its last chunk."""
+    if not blob.startswith(_PNG_BEGIN):
+        return False
+    at = len(_PNG_BEGIN)
+    while (end := at + _PNG_CHUNK_BYTES + int.from_bytes(blob[at : at + 4])) <= len(blob):
+        if blob[at + 4 : at + 8] == _PNG_END:
+            return True
+        at = end
+    return False
 
 
 def _input(number: int, name: str) -> str:

@@ -68,6 +68,18 @@ def test_a_set_of_pngs_is_scored_as_that_of_jpegs(
         check_images([cut], HW)
 
 
+def test_what_stands_behind_a_png_does_not_matter(drawn: tuple[list[bytes], list[bool]]) -> None:
+    """As behind a JPEG; a cut image stays one, whatever was put behind it."""
+    png, small = as_png(drawn[0][0]), cv2.imencode(".png", np.zeros((8, 8), np.uint8))[1].tobytes()
+    tails = (b"", b"\r\n", bytes(700), small, b"IEND")
+    cuts = (png[:-1], png[:-20], png[:-20] + small, png[:30] + bytes(90), png[:8])
+    decoder = Decoder(HW, len(tails) + len(cuts), device=torch.device("cpu"), takes_png=True)
+    blobs = [np.frombuffer(blob, np.uint8) for blob in (*(png + tail for tail in tails), *cuts)]
+    images_NHWC, good_N = decoder(blobs)
+    assert good_N.tolist() == [True] * len(tails) + [False] * len(cuts)
+    assert all(torch.equal(images_NHWC[0], images_NHWC[row]) for row in range(len(tails)))
+
+
 def test_training_takes_no_png(drawn: tuple[list[bytes], list[bool]]) -> None:
     blobs = [np.frombuffer(blob, np.uint8) for blob in (drawn[0][0], as_png(drawn[0][0]))]
     _, good = Decoder(HW, 2, device=torch.device("cpu"))(blobs)
