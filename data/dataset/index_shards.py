@@ -25,7 +25,7 @@ _JPEG_HEADER_BYTES = 4096
 _TAR = re.compile(r"\.(tar|tar\.(gz|bz2|xz|zst)|tgz)$", re.IGNORECASE)
 
 
-class LeftOut(NamedTuple):
+class MembersLeftOut(NamedTuple):
     """Members of shards that are left out for one reason."""
 
     members: int
@@ -43,7 +43,7 @@ class IndexedShard:
     identity_N: NDArray[np.uint32]
     sizes: set[tuple[int, int] | None]
     """The (height, width) that occur; None for an image that does not tell."""
-    left_out: Mapping[str, LeftOut]
+    left_out: Mapping[str, MembersLeftOut]
     """Members that are no part of a sample, by the reason why."""
     digest_N: NDArray[np.uint64] | None = None
     """64 bits of each image's BLAKE2b, where they were asked for."""
@@ -52,10 +52,10 @@ class IndexedShard:
 def index_shard(path: Path) -> IndexedShard:
     """Scan one shard. Raises `UserError` for a torn one, for one that holds no sample, and for
     members that contradict each other, as `scan` says."""
-    left_out: dict[str, LeftOut] = {}
+    left_out: dict[str, MembersLeftOut] = {}
 
     def leave_out(reason: str, member: str) -> None:
-        before = left_out.get(reason, LeftOut(0, f"{path.name}:{member}"))
+        before = left_out.get(reason, MembersLeftOut(0, f"{path.name}:{member}"))
         left_out[reason] = before._replace(members=before.members + 1)
 
     samples = list(scan(path, leave_out))
@@ -83,7 +83,7 @@ def index_shard(path: Path) -> IndexedShard:
     )
 
 
-def _told(left_out: Mapping[str, LeftOut]) -> list[str]:
+def _told(left_out: Mapping[str, MembersLeftOut]) -> list[str]:
     """For people, a line for each reason."""
     return [
         f"left out: {count:,} {'member' if count == 1 else 'members'} {reason}, such as {first}"
@@ -125,10 +125,10 @@ def commit_foreign_shards(
         )
     (folder / MANIFEST).unlink(missing_ok=True)
     manifest = commit_shards(folder, indexed, num_identities, None)
-    left_out: dict[str, LeftOut] = {}
+    left_out: dict[str, MembersLeftOut] = {}
     for shard in indexed:
         for reason, (count, first) in shard.left_out.items():
-            before = left_out.get(reason, LeftOut(0, first))
+            before = left_out.get(reason, MembersLeftOut(0, first))
             left_out[reason] = before._replace(members=before.members + count)
     for line in _told(left_out):
         tell(line)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from manyfaces.data.limits import MOST_BYTES, MOST_PIXELS
 
-IMAGE_SUFFIXES = ("jpg", "jpeg")
+JPEG_SUFFIXES = ("jpg", "jpeg")
 LABEL_SUFFIXES = ("cls", "json")
 _HEADER_BYTES = 4096
 # The second byte of JPEG markers (ITU T.81, table B.1). Frames are C0 to CF, apart from three that

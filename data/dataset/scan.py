@@ -8,7 +8,7 @@ from pathlib import Path
 
 from manyfaces.configs.errors import UserError
 from manyfaces.data.dataset.label import MOST_IDENTITIES, parse_cls, parse_json
-from manyfaces.data.dataset.sample import IMAGE_SUFFIXES, LABEL_SUFFIXES, TAR_BLOCK, Sample
+from manyfaces.data.dataset.sample import JPEG_SUFFIXES, LABEL_SUFFIXES, TAR_BLOCK, Sample
 
 LeaveOut = Callable[[str, str], None]
 """Is told why a member is left out, and its name."""
@@ -16,6 +16,8 @@ LeaveOut = Callable[[str, str], None]
 _OTHER_IMAGES = {"png", "webp", "bmp", "gif", "tif", "tiff", "jp2", "avif", "heic", "jxl"}
 _OTHER_IMAGES |= {"jpe", "jfif"}
 _SYSTEM_FOLDERS = {"__MACOSX", "@eaDir"}
+"""These are fewer than a source of files has: an image in `thumbs/` that has a label is somebody's
+sample, and our own shards have the names of foreign images in their keys."""
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _TORN = (
     *(tarfile.TarError, EOFError, OSError, ValueError),
@@ -47,12 +49,12 @@ class _Group:
     @property
     def is_of_a_sample(self) -> bool:
         """Whether it has an image, a label or an image of another format."""
-        return bool(self.by_suffix or self._ends & {*IMAGE_SUFFIXES, *_OTHER_IMAGES})
+        return bool(self.by_suffix or self._ends & {*JPEG_SUFFIXES, *_OTHER_IMAGES})
 
     @property
     def is_picture_alone(self) -> bool:
         """Whether all that it has of a sample is an image of another format, such as a mask."""
-        return not self.by_suffix and not self._ends & {*IMAGE_SUFFIXES, *LABEL_SUFFIXES}
+        return not self.by_suffix and not self._ends & {*JPEG_SUFFIXES, *LABEL_SUFFIXES}
 
     @property
     def _ends(self) -> set[str]:
@@ -182,7 +184,7 @@ def _groups(shard: Path, tar: tarfile.TarFile, leave_out: LeaveOut) -> Iterator[
             leave_out("hidden, or the system's", member.name)
             continue
         suffix, key = suffix.lower(), f"{folder}/{stem}" if folder else stem
-        is_part = suffix in IMAGE_SUFFIXES + LABEL_SUFFIXES
+        is_part = suffix in JPEG_SUFFIXES + LABEL_SUFFIXES
         if not member.isreg() or member.issparse():
             if is_part:
                 raise UserError(
@@ -225,7 +227,7 @@ def _add(
 ) -> None:
     """Add an image or a label to the group. Raises `UserError` where there is one, and for a label
     that is none."""
-    kind = "jpg" if suffix in IMAGE_SUFFIXES else suffix
+    kind = "jpg" if suffix in JPEG_SUFFIXES else suffix
     if (before := group.by_suffix.setdefault(kind, member.name)) is not member.name:
         raise UserError(
             f"{where} has {before} and {member.name}; give each sample a key of its own, with one "
