@@ -35,7 +35,8 @@ PATH = Holds("path")
 """A path or several: relative ones are made absolute before they travel to workers, and `~` is the
 home of who launches the run."""
 NODE_PATH = Holds("node path")
-"""The same, but `~` stays: each node of a cluster has a home of its own."""
+"""A path or several, made absolute as those of `PATH` are, but `~` stays: each node of a cluster
+has a home of its own."""
 WEIGHTS = Holds("weights")
 """A run, a checkpoint or a file of weights: the launching process puts the file in its place."""
 FILE = Holds("file")

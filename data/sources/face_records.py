@@ -52,7 +52,7 @@ START = np.dtype(
 """The first bytes of a record: the container's prefix (continuation and length are one word), the
 header, and two labels where there are any."""
 START_BYTES = START.itemsize - PREFIX_BYTES
-"""Those of them that belong to the payload."""
+"""How many of these bytes belong to the payload."""
 KEPT = ("word", "flag", "label", "first", "second")
 _CHUNK = 1 << 16
 _NOT_TOLD = "nothing would tell if it were cut off between two records"

@@ -156,8 +156,8 @@ def _no_bytes(_: _Machine, arguments: tuple[Any, ...]) -> bytes:
 
 
 def _bytearray(machine: _Machine, arguments: tuple[Any, ...]) -> object:
-    """Of bytes or, in Python 2's protocols, of a text and its encoding. The bytes themselves do:
-    nothing changes them."""
+    """Make a bytearray of bytes or, in Python 2's protocols, of a text and its encoding. It is
+    given as bytes, since nothing changes it."""
     if len(arguments) == 1 and isinstance(arguments[0], bytes):
         return arguments[0]
     return _encode(machine, arguments) if arguments else b""

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from manyfaces.configs.errors import UserError
 from manyfaces.data.sources.read_at import read_at
 
-MAGIC = 0xCED7230A
+MAGIC, MAGIC_BYTES = 0xCED7230A, 4
 WHOLE, FIRST, MIDDLE, LAST = range(4)
 LENGTH_BITS = 29
 LENGTH_MASK = (1 << LENGTH_BITS) - 1
@@ -45,7 +45,7 @@ def read_payload(path: str, offset: int, most_bytes: int | None = None) -> bytes
         prefix = read_at(path, offset, PREFIX_BYTES).ljust(PREFIX_BYTES, b"\0")
         magic, word = struct.unpack("<II", prefix)
         continuation, length = word >> LENGTH_BITS, word & LENGTH_MASK
-        total += length + len(prefix[:4])
+        total += length + MAGIC_BYTES
         if magic == MAGIC and most_bytes is not None and total > most_bytes:
             raise TooLongError(f"a record of more than {most_bytes:,} bytes at byte {offset}")
         part = read_at(path, offset + PREFIX_BYTES, length)

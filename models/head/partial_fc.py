@@ -210,8 +210,8 @@ class PartialFC:
         weight: float = 1.0,
         details: bool = False,
     ) -> SharedStep:
-        """The same for a batch that was exchanged before. The gradient of the unit embeddings is
-        this rank's part, which is not yet on its way back."""
+        """Step the head as `step` does, on a batch that was exchanged before. The gradient of the
+        unit embeddings is this rank's part, which is not yet on its way back."""
         if not weight >= 0:
             raise ValueError(f"the weight of the head's loss is {weight}; it must be 0 or more")
         sub_centers, columns, row_B = self._columns(batch.labels_B, position)
