@@ -87,7 +87,8 @@ def write_dataset(
     `read(item.source)` gives JPEG bytes or raises `Dropped`; it runs in other processes. `source`
     says what is converted: a folder that holds shards of another source is refused, one that holds
     some of the same is completed. What was dropped is listed in `dropped.jsonl`, after the rows of
-    `dropped_before`; `report` is called before the manifest is written. Raises `UserError`.
+    `dropped_before`; `report` is called before the manifest is written. Raises `UserError`, for a
+    disk that fails too: nothing is dropped for it.
     """
     facts = {"images": len(items), "identities": len(identities), "shard_images": shard_images}
     _begin(out, json.dumps({**source, **facts}, indent=1))
@@ -208,6 +209,11 @@ def _write_tar(
                 row = {"key": item.key, "source": str(item.source), "reason": str(reason)}
                 dropped.append(row)
                 continue
+            except OSError as error:
+                raise UserError(
+                    f"{item.source}: cannot be read ({error.strerror or error}); run the same "
+                    "command again, which goes on from the shards that are done"
+                ) from error
             tar.write({"__key__": item.key, "jpg": image, "cls": str(item.identity).encode()})
     return dropped
 

@@ -5,9 +5,7 @@ An image is a struct {bytes, path} or plain binary; labels are integers (named i
 "huggingface" metadata) or texts.
 """
 
-import errno
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,6 +19,7 @@ from numpy.typing import NDArray
 
 from manyfaces.configs.errors import UserError
 from manyfaces.data.limits import MOST_BYTES
+from manyfaces.data.sources.read_at import raise_if_disk_failed
 from manyfaces.data.sources.source import TOO_MANY_BYTES, Dropped
 from manyfaces.data.sources.text_column import TextColumn
 
@@ -58,10 +57,7 @@ class RowAt(NamedTuple):
             value = _cursor(self.path, self.group, self.column).get(self.row)
         except (pa.ArrowException, OSError, StopIteration) as error:
             _cursor.cache_clear()
-            # pyarrow raises OSError for content that is broken too: without a number, or with that
-            # of a place which no file has.
-            if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
-                raise OSError(error.errno, os.strerror(error.errno), self.path) from error
+            raise_if_disk_failed(error, self.path)
             raise Dropped("a row that cannot be read") from error
         if len(value) > MOST_BYTES:
             raise Dropped(TOO_MANY_BYTES)
@@ -186,6 +182,7 @@ def _read_group(path: Path, file: Any, group: int, image: str, label: str) -> _G
     try:
         table = file.read_row_group(group, columns=columns, use_threads=False)
     except (pa.ArrowException, OSError) as error:
+        raise_if_disk_failed(error, path)
         raise _not_whole(path, error) from error
     if table.num_rows == 0:
         return _Group([], np.empty(0, np.int64), [])
@@ -220,6 +217,7 @@ def _open(path: Path) -> Any:
     try:
         return pq.ParquetFile(path)
     except (pa.ArrowException, OSError, ValueError) as error:
+        raise_if_disk_failed(error, path)
         raise _not_whole(path, error) from error
 
 

@@ -1,6 +1,9 @@
 """Reads at an offset of files that stay open between reads."""
 
+import errno
+import os
 from functools import lru_cache
+from pathlib import Path
 
 from manyfaces.data.store.open_file import OpenFile
 
@@ -17,3 +20,11 @@ def read_at(path: str, offset: int, size: int) -> bytes:
     except OSError as error:
         error.filename = path  # a read by descriptor does not tell it
         raise
+
+
+def raise_if_disk_failed(error: Exception, path: Path | str) -> None:
+    """Raise an `OSError` with the file's name where pyarrow's error is one of the disk. For content
+    that is broken it raises an `OSError` too: without a number, or with that of a place which no
+    file has."""
+    if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error

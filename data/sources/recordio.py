@@ -18,7 +18,7 @@ import pyarrow.csv
 from numpy.typing import NDArray
 
 from manyfaces.configs.errors import UserError
-from manyfaces.data.sources.read_at import read_at
+from manyfaces.data.sources.read_at import raise_if_disk_failed, read_at
 
 MAGIC, MAGIC_BYTES = 0xCED7230A, 4
 WHOLE, FIRST, MIDDLE, LAST = range(4)
@@ -114,6 +114,7 @@ def read_idx(path: Path) -> tuple[Ints, Ints]:
     try:
         table = pa.csv.read_csv(path, read, pa.csv.ParseOptions(delimiter="\t"), convert)
     except (pa.ArrowException, OSError) as error:
+        raise_if_disk_failed(error, path)
         raise UserError(
             f"{path}: expected lines `key<TAB>byte offset` ({str(error).splitlines()[0]}); remove "
             "it to have it rebuilt"

@@ -5,12 +5,15 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from test_parquet_rows import write as write_parquet
 from test_recordio import insightface
 from test_recordio import write as write_rec
 from test_user_inputs import archive
 
+from manyfaces.configs.errors import UserError
 from manyfaces.data.conversion.convert import convert
 from manyfaces.data.sources import parquet_rows
 from manyfaces.data.sources.parquet_rows import RowAt
@@ -35,7 +38,10 @@ def test_the_same_command_completes_a_conversion(
     rec = write_rec(tmp_path, insightface([0, 0, 1], body=lambda key: encode(1, key, 0)))
     with monkeypatch.context() as broken:
         broken.setattr(os, "pread", fails)
-        failed(lambda: convert([rec], tmp_path / "out", processes=1), rec)
+        with pytest.raises(
+            UserError, match=r"rec:1: cannot be read \(Input/output.*; run the same"
+        ):
+            convert([rec], tmp_path / "out", processes=1)
     assert convert([rec], tmp_path / "out", processes=1).num_images == 3
 
 
@@ -50,6 +56,19 @@ def test_a_row_of_a_parquet_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     parquet_rows._cursor.cache_clear()
     with pytest.raises(FileNotFoundError):
         place.read()
+
+
+def test_columns_that_cannot_be_read_are_not_told_as_broken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is broken should be fetched again, or removed; what is whole should not."""
+    table = write_parquet(tmp_path / "a.parquet", ["ann"])
+    rec = write_rec(tmp_path, insightface([0, 0, 1]))
+    with monkeypatch.context() as broken:
+        broken.setattr(pq, "ParquetFile", fails)
+        broken.setattr(pa.csv, "read_csv", fails)
+        failed(lambda: recognise(table), table)
+        failed(lambda: recognise(rec), rec.with_suffix(".idx"))
 
 
 def test_a_file_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
