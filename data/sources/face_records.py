@@ -34,6 +34,7 @@ from manyfaces.data.sources.recordio import (
     scan_offsets,
 )
 from manyfaces.data.sources.source import TOO_MANY_BYTES, Dropped
+from manyfaces.data.store.open_file import OpenFile
 
 HEADER_BYTES = 24
 """What stands before the labels or the image in a payload."""
@@ -140,23 +141,25 @@ def read_records(path: Path) -> FaceRecords:
 def _read_starts(path: Path, offset_N: Ints) -> Starts:
     """Read the first bytes of all records. Raises `UserError` naming the byte where no record
     begins."""
-    view = np.memmap(path, np.uint8, mode="r")
+    file = OpenFile(path)
+    size = file.size
     starts = np.empty(len(offset_N), [(name, START[name]) for name in KEPT])
     for begin in range(0, len(offset_N), _CHUNK):
         at_N = offset_N[begin : begin + _CHUNK]
-        inside_N = np.clip(at_N[:, None] + np.arange(START.itemsize), 0, len(view) - 1)
-        chunk = view[inside_N].view(START)[:, 0]
+        read = (file.read(max(at, 0), START.itemsize) for at in at_N.tolist())
+        body = bytearray().join(part.ljust(START.itemsize, b"\0") for part in read)
+        chunk = np.frombuffer(body, START)
         continuation_N, length_N = chunk["word"] >> LENGTH_BITS, chunk["word"] & LENGTH_MASK
         whole_N = (
             (at_N >= 0)
-            & (at_N + PREFIX_BYTES + length_N <= len(view))
+            & (at_N + PREFIX_BYTES + length_N <= size)
             & (chunk["magic"] == MAGIC)
             & (continuation_N <= FIRST)
         )
         if not whole_N.all():
             at = int(at_N[np.argmin(whole_N)])
             raise UserError(
-                f"{path}: no whole record at byte {at:,} of {len(view):,}, where its .idx has one; "
+                f"{path}: no whole record at byte {at:,} of {size:,}, where its .idx has one; "
                 "fetch both files again"
             )
         # In a record that is split within its header or labels, other bytes stand in between.

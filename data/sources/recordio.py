@@ -6,7 +6,6 @@ at a multiple of 4 is split there: continuation 1, 2, 3 are its first, middle an
 whole record.
 """
 
-import mmap
 import struct
 from array import array
 from pathlib import Path
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from manyfaces.configs.errors import UserError
 from manyfaces.data.sources.read_at import raise_if_disk_failed, read_at
+from manyfaces.data.store.open_file import OpenFile
 
 MAGIC, MAGIC_BYTES = 0xCED7230A, 4
 WHOLE, FIRST, MIDDLE, LAST = range(4)
@@ -63,32 +63,31 @@ def scan_offsets(path: Path) -> Ints:
     """Find the byte offset of every record by reading the prefixes one after the other. Raises
     `UserError` naming the byte where there is none."""
     offsets, inside, at = array("q"), False, 0
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
-        while at < len(view):
-            magic, word = 0, 0
-            if at + PREFIX_BYTES <= len(view):
-                magic, word = struct.unpack_from("<II", view, at)
-            continuation, length = word >> LENGTH_BITS, word & LENGTH_MASK
-            expected = (MIDDLE, LAST) if inside else (WHOLE, FIRST)
-            if magic != MAGIC or continuation not in expected:
-                raise UserError(
-                    f"{path}: no record at byte {at:,} of {len(view):,}: its magic is not there; "
-                    "fetch or write the file again"
-                )
-            if at + PREFIX_BYTES + length > len(view):
-                raise UserError(
-                    f"{path}: cut off inside the record at byte {at:,}; fetch or write the file "
-                    "again"
-                )
-            if not inside:
-                offsets.append(at)
-            inside = continuation in (FIRST, MIDDLE)
-            at += PREFIX_BYTES + padded(length)
-        if inside:
+    file = OpenFile(path)
+    size = file.size
+    while at < size:
+        prefix = file.read(at, PREFIX_BYTES).ljust(PREFIX_BYTES, b"\0")
+        magic, word = struct.unpack("<II", prefix)
+        continuation, length = word >> LENGTH_BITS, word & LENGTH_MASK
+        expected = (MIDDLE, LAST) if inside else (WHOLE, FIRST)
+        if magic != MAGIC or continuation not in expected:
             raise UserError(
-                f"{path}: cut off inside the record at byte {offsets[-1]:,}, between two of its "
-                "parts; fetch or write the file again"
+                f"{path}: no record at byte {at:,} of {size:,}: its magic is not there; fetch or "
+                "write the file again"
             )
+        if at + PREFIX_BYTES + length > size:
+            raise UserError(
+                f"{path}: cut off inside the record at byte {at:,}; fetch or write the file again"
+            )
+        if not inside:
+            offsets.append(at)
+        inside = continuation in (FIRST, MIDDLE)
+        at += PREFIX_BYTES + padded(length)
+    if inside:
+        raise UserError(
+            f"{path}: cut off inside the record at byte {offsets[-1]:,}, between two of its parts; "
+            "fetch or write the file again"
+        )
     return np.array(offsets, np.int64)
 
 

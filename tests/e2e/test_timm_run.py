@@ -4,6 +4,7 @@ bit for bit where the whole run ended."""
 import shutil
 from pathlib import Path
 
+import pytest
 import torch
 from commands import forked, recipe, rows
 from safetensors.torch import load_file, save_file
@@ -45,6 +46,7 @@ def last_checkpoint(run: Path) -> dict[str, torch.Tensor]:
     }
 
 
+@pytest.mark.slow
 def test_trains_and_resumes(tmp_path: Path, dataset_path: Path) -> None:
     config = recipe(
         tmp_path,
