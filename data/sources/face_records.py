@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from manyfaces.configs.errors import UserError
 from manyfaces.data.limits import MOST_BYTES
 from manyfaces.data.sources.float_labels import as_stored, exact_labels
+from manyfaces.data.sources.read_at import read_at
 from manyfaces.data.sources.recordio import (
     FIRST,
     LENGTH_BITS,
@@ -34,7 +35,6 @@ from manyfaces.data.sources.recordio import (
     scan_offsets,
 )
 from manyfaces.data.sources.source import TOO_MANY_BYTES, Dropped
-from manyfaces.data.store.open_file import OpenFile
 
 HEADER_BYTES = 24
 """What stands before the labels or the image in a payload."""
@@ -141,12 +141,11 @@ def read_records(path: Path) -> FaceRecords:
 def _read_starts(path: Path, offset_N: Ints) -> Starts:
     """Read the first bytes of all records. Raises `UserError` naming the byte where no record
     begins."""
-    file = OpenFile(path)
-    size = file.size
+    size = path.stat().st_size
     starts = np.empty(len(offset_N), [(name, START[name]) for name in KEPT])
     for begin in range(0, len(offset_N), _CHUNK):
         at_N = offset_N[begin : begin + _CHUNK]
-        read = (file.read(max(at, 0), START.itemsize) for at in at_N.tolist())
+        read = (read_at(str(path), max(at, 0), START.itemsize) for at in at_N.tolist())
         body = bytearray().join(part.ljust(START.itemsize, b"\0") for part in read)
         chunk = np.frombuffer(body, START)
         continuation_N, length_N = chunk["word"] >> LENGTH_BITS, chunk["word"] & LENGTH_MASK

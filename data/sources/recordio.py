@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from manyfaces.configs.errors import UserError
 from manyfaces.data.sources.read_at import raise_if_disk_failed, read_at
-from manyfaces.data.store.open_file import OpenFile
 
 MAGIC, MAGIC_BYTES = 0xCED7230A, 4
 WHOLE, FIRST, MIDDLE, LAST = range(4)
@@ -63,10 +62,9 @@ def scan_offsets(path: Path) -> Ints:
     """Find the byte offset of every record by reading the prefixes one after the other. Raises
     `UserError` naming the byte where there is none."""
     offsets, inside, at = array("q"), False, 0
-    file = OpenFile(path)
-    size = file.size
+    size = path.stat().st_size
     while at < size:
-        prefix = file.read(at, PREFIX_BYTES).ljust(PREFIX_BYTES, b"\0")
+        prefix = read_at(str(path), at, PREFIX_BYTES).ljust(PREFIX_BYTES, b"\0")
         magic, word = struct.unpack("<II", prefix)
         continuation, length = word >> LENGTH_BITS, word & LENGTH_MASK
         expected = (MIDDLE, LAST) if inside else (WHOLE, FIRST)

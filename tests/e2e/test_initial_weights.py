@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import pytest
 import torch
 from commands import forked, recipe, rows
 from safetensors.torch import load_file, save_file
@@ -12,6 +13,7 @@ from manyfaces.data.dataset.dataset import Dataset
 from manyfaces.train.initial_weights import initial_file
 
 
+@pytest.mark.slow
 def test_a_folder_of_weights(tmp_path: Path, dataset: Dataset) -> None:
     path = recipe(tmp_path, dataset.part.path, train={"epochs": 1}, cluster={"launcher": "process"})
     torch.manual_seed(8)

@@ -64,6 +64,7 @@ def stopped_after_3_steps(folder: Path, dataset_path: Path) -> tuple[Path, Path,
 
 
 @pytest.mark.filterwarnings("ignore")  # MLflow's store warns of its own database layer
+@pytest.mark.slow
 def test_sigterm_saves_the_step_that_is_made(dataset_path: Path, tmp_path: Path) -> None:
     _, run, text = stopped_after_3_steps(tmp_path, dataset_path)
     (name,) = checkpoints(run)

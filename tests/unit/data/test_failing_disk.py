@@ -26,6 +26,14 @@ def fails(*_: object) -> bytes:
     raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
+REAL_PREAD = os.pread
+
+
+def fails_for_images(descriptor: int, size: int, offset: int) -> bytes:
+    """The starts of records can be read, and what is longer cannot."""
+    return fails() if size > 100 else REAL_PREAD(descriptor, size, offset)
+
+
 def failed(read: Callable[[], object], path: Path) -> None:
     with pytest.raises(OSError, match="Input/output error") as error:
         read()
@@ -38,6 +46,8 @@ def test_the_same_command_completes_a_conversion(
     rec = write_rec(tmp_path, insightface([0, 0, 1], body=lambda key: encode(1, key, 0)))
     with monkeypatch.context() as broken:
         broken.setattr(os, "pread", fails)
+        failed(lambda: convert([rec], tmp_path / "out", processes=1), rec)
+        broken.setattr(os, "pread", fails_for_images)
         with pytest.raises(
             UserError, match=r"rec:1: cannot be read \(Input/output.*; run the same"
         ):
