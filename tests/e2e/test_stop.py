@@ -131,9 +131,11 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(
     run = tmp_path / "runs" / "run"
     run.mkdir(parents=True)
     calls = run_ranks(2, run_and_signal_one, str(config))
-    # The signal comes when the seventh step has begun on rank 1: the eighth carries it.
-    assert [len(each) for each in calls] == [8, 8]
-    assert checkpoints(run) == ["step-00000008"]
+    # The signal comes when the seventh step has begun on rank 1: the eighth carries it, or the
+    # seventh where rank 0 is later to begin it and learns of the request first.
+    steps = {len(each) for each in calls}
+    assert steps in ({7}, {8})
+    assert checkpoints(run) == [f"step-{steps.pop():08d}"]
     events = [(row["kind"], row["message"]) for row in rows(run / "events.jsonl")]
     assert [kind for kind, _ in events] == ["start", "stopping", "checkpoint", "interrupted"]
     assert events[-1][1].startswith("stopped by SIGTERM; the same command goes on from ")
