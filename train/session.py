@@ -99,22 +99,9 @@ def _run(
     writer: Lease | None,
     stop: Stop,
 ) -> None:
-    if config.train.batch_size < 2 * world.size:
-        raise UserError(
-            f"train.batch_size {config.train.batch_size}: BatchNorm needs 2 images on each of "
-            f"{world.size} workers"
-        )
+    _refuse_small_batch(config, world)
     dataset, protocols = on_all_ranks(lambda: _open(config, folder))
-    checkpointer = Checkpointer(
-        folder.checkpoints,
-        config.checkpoint,
-        Hooks(
-            lambda step, path: record.event("checkpoint", f"checkpoint {path}", step=step),
-            lambda step, message: record.event("checkpoint_failed", message, step=step),
-            watchdog.beat,
-        ),
-        (lambda: None) if writer is None else writer.check,
-    )
+    checkpointer = _checkpointer(config, folder, record, watchdog, writer)
     watchdog.phase("restore")
     found = find(folder.checkpoints, config.run.resume_from, checkpointer.group, watchdog.beat)
     if found is not None:
@@ -163,6 +150,28 @@ def _run(
         summary, *_ = save_report(results, folder.plots, progress.step)
         summary.replace(folder.evaluation)
     record.event("finished", f"finished at step {progress.step}", step=progress.step)
+
+
+def _refuse_small_batch(config: Config, world: World) -> None:
+    if config.train.batch_size < 2 * world.size:
+        raise UserError(
+            f"train.batch_size {config.train.batch_size}: BatchNorm needs 2 images on each of "
+            f"{world.size} workers"
+        )
+
+
+def _checkpointer(
+    config: Config, folder: RunFolder, record: Record, watchdog: Watchdog, writer: Lease | None
+) -> Checkpointer:
+    """Writes the run's checkpoints for as long as rank 0 has the lease, and records them.
+    Collective."""
+    hooks = Hooks(
+        committed=lambda step, path: record.event("checkpoint", f"checkpoint {path}", step=step),
+        failed=lambda step, message: record.event("checkpoint_failed", message, step=step),
+        beat=watchdog.beat,
+    )
+    may_write = (lambda: None) if writer is None else writer.check
+    return Checkpointer(folder.checkpoints, config.checkpoint, hooks, may_write)
 
 
 def _open(config: Config, folder: RunFolder) -> tuple[Dataset, list[Protocol]]:
