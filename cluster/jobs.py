@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -109,9 +109,12 @@ class Jobs:
                 f"ray=={here} on the nodes, or {there} here"
             )
 
-    def submit(self, name: str, config_yaml: str, grace_s: float) -> str:
+    def submit(
+        self, name: str, config_yaml: str, grace_s: float, environment: Mapping[str, str]
+    ) -> str:
         """Start `manyfaces train` on the cluster's head with this configuration; it has `grace_s`
-        seconds to end when it is stopped. Returns the job's id.
+        seconds to end when it is stopped, and these environment variables besides. Returns the
+        job's id.
 
         The configuration travels as a file: what stands in the job's command or environment is
         shown on the dashboard. Raises `UserError`, as the methods below do.
@@ -125,7 +128,7 @@ class Jobs:
                 runtime_env={
                     "working_dir": folder,
                     "py_modules": [str(code)],
-                    "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(stop_wait_s)},
+                    "env_vars": {**environment, "RAY_JOB_STOP_WAIT_TIME_S": str(stop_wait_s)},
                 },
                 metadata={"run": name},
             )

@@ -53,6 +53,11 @@ class RunFolder:
         return self.path / "quarantine.jsonl"
 
     @property
+    def faults(self) -> Path:
+        """An empty file for each fault on purpose that has happened."""
+        return self.path / ".faults"
+
+    @property
     def artifacts(self) -> list[Path]:
         """The files that MLflow is given besides the metrics."""
         return [self.config, self.plan, self.evaluation, *sorted(self.plots.glob("*.png"))]

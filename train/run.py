@@ -1,5 +1,6 @@
 """A run in the process that a person started: check, claim the folder, launch, show, summarise."""
 
+import os
 import sys
 import time
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from manyfaces.train.claim import claim, refuse_lost
 from manyfaces.train.evaluation.encoders import checked_file
 from manyfaces.train.evaluation.plots import plot_metrics
 from manyfaces.train.evaluation.result import QuantitiesByName
+from manyfaces.train.faults import VARIABLE, parse
 from manyfaces.train.folder import RunFolder
 from manyfaces.train.follow import Follower, summary_table
 from manyfaces.train.initial_weights import check_initial
@@ -64,6 +66,7 @@ def run(config: Config, console: Console, *, takeover: bool = False) -> None:
     """Check, launch, show, summarise. `takeover` takes the run from another process that has it.
     Raises `UserError` where the run cannot start or had to stop."""
     began = time.monotonic()
+    parse(os.environ.get(VARIABLE, ""))  # what cannot be read is told before anything starts
     config = paths.mapped(absolute(config), WEIGHTS, checked_file)
     folder = RunFolder.of(config)
     check_and_claim = partial(_claim, config, folder, console, takeover=takeover)
@@ -155,6 +158,8 @@ def _launch(config: Config, folder: RunFolder, lease: Lease | None) -> None:
     payload = {"name": config.run.name, "config": config.model_dump(mode="json")}
     if lease is not None:
         payload["lease"] = lease.id
+    if faults := os.environ.get(VARIABLE):
+        payload["faults"] = faults
     work = launch.Work(WORK, FAILED, payload, count_starts(folder))
     launch.launch(work, config.cluster, folder.path, jobs.package)
 

@@ -31,6 +31,7 @@ from manyfaces.train.checkpoint.writer import Checkpointer, Hooks
 from manyfaces.train.engine import Engine
 from manyfaces.train.evaluation.encoders import open_encoder
 from manyfaces.train.evaluation.report import save_report
+from manyfaces.train.faults import FaultPlan, parse
 from manyfaces.train.folder import RunFolder
 from manyfaces.train.lease import Launch, Lease, take_writer
 from manyfaces.train.loop import Parts, Progress, train
@@ -55,16 +56,19 @@ def work(payload: dict[str, Any]) -> None:
         torch.cuda.set_device(world.device)
     folder = RunFolder.of(config)
     record = Record(folder.path) if world.rank == 0 else NoRecord()
+    faults = FaultPlan(parse(payload.get("faults", "")), world.rank, folder.path, folder.faults)
     watchdog = Watchdog(
         config.cluster.step_timeout_s,
         lambda message: Record(folder.path).event("hung", message),
         world.rank,
         world.size,
         folder.path,
+        faults.reach,
     )
     stop = share_stop(config, folder, looks=world.rank == 0)
     launch, writer = Launch(folder.path, payload.get("lease")), None
     try:
+        watchdog.phase("start")
         writer = on_all_ranks(lambda: take_writer(launch) if world.rank == 0 else None)
         _run(config, world, folder, record, watchdog, writer, stop)
     except StoppedError as error:
@@ -169,6 +173,7 @@ def _checkpointer(
         committed=lambda step, path: record.event("checkpoint", f"checkpoint {path}", step=step),
         failed=lambda step, message: record.event("checkpoint_failed", message, step=step),
         beat=watchdog.beat,
+        moment=watchdog.entered,
     )
     may_write = (lambda: None) if writer is None else writer.check
     return Checkpointer(folder.checkpoints, config.checkpoint, hooks, may_write)

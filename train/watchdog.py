@@ -22,7 +22,8 @@ class Watchdog:
     """Ends the process with `EXIT_CODE` where a phase takes longer than `timeout_s` seconds, after
     it has told which rank is late, and printed all stacks.
 
-    The ranks know of each other by heartbeats in the folder `run`.
+    The ranks know of each other by heartbeats in the folder `run`. `entered` is called with each
+    phase that begins and the number of steps that are made.
     """
 
     def __init__(
@@ -32,9 +33,10 @@ class Watchdog:
         rank: int,
         world_size: int = 1,
         run: Path | None = None,
+        entered: Callable[[str, int], None] = lambda phase, step: None,
     ) -> None:
         self.timeout_s, self.tell, self.rank, self.world_size = timeout_s, tell, rank, world_size
-        self.run = run
+        self.run, self.entered = run, entered
         self._period_s = min(timeout_s / 4, PERIOD_S)
         self._heart = None if run is None else Heart(run, rank, self._period_s)
         self._phase, self._since = "start", time.monotonic()
@@ -47,6 +49,7 @@ class Watchdog:
         self._phases += name != self._phase
         self._phase, self._since = name, time.monotonic()
         self._beat()
+        self.entered(name, self._step)
 
     def made(self, step: int) -> None:
         """The run has made this many steps."""

@@ -3,7 +3,7 @@ checkpoint goes through here, so that no other file and no other byte is ever ta
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeIn
 from manyfaces.configs.errors import UserError
 from manyfaces.configs.files import file_sha256, relative_name, write_atomic
 from manyfaces.configs.parsed import first_fault
-from manyfaces.train.checkpoint.progress import MOVED
+from manyfaces.train.checkpoint.progress import MOVED, nothing
 
 COMMIT = "COMMIT.json"
 FORMAT = 1
@@ -153,14 +153,22 @@ def digest(folder: Path, names: Iterable[str]) -> Files:
     return files
 
 
-def commit_folder(temporary: Path, final: Path, step: int, world_size: int, files: Files) -> None:
+def commit_folder(
+    temporary: Path,
+    final: Path,
+    step: int,
+    world_size: int,
+    files: Files,
+    named: Callable[[], None] = nothing,
+) -> None:
     """Write COMMIT.json and give the folder its name, on disk when this returns: the names of the
-    files in it, its own, and their bytes."""
+    files in it, its own, and their bytes. `named` is called just before it gets its name."""
     facts = Commit(format=FORMAT, step=step, world_size=world_size, files=files)
     write_atomic(temporary / COMMIT, facts.model_dump_json(indent=1))
     for folder in {(temporary / name).parent for name in files} - {temporary}:
         _fsync(folder)
     _fsync(temporary)
+    named()
     temporary.rename(final)
     _fsync(final.parent)
 

@@ -54,6 +54,8 @@ class Hooks:
     """That of this step could not be written, and training goes on."""
     beat: Callable[[], None] = nothing
     """What is waited for gets on."""
+    moment: Callable[[str, int], None] = lambda name, step: None
+    """The write of the checkpoint of this step has come to `checkpoint:...`, in this rank."""
 
 
 class Checkpointer:
@@ -266,6 +268,7 @@ class Checkpointer:
         """Write this rank's part; facts of its files."""
         with self._told(needed_bytes):
             folder.mkdir(parents=True, exist_ok=True)
+            self.hooks.moment("checkpoint:rows", snapshot.state.step)
             files: Files = {}
             for name, part in snapshot.objective.items():
                 if isinstance(part, ShardedRows):
@@ -276,7 +279,9 @@ class Checkpointer:
                 elif self.rank == 0:
                     file = f"{name}.safetensors"
                     files[file] = write_tensors(folder / file, part.tensors)
-            return files | (self._write_network(folder, snapshot) if self.rank == 0 else {})
+            files |= self._write_network(folder, snapshot) if self.rank == 0 else {}
+            self.hooks.moment("checkpoint:written", snapshot.state.step)
+            return files
 
     @staticmethod
     def _write_network(folder: Path, snapshot: Snapshot) -> Files:
@@ -301,14 +306,17 @@ class Checkpointer:
     def _commit(
         self, temporary: Path, final: Path, step: int, files: Files, needed_bytes: int
     ) -> None:
-        if self.rank == 0:
-            self.may_write()
-            with self._told(needed_bytes):
+        with self._told(needed_bytes):
+            self.hooks.moment("checkpoint:commit", step)
+            if self.rank == 0:
+                self.may_write()
                 make_way(final, self.attempt)
-                commit_folder(temporary, final, step, self.world_size, files)
+                named = partial(self.hooks.moment, "checkpoint:rename", step)
+                commit_folder(temporary, final, step, self.world_size, files, named)
 
     def _after_commit(self, step: int, final: Path, needed_bytes: int) -> None:
         with self._told(needed_bytes):
+            self.hooks.moment("checkpoint:after", step)
             self.hooks.committed(step, final)
             if self.rank == 0:
                 self.may_write()

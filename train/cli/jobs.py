@@ -41,12 +41,15 @@ def submit(config: Recipe, address: Address = None, words: Words = None) -> None
     """
     tree = load_config(config, words or ())
     from manyfaces.configs.load import dump
+    from manyfaces.train.faults import VARIABLE, parse
     from manyfaces.train.run import absolute
 
+    faults = os.environ.get(VARIABLE, "")
+    parse(faults)  # what cannot be read is told before the cluster is asked
     tree = _with_tracking_uri(absolute(tree))
     jobs = _jobs(address)
     jobs.refuse_other_version()
-    job = jobs.submit(tree.run.name, dump(tree), tree.cluster.grace_s)
+    job = jobs.submit(tree.run.name, dump(tree), tree.cluster.grace_s, {VARIABLE: faults})
     say(f"submitted  {job}")
     say(f"data       {' and '.join(tree.data.paths)}: every node has to see it")
     say(f"run        {tree.run.dir}/{tree.run.name}: every node has to see it")
