@@ -14,7 +14,8 @@ from pathlib import Path
 from manyfaces.configs.errors import UserError
 
 EXIT_CODE = 75
-"""EX_TEMPFAIL of sysexits.h, as the watchdog's: the same command goes on."""
+"""EX_TEMPFAIL of sysexits.h, of every process that ends by itself so that the run can go on: the
+same command does."""
 FILE = ".stop"
 """In the run's folder, with the reason: processes that no signal reaches look for it."""
 

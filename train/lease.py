@@ -20,9 +20,11 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from manyfaces.cluster.stop import EXIT_CODE
 from manyfaces.configs.errors import UserError
 from manyfaces.train.lease_holder import Holder
 
@@ -33,7 +35,6 @@ without a heartbeat."""
 LAUNCH, WRITER = "lease", "writer"
 LAUNCH_WAIT_S = 1.0  # two commands that look at the same time may see each other's look
 WRITER_WAIT_S = STALE_S + 2 * HEARTBEAT_S
-EXIT_CODE = 75  # as the watchdog ends a process
 _POLL_S = 0.2
 
 
@@ -64,11 +65,16 @@ class Lease:
 
     def lost(self) -> str:
         """Who has it now, in a line for people; "" while this process has it. A file system that
-        does not answer takes nothing away."""
+        does not answer takes nothing away. What this process has released it has lost."""
         folder = self.path.parent
+        if self._ended.is_set():
+            return f"{folder}: this process has let the run go"
+        return self._lost()
+
+    def _lost(self) -> str:
         if _is_held_by(self.path, self.id):
             return "" if self.under is None else self.under.lost()
-        return _taken(folder, _kind(self.path))
+        return _taken(self.path.parent, _kind(self.path))
 
     def check(self) -> None:
         """Raise `LeaseLostError` where another process has taken the lease over."""
@@ -80,14 +86,14 @@ class Lease:
         self._ended.set()
         self._thread.join(HEARTBEAT_S)  # no longer, as the file system may hang
         with contextlib.suppress(OSError), self._file:
-            if not self.lost():
+            if not self._lost():
                 _write(self._file, self.holder.released())
 
     def _beat(self) -> None:
         while not self._ended.wait(HEARTBEAT_S):
             with contextlib.suppress(OSError):
                 os.utime(self.path)
-            if told := self.lost():
+            if told := self._lost():
                 self.on_lost(told)
                 return
 
@@ -112,6 +118,21 @@ class Launch:
         return _taken(self.folder, LAUNCH)
 
 
+@dataclass(frozen=True)
+class _Held:
+    """A lease that somebody has."""
+
+    told: str
+    """Who has it, in a line for people, and what to do."""
+    holder: Holder | None
+    heard_at: float
+    """The time of the last heartbeat, by the clock of the file system."""
+    age_s: float
+    """Seconds since then."""
+    can_be_asked: bool
+    """It is known to live; else its next heartbeat tells."""
+
+
 def take_launch(folder: Path, *, takeover: bool = False) -> Lease:
     """The lease of the process that launches the run in this folder, which exists. `takeover` takes
     it from whoever has it. Raises `LeaseHeldError` within about a second."""
@@ -127,13 +148,25 @@ def take_writer(launch: Launch) -> Lease:
     return lease
 
 
-def refuse_held(folder: Path) -> None:
-    """Raise `LeaseHeldError` where another process launched the run and is alive; changes
-    nothing."""
+def refuse_held(folder: Path, tell: Callable[[str], object] = lambda line: None) -> None:
+    """Raise `LeaseHeldError` where another process launched the run and is alive; changes nothing.
+
+    One on a machine that cannot be asked is waited for until its next heartbeat, which it is
+    refused for, or until it counts as dead; `tell` is given the line that says so.
+    """
     deadline = time.monotonic() + LAUNCH_WAIT_S
-    while told := _held(folder, LAUNCH):
-        if time.monotonic() > deadline:
-            raise LeaseHeldError(told)
+    first, is_told = _held(folder, LAUNCH), False
+    while (held := _held(folder, LAUNCH)) is not None:
+        is_silent = first is not None and not held.can_be_asked and held.heard_at == first.heard_at
+        if not is_silent and time.monotonic() > deadline:
+            raise LeaseHeldError(held.told)
+        if is_silent and not is_told and held.age_s > 2 * HEARTBEAT_S:
+            is_told = True
+            tell(
+                f"{folder}: {held.holder} has given no sign of life for {held.age_s:.0f} s; if "
+                f"none comes, it counts as dead and this command goes on in "
+                f"{STALE_S - held.age_s:.0f} s, or at once with --force-takeover"
+            )
         time.sleep(_POLL_S)
 
 
@@ -144,11 +177,11 @@ def _take(
     while True:
         if under is not None and (told := under.lost()):
             raise LeaseLostError(told)
-        told = "" if takeover else _held(folder, kind)
-        if not told and (lease := _make_next(folder, kind, under)) is not None:
+        held = None if takeover else _held(folder, kind)
+        if held is None and (lease := _make_next(folder, kind, under)) is not None:
             return lease
         if time.monotonic() > deadline:
-            raise LeaseHeldError(told or f"{folder}: another process has begun to write this run")
+            raise LeaseHeldError(_begun(folder) if held is None else held.told)
         time.sleep(_POLL_S)
 
 
@@ -178,24 +211,31 @@ def _make_next(folder: Path, kind: str, under: Launch | None) -> Lease | None:
     return Lease(file, path, holder, under)
 
 
-def _held(folder: Path, kind: str) -> str:
-    """Who has the lease and is alive, in a line for people; "" where nobody is."""
+def _held(folder: Path, kind: str) -> _Held | None:
+    """Who has the lease and is alive; None where nobody is."""
     _, path = _newest(folder, kind)
     if path is None:
-        return ""
+        return None
     try:
         file = path.open("r+b")  # NFS locks only what is open for writing
     except FileNotFoundError:  # taken over this moment
-        return f"{folder}: another process has begun to write this run"
+        return _Held(_begun(folder), None, 0.0, 0.0, can_be_asked=True)
     with file:
         holder = Holder.read(file.read())
         if holder is not None and holder.is_released:
-            return ""
+            return None
         is_free = None if holder is None else _lock(file)
         is_dead = None if holder is None else holder.is_dead(is_free)
-        age_s = _now(folder, holder) - os.fstat(file.fileno()).st_mtime
+        heard_at = os.fstat(file.fileno()).st_mtime
+        age_s = _now(folder, holder) - heard_at
     if is_dead or (is_dead is None and age_s > STALE_S):
-        return ""
+        return None
+    can_be_asked = holder is None or is_dead is not None
+    told = _held_line(folder, holder, age_s)
+    return _Held(told, holder, heard_at, age_s, can_be_asked=can_be_asked)
+
+
+def _held_line(folder: Path, holder: Holder | None, age_s: float) -> str:
     who = str(holder or "another process")
     told = f"{folder}: another process writes this run: {who}, heartbeat {max(age_s, 0):.0f} s ago"
     if holder is not None and holder.is_on_this_machine:
@@ -206,8 +246,16 @@ def _held(folder: Path, kind: str) -> str:
     )
 
 
+def _begun(folder: Path) -> str:
+    return f"{folder}: another process has begun to write this run"
+
+
 def _taken(folder: Path, kind: str) -> str:
-    _, path = _newest(folder, kind)
+    """Who has taken the lease over; "" where the file system does not answer."""
+    try:
+        _, path = _newest(folder, kind)
+    except OSError:
+        return ""
     holder = None
     if path is not None:
         with contextlib.suppress(OSError):

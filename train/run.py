@@ -85,7 +85,7 @@ def _claim(config: Config, folder: RunFolder, console: Console, *, takeover: boo
     """Check all that can be known before any worker starts, and take the run's lease. What another
     process writes is left alone."""
     if not takeover:
-        refuse_held(folder.path)
+        refuse_held(folder.path, console.print)
     dataset = open_data(config.data)
     _refuse(config, dataset, folder)
     _look(config, dataset, console)

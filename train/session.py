@@ -1,7 +1,8 @@
 """What every worker does with a run: build, restore, loop, close."""
 
+import contextlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -149,11 +150,23 @@ def _run(
             stop,
             state,
         )
-        results = train(parts, progress)
+        with _written(checkpointer):
+            results = train(parts, progress)
     if world.rank == 0 and results:
         summary, *_ = save_report(results, folder.plots, progress.step)
         summary.replace(folder.evaluation)
     record.event("finished", f"finished at step {progress.step}", step=progress.step)
+
+
+@contextlib.contextmanager
+def _written(checkpointer: Checkpointer) -> Iterator[None]:
+    """However the block ends, what is being written is finished before anyone else may have the
+    run."""
+    try:
+        yield
+    finally:
+        with contextlib.suppress(UserError):  # what ended the block is the reason to tell
+            checkpointer.wait()
 
 
 def _refuse_small_batch(config: Config, world: World) -> None:

@@ -12,10 +12,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from manyfaces.cluster.stop import EXIT_CODE
 from manyfaces.train.heartbeat import PERIOD_S, Heart, read_heartbeats, told_late
 
 TELL_S = 10
-EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: worth another try
 
 
 class Watchdog:

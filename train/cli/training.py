@@ -92,7 +92,7 @@ def train(
     from manyfaces.train.lease import refuse_held
 
     if not force_takeover and not under_torchrun():
-        refuse_held(RunFolder.of(absolute(tree)).path)  # before what takes seconds to import
+        refuse_held(RunFolder.of(absolute(tree)).path, note)  # before what takes seconds to import
     # Torch takes seconds to import, which are interrupted as well.
     with listening(tree.cluster.grace_s):
         from manyfaces.train.run import run

@@ -10,12 +10,16 @@ import re
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
+from manyfaces.cluster.stop import EXIT_CODE
 from manyfaces.configs.schema import Config
 from manyfaces.train import lease
 from manyfaces.train.lease import (
@@ -141,6 +145,34 @@ def test_another_machine_is_believed_by_its_heartbeat(tmp_path: Path, locks: str
     take_launch(tmp_path).release()
 
 
+def test_a_silent_machine_is_waited_for_until_it_counts_as_dead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "STALE_S", 14.0)
+    elsewhere = dataclasses.replace(Holder.here("x", locked=True), kernel="another", host="node7")
+    put(tmp_path, elsewhere, seconds_ago=12)
+    told: list[str] = []
+    refuse_held(tmp_path, told.append)
+    [line] = told
+    assert f"{tmp_path}: process {os.getpid()} on node7, since 2" in line
+    assert "has given no sign of life for 12 s; if none comes" in line
+    assert "this command goes on in 2 s, or at once with --force-takeover" in line
+
+
+def test_a_machine_that_gives_a_sign_of_life_keeps_its_run(tmp_path: Path) -> None:
+    elsewhere = dataclasses.replace(Holder.here("x", locked=True), kernel="another", host="node7")
+    path = put(tmp_path, elsewhere, seconds_ago=12)
+    told: list[str] = []
+
+    def beat(line: str) -> None:
+        told.append(line)
+        os.utime(path)
+
+    with pytest.raises(LeaseHeldError, match=r"process .* on node7, .*heartbeat 0 s ago"):
+        refuse_held(tmp_path, beat)
+    assert len(told) == 1
+
+
 def test_a_lease_that_was_taken_by_force_is_lost(tmp_path: Path) -> None:
     first = take_launch(tmp_path)
     second = take_launch(tmp_path, takeover=True)
@@ -153,7 +185,38 @@ def test_a_lease_that_was_taken_by_force_is_lost(tmp_path: Path) -> None:
     with pytest.raises(LeaseHeldError):
         refuse_held(tmp_path)
     second.release()
-    second.check()
+    # What this process still writes in the background is not to be committed any more.
+    with pytest.raises(LeaseLostError, match="has let the run go"):
+        second.check()
+
+
+def test_a_file_system_that_does_not_answer_takes_nothing_away_and_stops_no_heartbeat(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "HEARTBEAT_S", 0.05)
+    held = take_launch(tmp_path)
+    newest, read = lease._newest, Path.read_bytes
+    asked = threading.Event()
+
+    def gone(*_: object) -> Any:
+        raise FileNotFoundError
+
+    def fail(*_: object) -> Any:
+        asked.set()
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(Path, "read_bytes", gone)
+    monkeypatch.setattr(lease, "_newest", fail)
+    assert asked.wait(10)
+    assert held.lost() == ""
+    monkeypatch.setattr(lease, "_newest", newest)
+    monkeypatch.setattr(Path, "read_bytes", read)
+    os.utime(held.path, (1, 1))
+    deadline = time.monotonic() + 10
+    while held.path.stat().st_mtime == 1 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert held.path.stat().st_mtime > 1
+    held.release()
 
 
 def test_one_of_many_that_start_at_once_has_it(tmp_path: Path) -> None:
@@ -212,7 +275,7 @@ def test_workers_of_an_older_launch_end_before_new_ones_write(tmp_path: Path) ->
         mine = take_launch(tmp_path, takeover=True)
         writer = take_writer(Launch(tmp_path, mine.id))
         # The lock of the older writer went with its process.
-        assert older.wait(30) == lease.EXIT_CODE
+        assert older.wait(30) == EXIT_CODE
         assert older.stderr is not None
         assert "error: " in (line := older.stderr.read())
         assert f"taken over by process {os.getpid()}" in line
