@@ -1,12 +1,11 @@
 """Run one worker function in every worker: through Ray Train, under torchrun, or in this process.
-The one file that knows ray.train.
+With `callbacks`, the files that know ray.train.
 
 Ray places, starts and restarts the workers; it is given no checkpoint, because a run finds its
 newest committed one by itself.
 """
 
 import contextlib
-import math
 import os
 import pkgutil
 import tempfile
@@ -16,26 +15,29 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from manyfaces.cluster.device import HIDE_GPUS, count_gpus
-from manyfaces.cluster.group import GROUP_TIMEOUT_S, joined
+from manyfaces.cluster.group import joined
 from manyfaces.cluster.memory import KEEP_MEMORY, under_torchrun, works_here
-from manyfaces.cluster.signals import held_back, take_in_worker
+from manyfaces.cluster.signals import held_back
 from manyfaces.cluster.stop import current
 from manyfaces.configs import schema
 from manyfaces.configs.redact import redact
 from manyfaces.configs.schema import Elastic, UserError
 
-START_TIMEOUT_S = 60
+PLACE_TIMEOUT_S = 60
+"""After so long Ray tries to place the workers anew."""
+PLACE_ELASTIC_TIMEOUT_S = 20
+"""The same where the number of workers may change: Ray looks every 20 s how many nodes there are,
+and waits for one that was just lost in vain."""
 OBJECT_STORE_BYTES = 100 << 20  # nothing but small messages travels through Ray
 QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
 POLL_S = 0.2
-DRAIN_POLL_S = 1.0
 RAY_SETTINGS = {
-    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": str(DRAIN_POLL_S),
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(START_TIMEOUT_S),
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     # Training is what the machine is for; Ray's default is 15.
     "RAY_worker_niceness": "0",
@@ -102,7 +104,7 @@ def _run_on_ray(
     scratch: Path,
     code: Callable[[], AbstractContextManager[Path]],
 ) -> None:
-    for name, value in RAY_SETTINGS.items():
+    for name, value in _settings(config).items():
         os.environ.setdefault(name, value)
     import ray
     import ray.train
@@ -130,6 +132,14 @@ def _run_on_ray(
     finally:
         if started:
             ray.shutdown()
+
+
+def _settings(config: schema.Cluster) -> dict[str, str]:
+    """Environment variables for Ray."""
+    is_elastic = isinstance(config.workers, Elastic)
+    longest_s = PLACE_ELASTIC_TIMEOUT_S if is_elastic else PLACE_TIMEOUT_S
+    place_s = min(longest_s, config.schedule_timeout_s)
+    return RAY_SETTINGS | {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(place_s)}
 
 
 def _fit(trainer: Any, work: Work) -> None:
@@ -236,6 +246,8 @@ def _trainer(
     import ray.train
     from ray.train.torch import TorchTrainer
 
+    from manyfaces.cluster import callbacks
+
     num_gpus = int(resources.get("GPU", 0))
     workers, uses_gpu = _workers(config, num_gpus), _uses_gpu(config, num_gpus)
     _refuse_too_many(config, workers, int(resources.get("CPU", 0)), num_gpus, "the cluster")
@@ -244,13 +256,9 @@ def _trainer(
     environment: dict[str, Any] | None = {"env_vars": KEEP_MEMORY | HIDE_GPUS}
     if uses_gpu:
         each["GPU"], environment = 1, None
-    # Ray counts failed placements over the whole run: each restart may wait as long as the first
-    # start.
-    waits = max(math.ceil(config.schedule_timeout_s / START_TIMEOUT_S), 1)
-    placements = -1 if config.max_failures < 0 else waits * (config.max_failures + 1)
     return TorchTrainer(
-        _worker(work.run, work.payload, isinstance(config.workers, Elastic)),
-        torch_config=_torch_config(),
+        _worker(work, config),
+        torch_config=callbacks.Group(),
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers, use_gpu=uses_gpu, resources_per_worker=each
         ),
@@ -258,92 +266,29 @@ def _trainer(
             name=f"{work.payload['name']}-{int(time.time())}",
             storage_path=storage,
             worker_runtime_env=environment,
-            callbacks=[_failures(work.failed, work.payload)],
-            failure_config=ray.train.FailureConfig(
-                max_failures=config.max_failures, controller_failure_limit=placements
-            ),
+            callbacks=[
+                callbacks.Failures(work.failed, work.payload),
+                callbacks.SaveBeforeResize(config.grace_s),
+                callbacks.Patience(config.schedule_timeout_s, partial(resources_line, config)),
+            ],
+            failure_config=ray.train.FailureConfig(max_failures=config.max_failures),
         ),
     )
 
 
-def _worker(run: str, payload: dict[str, Any], is_elastic: bool) -> Callable[[], None]:
+def _worker(work: Work, config: schema.Cluster) -> Callable[[], None]:
     """What a worker runs. It holds the payload itself: Ray shows what is given as
     `train_loop_config` on its dashboard."""
+    run, payload = work.run, work.payload
+    is_elastic, grace_s = isinstance(config.workers, Elastic), config.grace_s
 
     def worker() -> None:
         warnings.simplefilter("ignore")  # in a worker nobody reads them
-        watching = threading.Thread(target=watch_drains, args=(is_elastic,), daemon=True)
-        watching.start()
+        watch = pkgutil.resolve_name("manyfaces.cluster.callbacks:watch_drains")
+        threading.Thread(target=watch, args=(is_elastic, grace_s), daemon=True).start()
         pkgutil.resolve_name(run)(payload)
 
     return worker
-
-
-def watch_drains(is_elastic: bool) -> None:
-    """Turn Ray's notice that it drains a node of this run into a request: to save and stop, or,
-    where the run goes on with fewer workers, only to save. All ranks call it, each in a thread."""
-    import ray.train
-
-    # It ends with the workers: what Ray raises then is of no use to anyone.
-    with contextlib.suppress(Exception):
-        while (notice := ray.train.get_preemption_info()) is None:
-            time.sleep(DRAIN_POLL_S)
-        ranks = ", ".join(str(rank) for rank in notice.preempted_ranks)
-        left = (notice.deadline_ms or 0) / 1000 - time.time()
-        within = f" in {left:.0f} s" if left > 0 else ""
-        reason = f"Ray's notice that it drains the node of rank {ranks}{within}"
-        if not is_elastic:
-            current().ask(reason)
-            return
-        current().wants_checkpoint = True
-        if ray.train.get_context().get_world_rank() == 0:
-            current().tell(reason, False)
-
-
-def _torch_config() -> Any:
-    """Sets up torch's process group, after each worker has learnt to take signals."""
-    from ray.train.torch import TorchConfig
-
-    class Backend(TorchConfig().backend_cls):  # type: ignore[misc]
-        def on_start(self, worker_group: Any, backend_config: Any) -> None:
-            worker_group.execute(take_in_worker)
-            super().on_start(worker_group, backend_config)
-
-    class Config(TorchConfig):  # type: ignore[misc]
-        @property
-        def backend_cls(self) -> Any:
-            return Backend
-
-    return Config(timeout_s=GROUP_TIMEOUT_S)
-
-
-def _failures(failed: str, payload: dict[str, Any]) -> Any:
-    """Has each failure of workers told before they are started again."""
-    import ray.train
-
-    class Failures(ray.train.UserCallback):  # type: ignore[misc]
-        count = 0
-
-        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Any]) -> None:
-            self.count += 1
-            causes = {rank: _cause(error) for rank, error in worker_exceptions.items()}
-            # A record that cannot be written must not keep Ray from starting the workers again.
-            with contextlib.suppress(Exception):
-                pkgutil.resolve_name(failed)(payload, causes, self.count)
-
-    return Failures()
-
-
-def _cause(error: Exception) -> str:
-    """Why a worker failed, in one line."""
-    import ray.exceptions
-
-    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
-    if isinstance(error, ray.exceptions.RayActorError):
-        if "node" in str(error) and "died" in str(error):
-            return "died: its node was lost"
-        return "died: its process was killed, or had no memory left"
-    return f"failed: {lines[-1] if lines else repr(error)}"
 
 
 def _first_failure(error: Exception, max_failures: int) -> str:

@@ -49,12 +49,16 @@ class Stop:
         """There are steps that a checkpoint has to save: the whole time of grace may pass."""
         self.wants_checkpoint = False
         """A checkpoint is wanted at the next step, and no end."""
+        self.has_paused = False
+        """The process waits behind a checkpoint until it is replaced."""
         self.tell: Callable[[str, bool], None] = lambda reason, ends: None
         """Told of a request by the process that it came to first, and whether the run is to end or
         only to save."""
         self.last_words: Callable[[str], None] = _say
         """Called with the reason before the process ends by force."""
         self._reason: str | None = None
+        self._is_alone = False
+        self._pauses_until = 0.0
         self._asked_at = 0.0
         self._file: Path | None = None
         self._was_there = False
@@ -75,7 +79,7 @@ class Stop:
     def ask(self, reason: str, *, alone: bool = False) -> None:
         """Ask this process to stop, and by the file all others of the run; with `alone` they learn
         of it only between two steps."""
-        if not self._take(reason) or alone:
+        if not self._take(reason, alone=alone) or alone:
             return
         is_first = True
         if self._file is not None:
@@ -89,6 +93,28 @@ class Stop:
         if is_first:
             with contextlib.suppress(OSError):  # nor must a record that cannot be written hinder it
                 self.tell(reason, True)
+
+    def save(self, *, pause_s: float = 0.0) -> None:
+        """Ask this process for a checkpoint at the next step, and to make none behind it for so
+        long, as it is about to be replaced: what it does then would be done again."""
+        if pause_s:
+            self._pauses_until = time.monotonic() + pause_s
+        self.wants_checkpoint = True
+
+    @property
+    def pause_s(self) -> float:
+        """How long this process is to wait behind its next checkpoint."""
+        return max(self._pauses_until - time.monotonic(), 0.0)
+
+    def pause(self, seconds: float, beat: Callable[[], None]) -> None:
+        """Wait so long, or until the run is to stop; `beat` is called all the while."""
+        until, self.has_paused = time.monotonic() + seconds, True
+        # Ray ends workers that it replaces by a signal: that is no reason to make another step.
+        while time.monotonic() < until and (self._reason is None or self._is_alone):
+            beat()
+            time.sleep(_POLL_S)
+            self.look()
+        self.has_paused, self._pauses_until = False, 0.0
 
     def check(self) -> None:
         """Raise `StoppedError` if this process was asked to stop."""
@@ -122,12 +148,12 @@ class Stop:
         """Nothing ends this process by force any more."""
         self._closed.set()
 
-    def _take(self, reason: str) -> bool:
+    def _take(self, reason: str, *, alone: bool = False) -> bool:
         with self._lock:
             if self._reason is not None:
                 return False
             self._asked_at = time.monotonic()
-            self._reason = reason
+            self._reason, self._is_alone = reason, alone
         if self.grace_s is not None:
             threading.Thread(target=self._guard, name="grace", daemon=True).start()
         return True

@@ -122,6 +122,8 @@ def train(parts: Parts, progress: Progress) -> list[Result]:
         if result.last:
             parts.stop.wants_checkpoint = False
             _end_if_asked(parts, is_complete=is_end and not parts.protocols)
+            if not is_end:
+                _pause_if_asked(parts)
         if parts.protocols and (is_end or _is_due(progress.step, config.evaluation.every_steps)):
             paused = time.monotonic()
             results = evaluate_all(parts, progress, saved=saved)
@@ -173,6 +175,16 @@ def _end_if_asked(parts: Parts, *, is_complete: bool) -> None:
     parts.checkpointer.wait()
     if not is_complete:
         on_all_ranks(parts.stop.check)
+
+
+def _pause_if_asked(parts: Parts) -> None:
+    """Wait behind a checkpoint where the workers of some rank are about to be replaced.
+    Collective."""
+    seconds = torch.tensor([parts.stop.pause_s])
+    dist.all_reduce(seconds, dist.ReduceOp.MAX, group=parts.checkpointer.group)
+    if seconds > 0:
+        parts.watchdog.phase("wait to be replaced")
+        parts.stop.pause(seconds.item(), parts.watchdog.beat)
 
 
 def _is_due(step: int, every: int) -> bool:
