@@ -143,6 +143,7 @@ def train(parts: Parts, progress: Progress) -> list[Result]:
 def _ends(parts: Parts, lost: UserError | None) -> bool:
     """Whether the run ends behind this step, on any rank, as it does not where only a checkpoint
     was wanted. Collective."""
+    parts.checkpointer.wait()  # its thread talks in the same group
     ends = torch.tensor([int(lost is not None or parts.stop.requested)])
     dist.all_reduce(ends, group=parts.checkpointer.group)
     return bool(ends.item())

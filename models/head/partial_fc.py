@@ -30,7 +30,7 @@ from manyfaces.models.head.passes import (
     TargetCosines,
 )
 from manyfaces.models.head.row_optimizers import build
-from manyfaces.models.head.rows import Rows, StepMask
+from manyfaces.models.head.rows import BeforeChange, Rows, StepMask
 from manyfaces.models.head.sampling import Columns
 from manyfaces.models.head.staging import Staging
 from manyfaces.models.margins.inter_class_filter import InterClassFilter
@@ -300,7 +300,10 @@ class PartialFC:
         if len(here):
             self.choice.forget(here)
             assert self.choice.forgotten_C is not None
-            for tensor in self.tensors().values():
+            tensors = self.tensors()
+            for rows in self.sub_centers:
+                rows.tell_change(slice(0, self.hi - self.lo))
+            for tensor in tensors.values():
                 tensor[self.choice.forgotten_C[:-1]] = 0
 
     def tensors(self) -> dict[str, Tensor]:
@@ -314,6 +317,12 @@ class PartialFC:
             for k, rows in enumerate(self.sub_centers)
             for name, tensor in rows.tensors().items()
         }
+
+    def watch(self, before_change: BeforeChange | None) -> None:
+        """Have every change of what `tensors()` returns told before it from now on, by the local
+        ids of the rows that change; None ends it."""
+        for rows in self.sub_centers:
+            rows.before_change = before_change
 
     def refresh_norms(self) -> None:
         """Compute anew what the state keeps of the rows' norms. Call it after `tensors()` were

@@ -41,7 +41,7 @@ class SGDRows(Rows):
         self.rows_CD = initial(seed, lo, hi, dim, device, dtype=self.dtype)
         self.momentum_CD = torch.zeros(hi - lo + 1, dim, device=device) if config.momentum else None
 
-    def update_(
+    def _update_(
         self,
         ids: slice | Tensor,
         rows_nD: Tensor,
@@ -146,6 +146,7 @@ class LazySGDRows(SGDRows):
         self.maps_2H2[0, :, 0] = self.maps_2H2[1, :, 1] = 1
 
     def _apply_history(self, ids: slice | Tensor, maps_2H2: Tensor) -> None:
+        self.tell_change(ids)
         w_n2, m_n2 = (
             part_H2.index_select(0, take(self.next_C, ids)).float() for part_H2 in maps_2H2
         )
@@ -192,7 +193,7 @@ class RowwiseRows(Rows):
     def inverse_norms(self, ids: slice | Tensor, rows_nD: Tensor | None = None) -> Tensor:
         return take(self.inverse_norms_C, ids)
 
-    def update_(
+    def _update_(
         self,
         ids: slice | Tensor,
         rows_nD: Tensor,
@@ -248,7 +249,7 @@ class AdamWRows(Rows):
         )
         self.steps_C = torch.zeros(hi - lo + 1, device=device)
 
-    def update_(
+    def _update_(
         self,
         ids: slice | Tensor,
         rows_nD: Tensor,

@@ -6,6 +6,7 @@ Shapes: C this rank's classes, n a chunk of them, D the embedding.
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import ClassVar, Self
 
 import numpy as np
@@ -23,6 +24,10 @@ SHORTEST = 1e-12
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _DROPPED_BITS = {torch.bfloat16: 16, torch.float16: 13}
 _NOISE_ROWS = 128
+
+BeforeChange = Callable[[slice | Tensor], None]
+"""What is told the local ids of rows whose state is about to change in place, in the thread that
+changes it; one past the last row may be among them."""
 
 
 def initial(
@@ -104,6 +109,9 @@ class Rows(ABC):
     rows_CD: Tensor
     local_ids_C: Tensor | None = None
     """int32: where these are copies (`staged_copy`), the local ids of the rows that they copy."""
+    before_change: BeforeChange | None = None
+    """Whom every change of the state is told before it, but for what is done before the first step:
+    to fill it from a checkpoint and `refresh_norms_`."""
 
     def __init__(
         self, config: schema.Rows, seed: int, lo: int, hi: int, dim: int, device: torch.device
@@ -126,7 +134,12 @@ class Rows(ABC):
         these are copies, `ids` is a slice only where every step takes all rows."""
         return
 
-    @abstractmethod
+    def tell_change(self, ids: slice | Tensor) -> None:
+        """Tell whoever wants to know that these rows are about to change."""
+        told = self.before_change
+        if told is not None:
+            told(ids)
+
     def update_(
         self,
         ids: slice | Tensor,
@@ -138,6 +151,19 @@ class Rows(ABC):
         """Update the rows `rows_nD = take(ids)`. `d_rows_nD` is their gradient but for its part
         along the row, which a cosine does not depend on and which is still in it; both tensors are
         overwritten."""
+        self.tell_change(ids)
+        self._update_(ids, rows_nD, inverse_norms_n, d_rows_nD, mask)
+
+    @abstractmethod
+    def _update_(
+        self,
+        ids: slice | Tensor,
+        rows_nD: Tensor,
+        inverse_norms_n: Tensor,
+        d_rows_nD: Tensor,
+        mask: StepMask,
+    ) -> None:
+        """What `update_` does, for an optimiser to say."""
 
     def finish_step_(self, mask: StepMask) -> None:
         """Called once at the end of each step."""
@@ -162,7 +188,9 @@ class Rows(ABC):
         ids (int32), of which the last stands for no class."""
         other = copy.copy(self)
         num_rows = len(local_ids_C) - 1
-        vars(other).update(tensors, local_ids_C=local_ids_C, num_rows=num_rows, _noise=None)
+        vars(other).update(
+            tensors, local_ids_C=local_ids_C, num_rows=num_rows, before_change=None, _noise=None
+        )
         return other
 
     @abstractmethod

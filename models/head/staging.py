@@ -196,5 +196,7 @@ class Staging:
             for each in chain(*self._buffers):
                 each.host_n[: len(ids_n)].copy_(each.device_n[: len(ids_n)], non_blocking=True)
             self._stream.record_event().synchronize()
+        for rows in self.sub_centers:
+            rows.tell_change(ids_n)
         for each in chain(*self._buffers):
             each.all_C.index_copy_(0, ids_n, each.host_n[: len(ids_n)])

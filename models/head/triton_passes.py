@@ -121,6 +121,7 @@ def update_chunk_(
 ) -> None:
     """Update the rows of a chunk, as `Rows.update_`; by torch's operations where the optimiser has
     no kernel."""
+    rows.tell_change(call.ids)
     dropped, noise = rows.rounding_noise(mask.position)
     constants: dict[str, Any] = {
         "D": call.D,

@@ -192,7 +192,7 @@ def disk_full(folder: Path) -> None:
             match=r"checkpoint of step 2 FAILED \(disk full: needs .* MB, free 0\.0 MB, at .*full\),"
             r" 1 in a row .* checkpoint is step-00000001; free some space there .* to resume",
         ):
-            saver.save(snapshot(2))
+            save_whole(saver, 2)
     finally:
         shutil.disk_usage = real
     assert load(folder)[0] == 1
@@ -351,10 +351,9 @@ def leftover(folder: Path) -> None:
 
     shutil.disk_usage = free  # type: ignore[assignment]
     try:
-        saver.save(snapshot(1))
+        save_whole(saver, 1)
     finally:
         shutil.disk_usage = real
-    saver.wait()
     dist.barrier()
     assert sorted(path.name for path in folder.iterdir()) == sorted(["step-00000001", *mine])
 

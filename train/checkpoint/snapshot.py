@@ -1,6 +1,7 @@
 """What a checkpoint holds, and its copy in host memory that is written while training goes on."""
 
-from collections.abc import Iterator, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -8,9 +9,10 @@ import torch
 from torch import Tensor
 
 from manyfaces.configs.errors import UserError
+from manyfaces.train.checkpoint.copy_on_write import RowsCopy, can_be_copied
 from manyfaces.train.checkpoint.layout import BACKBONE, BESIDE_BACKBONE, OPTIMIZER
 from manyfaces.train.checkpoint.state import RunState
-from manyfaces.train.objectives.objective import HeldByRank0, ShardedRows, StatePart
+from manyfaces.train.objectives.objective import HeldByRank0, ShardedRows, StatePart, Watch
 
 Tensors = Mapping[str, Tensor]
 
@@ -69,21 +71,57 @@ class HostCopy:
     def take(self, snapshot: Snapshot) -> Snapshot:
         """The same in this memory, which later steps do not change; what it held before is gone.
         Raises `UserError` where there is not enough memory."""
-        return replace(
+        return self.begin(snapshot)()
+
+    def begin(self, snapshot: Snapshot) -> Callable[[], Snapshot]:
+        """Begin to copy what the snapshot says now; the function that is returned copies what is
+        left and gives the same as `take`, while steps may go on in another thread. It has to be
+        called once before the next `begin`.
+
+        Rows whose changes are told (`ShardedRows.watch`) are left to it, and to the steps that
+        change them; all else is copied at once. Raises `UserError` where there is not enough
+        memory: then nothing is begun.
+        """
+        copy = replace(
             snapshot,
-            backbone=self._copied(BACKBONE, snapshot.backbone),
-            beside_backbone=self._copied(BESIDE_BACKBONE, snapshot.beside_backbone),
-            optimizer=self._copied(OPTIMIZER, snapshot.optimizer),
+            backbone=self._like(BACKBONE, snapshot.backbone),
+            beside_backbone=self._like(BESIDE_BACKBONE, snapshot.beside_backbone),
+            optimizer=self._like(OPTIMIZER, snapshot.optimizer),
             objective={
-                name: replace(part, tensors=self._copied(name, part.tensors))
-                for name, part in snapshot.objective.items()
+                name: self._part_like(name, part) for name, part in snapshot.objective.items()
             },
         )
+        _copy(snapshot.backbone, copy.backbone)
+        _copy(snapshot.beside_backbone, copy.beside_backbone)
+        _copy(snapshot.optimizer, copy.optimizer)
+        left = []
+        for name, part in snapshot.objective.items():
+            copies = copy.objective[name].tensors
+            watch = part.watch if isinstance(part, ShardedRows) else None
+            if watch is not None and all(can_be_copied(each) for each in part.tensors.values()):
+                left.append(_begun(watch, part.tensors, copies))
+            else:
+                _copy(part.tensors, copies)
 
-    def _copied(self, file: str, tensors: Tensors) -> Tensors:
-        return {name: self._copy(f"{file}: {name}", each) for name, each in tensors.items()}
+        def finish() -> Snapshot:
+            with contextlib.ExitStack() as all_of_them:  # even where one fails
+                for finish_rows in left:
+                    all_of_them.callback(finish_rows)
+            return copy
 
-    def _copy(self, key: str, tensor: Tensor) -> Tensor:
+        return finish
+
+    def _part_like(self, name: str, part: StatePart) -> StatePart:
+        tensors = self._like(name, part.tensors)
+        if isinstance(part, ShardedRows):
+            return ShardedRows(tensors, part.num_rows)
+        return HeldByRank0(tensors)
+
+    def _like(self, file: str, tensors: Tensors) -> Tensors:
+        """A tensor on the host for each, of the same shape and dtype."""
+        return {name: self._room(f"{file}: {name}", each) for name, each in tensors.items()}
+
+    def _room(self, key: str, tensor: Tensor) -> Tensor:
         held = self._held.get(key)
         if held is None or held.shape != tensor.shape or held.dtype != tensor.dtype:
             try:
@@ -95,4 +133,23 @@ class HostCopy:
                     "none, or take more workers"
                 ) from error
             self._held[key] = held
-        return held.copy_(tensor.detach())
+        return held
+
+
+def _copy(tensors: Tensors, copies: Tensors) -> None:
+    for name, tensor in tensors.items():
+        copies[name].copy_(tensor.detach())
+
+
+def _begun(watch: Watch, rows: Tensors, copies: Tensors) -> Callable[[], None]:
+    """Begin to copy rows while they change; the function that is returned copies what is left."""
+    copy = RowsCopy(list(rows.values()), [copies[name] for name in rows])
+    watch(copy.before_change)
+
+    def finish() -> None:
+        try:
+            copy.copy_all()
+        finally:
+            watch(None)
+
+    return finish

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -110,34 +110,34 @@ class Checkpointer:
             on_all_ranks(lambda: self._copy.take(mine), self.group)
 
     def save(self, snapshot: Snapshot, *, last: bool = False) -> None:
-        """Copy the state and start to write it, or write it; waits for the write before. `last`
-        says that the run ends here."""
+        """Begin to copy the state and to write it, or write it; waits for the write before. `last`
+        says that the run ends here.
+
+        In the background the rows of `ShardedRows.watch` may be changed as soon as this returns,
+        by steps that tell it; whatever else the snapshot holds is copied by then.
+        """
         self.wait()
         on_all_ranks(self._refuse_taken_over, self.group)
         mine, step = snapshot.of_rank(self.rank), snapshot.state.step
-        needed = torch.tensor([mine.num_bytes])
-        dist.all_reduce(needed, group=self.group)
-        needed_bytes = int(needed.item() * FREE_SPACE_FACTOR)
-        try:
-            # No rank measures before rank 0 has made room.
-            on_all_ranks(partial(self._make_room, needed_bytes), self.group)
-            on_all_ranks(partial(self._refuse_full_disk, needed_bytes), self.group)
-        except UserError as error:
-            self._failed(step, f"checkpoint of step {step} FAILED ({error})", last)
-            self._raise()
-            return
         if not self.settings.background:
-            self._write(mine, needed_bytes, last, self.hooks.beat)
+            self._write(step, lambda: mine, last, self.hooks.beat)
             self._raise()
             return
-        copy = on_all_ranks(lambda: self._copy.take(mine), self.group)
         self._thread = threading.Thread(
             target=self._write,
-            args=(copy, needed_bytes, last, self._got_on.set),
+            args=(step, self._begin_copy(mine), last, self._got_on.set),
             name="checkpoint",
             daemon=True,
         )
         self._thread.start()
+
+    def _begin_copy(self, mine: Snapshot) -> Callable[[], Snapshot]:
+        """What gives the copy. Where this rank has no memory for it, that raises `UserError`: the
+        thread is the one that talks to the other ranks."""
+        try:
+            return self._copy.begin(mine)
+        except UserError as error:
+            return partial(_fail, error)
 
     def wait(self) -> None:
         """Wait until what is being written is committed or has failed."""
@@ -205,25 +205,15 @@ class Checkpointer:
             self.hooks.failed(step, f"{told}, training goes on; {known}")
 
     def _write(
-        self, snapshot: Snapshot, needed_bytes: int, last: bool, beat: Callable[[], None]
+        self, step: int, copied: Callable[[], Snapshot], last: bool, beat: Callable[[], None]
     ) -> None:
-        """Write, commit and what comes after it; `snapshot` is this rank's part."""
-        step = snapshot.state.step
+        """Write, commit and what comes after it; `copied` gives this rank's part."""
         final = self.folder / folder_name(step)
         temporary = self.folder / f"{final.name}.tmp-{self.attempt}"
-        try:
-            watched(partial(refuse_not_finite, snapshot.tensors), self.group, beat)
-        except RuntimeError as error:
-            self._error = f"checkpoint of step {step}: {error}"
+        prepared = self._prepared(step, copied, last, beat)
+        if prepared is None:
             return
-        except UserError as error:
-            good = self.last_good or "none"
-            self._error = (
-                f"step {step}: {error}; no checkpoint of it is kept; the last good one is {good}; "
-                "lower train.optimizer.lr or look at the samples, and start from it under a new "
-                "run.name with run.resume_from"
-            )
-            return
+        snapshot, needed_bytes = prepared
         try:
             written = partial(self._write_local, temporary, snapshot, needed_bytes)
             files = self._gathered(watched(written, self.group, beat))
@@ -253,6 +243,45 @@ class Checkpointer:
             self._error = f"what comes after the checkpoint of step {step}: {error}"
             return
         self._failures = 0
+
+    def _prepared(
+        self, step: int, copied: Callable[[], Snapshot], last: bool, beat: Callable[[], None]
+    ) -> tuple[Snapshot, int] | None:
+        """This rank's part, which is finite, and the bytes that all ranks' parts need, for which
+        there is room; None where it is told why there is nothing to write."""
+        try:
+            # First of all: until it is copied, steps have to copy what they change.
+            snapshot = on_all_ranks(copied, self.group)
+            needed = torch.tensor([snapshot.num_bytes])
+            dist.all_reduce(needed, group=self.group)
+        except Exception as error:  # no memory, or some rank is gone
+            self._error = f"checkpoint of step {step}: {error}"
+            return None
+        needed_bytes = int(needed.item() * FREE_SPACE_FACTOR)
+        try:
+            # No rank measures before rank 0 has made room.
+            on_all_ranks(partial(self._make_room, needed_bytes), self.group)
+            on_all_ranks(partial(self._refuse_full_disk, needed_bytes), self.group)
+        except UserError as error:
+            self._failed(step, f"checkpoint of step {step} FAILED ({error})", last)
+            return None
+        except RuntimeError as error:  # some rank is gone
+            self._error = f"checkpoint of step {step}: {error}"
+            return None
+        try:
+            watched(partial(refuse_not_finite, snapshot.tensors), self.group, beat)
+        except RuntimeError as error:
+            self._error = f"checkpoint of step {step}: {error}"
+            return None
+        except UserError as error:
+            good = self.last_good or "none"
+            self._error = (
+                f"step {step}: {error}; no checkpoint of it is kept; the last good one is {good}; "
+                "lower train.optimizer.lr or look at the samples, and start from it under a new "
+                "run.name with run.resume_from"
+            )
+            return None
+        return snapshot, needed_bytes
 
     def _taken_over(self) -> bool:
         """Whether the run is another process's by now: that is no failed write, and ends this one.
@@ -321,3 +350,7 @@ class Checkpointer:
             if self.rank == 0:
                 self.may_write()
                 retain(self.folder, self.settings.keep, self._trusted)
+
+
+def _fail(error: UserError) -> NoReturn:
+    raise error

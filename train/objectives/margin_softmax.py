@@ -62,7 +62,7 @@ class MarginSoftmax(Objective):
         )
 
     def state(self) -> Mapping[str, ShardedRows]:
-        return {PART: ShardedRows(self.head.tensors(), self.head.num_classes)}
+        return {PART: ShardedRows(self.head.tensors(), self.head.num_classes, self.head.watch)}
 
     def numbers(self) -> Mapping[str, Mapping[str, float]]:
         return {PART: self.head.numbers()}

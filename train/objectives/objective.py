@@ -36,6 +36,7 @@ from manyfaces.models.backbones.encoder import Encoder
 from manyfaces.models.backbones.output import Output
 from manyfaces.models.head.collectives import Ranks
 from manyfaces.models.head.exchange import Exchange, JointBatch
+from manyfaces.models.head.rows import BeforeChange
 from manyfaces.train.parameter_groups import ParamGroup, groups_of
 
 
@@ -85,6 +86,10 @@ class Loss:
     """Further numbers to record, by name."""
 
 
+Watch = Callable[[BeforeChange | None], None]
+"""Has every change of some rows told from now on, before it is made; None ends it."""
+
+
 @dataclass(frozen=True)
 class ShardedRows:
     """State that is sharded by rows: rank r holds `configs.split.class_share` of them."""
@@ -93,6 +98,9 @@ class ShardedRows:
     """This rank's rows of each tensor: the tensors themselves, not copies."""
     num_rows: int
     """Rows of all ranks together."""
+    watch: Watch | None = None
+    """Has the changes of these tensors told: so they need not all be copied between two steps, as
+    they are without it."""
 
 
 @dataclass(frozen=True)
