@@ -53,6 +53,11 @@ class RunFolder:
         return self.path / "quarantine.jsonl"
 
     @property
+    def samples(self) -> Path:
+        """The folder of the lists of samples that were trained on."""
+        return self.path / "samples"
+
+    @property
     def faults(self) -> Path:
         """An empty file for each fault on purpose that has happened."""
         return self.path / ".faults"

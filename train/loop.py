@@ -27,6 +27,7 @@ from manyfaces.train.evaluation.result import Result
 from manyfaces.train.objectives.objective import Moment, Objective
 from manyfaces.train.protocols.protocol import Protocol
 from manyfaces.train.record import Record
+from manyfaces.train.sample_log import SampleLog
 from manyfaces.train.schedule import learning_rate
 from manyfaces.train.step import StepResult, train_step
 from manyfaces.train.tracking import mlflow_run
@@ -59,6 +60,7 @@ class Parts:
     record: Record
     watchdog: Watchdog
     stop: Stop
+    samples: SampleLog
     state: RunState
     """What does not change in a checkpoint's state."""
 
@@ -108,6 +110,7 @@ def train(parts: Parts, progress: Progress) -> list[Result]:
         moment, result = _step(parts, batch, progress, last=last)
         progress.step += 1
         parts.watchdog.made(progress.step)
+        parts.samples.made(progress.step, batch)
         progress.position = moment.position + moment.batch_size
         # The step has waited for the device: it knows the gradient's norm.
         progress.seconds += time.monotonic() - began

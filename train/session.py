@@ -41,6 +41,7 @@ from manyfaces.train.protocols.open import open_protocols
 from manyfaces.train.protocols.protocol import Protocol
 from manyfaces.train.record import NoRecord, Record
 from manyfaces.train.run_identity import check_worker
+from manyfaces.train.sample_log import NoSampleLog, SampleLog, rewind
 from manyfaces.train.stopping import INTERRUPTED, share_stop, stopped_line
 from manyfaces.train.watchdog import Watchdog
 
@@ -120,6 +121,7 @@ def _run(
     on_all_ranks(stop.check)
     progress = _progress(config, found)
     record.rewind(progress.step)
+    samples = _sample_log(config, folder, world, progress)
     record.event(
         "start", _start_line(found, world, progress), world_size=world.size, step=progress.step
     )
@@ -148,6 +150,7 @@ def _run(
             record,
             watchdog,
             stop,
+            samples,
             state,
         )
         with _written(checkpointer):
@@ -167,6 +170,14 @@ def _written(checkpointer: Checkpointer) -> Iterator[None]:
     finally:
         with contextlib.suppress(UserError):  # what ended the block is the reason to tell
             checkpointer.wait()
+
+
+def _sample_log(config: Config, folder: RunFolder, world: World, progress: Progress) -> SampleLog:
+    """What this rank writes down of its samples; those of steps that are made again are forgotten
+    before any rank makes one."""
+    if world.rank == 0:
+        rewind(folder.samples, progress.step)
+    return SampleLog(folder.samples, world.rank) if config.tracking.log_samples else NoSampleLog()
 
 
 def _refuse_small_batch(config: Config, world: World) -> None:

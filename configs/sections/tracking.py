@@ -20,3 +20,6 @@ class Tracking(Node):
     """MLflow experiment that the run belongs to."""
     log_every_steps: PositiveInt = 10
     """Steps between rows of metrics."""
+    log_samples: bool = False
+    """Whether each rank writes down in `samples/` of the run's folder which samples it trained on
+    at each step; that takes some 10 bytes a sample."""

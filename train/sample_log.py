@@ -1,0 +1,71 @@
+"""Which samples a run has trained on, where `tracking.log_samples` asks for it: a file for each
+rank in the run's folder, a line for each step.
+
+    {"step": 7, "position": 96, "ids": [311, 5, ...], "left_out": [20]}
+
+Ids count the samples of the dataset from 0. What is left out stands in the batch and not in the
+loss: its image is broken, or it was forgotten.
+"""
+
+import contextlib
+import json
+import os
+from pathlib import Path
+
+from manyfaces.data.feed.loader import IGNORED, Batch
+
+_BLOCK_BYTES = 1 << 20
+
+
+class SampleLog:
+    """What one rank writes. A full disk costs lines, and ends no training: the steps that are
+    missing can be told by their numbers."""
+
+    def __init__(self, folder: Path, rank: int) -> None:
+        self.path = folder / f"rank-{rank}.jsonl"
+
+    def made(self, step: int, batch: Batch) -> None:
+        """The run has made this step with this rank's share of the batch."""
+        used_N = (batch.labels_N != IGNORED).cpu().numpy()
+        ids, left_out = batch.ids_N[used_N].tolist(), batch.ids_N[~used_N].tolist()
+        row = {"step": step, "position": batch.position, "ids": ids, "left_out": left_out}
+        with contextlib.suppress(OSError):
+            self.path.parent.mkdir(exist_ok=True)
+            with self.path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+
+
+class NoSampleLog(SampleLog):
+    """That of a run which keeps none."""
+
+    def __init__(self) -> None:
+        pass
+
+    def made(self, step: int, batch: Batch) -> None:
+        pass
+
+
+def rewind(folder: Path, step: int) -> None:
+    """Forget what all ranks have written of steps after `step`, and lines that a kill has torn: a
+    resumed run makes those steps again."""
+    for path in folder.glob("rank-*.jsonl"):
+        with path.open("rb+") as file:
+            file.truncate(_end(file.fileno(), step))
+
+
+def _end(descriptor: int, step: int) -> int:
+    """Where the last whole line of a step up to this one ends; looked for from the file's end, as
+    the file may be large and what is cut is not."""
+    size, take = os.fstat(descriptor).st_size, _BLOCK_BYTES
+    while True:
+        start = max(size - take, 0)
+        block = os.pread(descriptor, size - start, start)
+        lines = block.splitlines(keepends=True)
+        end = size
+        for number in range(len(lines) - 1, -1 if start == 0 else 0, -1):
+            if lines[number].endswith(b"\n") and json.loads(lines[number])["step"] <= step:
+                return end
+            end -= len(lines[number])
+        if start == 0:
+            return 0
+        take *= 2
