@@ -38,6 +38,8 @@ QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
 POLL_S = 0.2
 RAY_SETTINGS = {
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
+    # Seconds until a worker's death is noticed; Ray's default is 2.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     # Training is what the machine is for; Ray's default is 15.
     "RAY_worker_niceness": "0",

@@ -9,6 +9,7 @@ import contextlib
 import copy
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
@@ -28,8 +29,23 @@ from manyfaces.models.backbones.pixels import to_input
 from manyfaces.models.backbones.sync_batchnorm import synchronise_batchnorm
 from manyfaces.train.parameter_groups import ParamGroup
 
+
+@contextlib.contextmanager
+def left_out(module: str) -> Iterator[None]:
+    """While the block runs, to import this module fails as if it were not installed, unless it was
+    imported before: for what DeepSpeed tries to import, does without and takes seconds."""
+    is_new = module not in sys.modules
+    if is_new:
+        sys.modules[module] = None  # type: ignore[assignment]  # as `import` defines it
+    try:
+        yield
+    finally:
+        if is_new:
+            del sys.modules[module]
+
+
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if count_gpus() else "cpu")
-with warnings.catch_warnings():
+with warnings.catch_warnings(), left_out("mlflow"):  # which its autotuner reports to
     warnings.simplefilter("ignore")  # of its optional parts, at import
     import deepspeed
     from deepspeed.utils import logger as deepspeed_logger
@@ -110,16 +126,18 @@ class Engine:
         trained = list(self.parameters.values())
         in_groups = [id(p) for group in self.groups for p in group.parameters.values()]
         assert sorted(in_groups) == sorted(map(id, trained)), "each trained weight is in one group"
-        self._engine, self._optimizer, _, _ = deepspeed.initialize(
-            # DeepSpeed would take the GPU of this LOCAL_RANK, which a worker that is shown one of
-            # several does not have.
-            args=SimpleNamespace(device_rank=device.index or 0),
-            model=self.module,
-            model_parameters=trained,
-            optimizer=self._torch_optimizer_of(train.optimizer),
-            config=self._deepspeed_config(train, world_size, sum(p.numel() for p in trained)),
-            dist_init_required=False,
-        )
+        # Muon is an optimiser whose import loads torch's compiler.
+        with left_out("deepspeed.runtime.zero.muon.muon_optimizer"):
+            self._engine, self._optimizer, _, _ = deepspeed.initialize(
+                # DeepSpeed would take the GPU of this LOCAL_RANK, which a worker that is shown one
+                # of several does not have.
+                args=SimpleNamespace(device_rank=device.index or 0),
+                model=self.module,
+                model_parameters=trained,
+                optimizer=self._torch_optimizer_of(train.optimizer),
+                config=self._deepspeed_config(train, world_size, sum(p.numel() for p in trained)),
+                dist_init_required=False,
+            )
         if settings.compile:
             self._engine.compile()
 

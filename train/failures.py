@@ -15,8 +15,9 @@ from manyfaces.train.lease import Launch
 from manyfaces.train.record import METRICS, Record, last_event, read_rows
 
 KILLED = "died: its process was killed, or had no memory left"
-_SETTLE_S = 1.0
-"""For the other ranks to have left their errors, and for a killed process to be gone."""
+_SETTLE_S, _POLL_S = 1.0, 0.05
+"""Longest wait for the other ranks to have left their errors, and for a killed process to be
+gone."""
 _OF_ANOTHER = ("by peer", "remote process", "socket")
 """Words in the errors of ranks that have lost another."""
 
@@ -26,7 +27,7 @@ def workers_failed(payload: Mapping[str, Any], causes: Mapping[int, str], count:
     the launcher."""
     config = load_stored(payload["config"], "the launcher's configuration")
     folder = RunFolder.of(config)
-    time.sleep(_SETTLE_S)
+    _wait_for_ranks(folder)
     launch = Launch(folder.path, payload.get("lease"))
     if launch.lost():  # the record is another launch's
         return
@@ -46,6 +47,16 @@ def workers_failed(payload: Mapping[str, Any], causes: Mapping[int, str], count:
         rank=rank,
         step=step,
     )
+
+
+def _wait_for_ranks(folder: RunFolder) -> None:
+    """Until each rank has left its error or is gone, as far as that can be seen from here."""
+    deadline = time.monotonic() + _SETTLE_S
+    while time.monotonic() < deadline:
+        beats = read_heartbeats(folder.path).values()
+        if beats and all(beat.fault or _is_gone(beat) for beat in beats):
+            return
+        time.sleep(_POLL_S)
 
 
 def first_to_fail(causes: Mapping[int, str], beats: Mapping[int, Heartbeat]) -> tuple[int, str]:

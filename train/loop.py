@@ -29,6 +29,7 @@ from manyfaces.train.protocols.protocol import Protocol
 from manyfaces.train.record import Record
 from manyfaces.train.sample_log import SampleLog
 from manyfaces.train.schedule import learning_rate
+from manyfaces.train.startup import Startup
 from manyfaces.train.step import StepResult, train_step
 from manyfaces.train.tracking import mlflow_run
 from manyfaces.train.watchdog import Watchdog
@@ -63,6 +64,8 @@ class Parts:
     samples: SampleLog
     state: RunState
     """What does not change in a checkpoint's state."""
+    startup: Startup
+    """Measures how long it takes to the first step."""
 
 
 class _Rates:
@@ -105,12 +108,15 @@ def train(parts: Parts, progress: Progress) -> list[Result]:
     parts.watchdog.phase("data")
     for batch, waited_s, lost in timed(parts.loader):
         began = time.monotonic() - waited_s
+        parts.startup.done("first batch")
         parts.watchdog.phase(f"step {progress.step + 1}")
         last = lost is not None or parts.stop.requested or parts.stop.wants_checkpoint
         moment, result = _step(parts, batch, progress, last=last)
         progress.step += 1
         parts.watchdog.made(progress.step)
         parts.samples.made(progress.step, batch)
+        if parts.startup.end("first step"):
+            _record_startup(parts, progress.step)
         progress.position = moment.position + moment.batch_size
         # The step has waited for the device: it knows the gradient's norm.
         progress.seconds += time.monotonic() - began
@@ -245,6 +251,15 @@ def _step(
         parts.checkpointer.wait()  # what is being written is good
         raise UserError(_not_finite(parts, batch, progress.step + 1, error)) from error
     return moment, result
+
+
+def _record_startup(parts: Parts, step: int) -> None:
+    seconds = parts.startup.seconds
+    metrics = {f"start/{part.replace(' ', '_')}_s": taken for part, taken in seconds.items()}
+    # A full disk ends no training.
+    with contextlib.suppress(OSError):
+        parts.record.event("ready", str(parts.startup), step=step, seconds=seconds)
+        parts.record.metrics(step, **metrics, **{"start/all_s": parts.startup.total_s})
 
 
 def _log(

@@ -45,7 +45,7 @@ from manyfaces.train.stopping import (
 )
 from manyfaces.train.tracking import Mirror, Status, last_status, tracking_uri
 
-WORK = "manyfaces.train.session:work"
+WORK = "manyfaces.train.worker:work"
 """What every worker runs. Only workers import it: the process that a person started tells mistakes
 without waiting for DeepSpeed."""
 FAILED = "manyfaces.train.failures:workers_failed"

@@ -42,15 +42,17 @@ from manyfaces.train.protocols.protocol import Protocol
 from manyfaces.train.record import NoRecord, Record
 from manyfaces.train.run_identity import check_worker
 from manyfaces.train.sample_log import NoSampleLog, SampleLog, rewind
+from manyfaces.train.startup import Startup
 from manyfaces.train.stopping import INTERRUPTED, share_stop, stopped_line
 from manyfaces.train.watchdog import Watchdog
 
 VERSIONS = ("manyfaces", "torch", "deepspeed", "nvidia-dali-cuda130")
 
 
-def work(payload: dict[str, Any]) -> None:
-    """The function that the launcher runs in every worker. Errors that all ranks meet alike are
-    written to the record, not raised."""
+def work(payload: dict[str, Any], startup: Startup | None = None) -> None:
+    """One worker's part of a run; `startup` has measured its start so far. Errors that all ranks
+    meet alike are written to the record, not raised."""
+    startup = startup or Startup()
     config = load_stored(payload["config"], "the launcher's configuration")
     world = World.current()
     torch.set_num_threads(config.cluster.threads_per_worker)
@@ -72,7 +74,7 @@ def work(payload: dict[str, Any]) -> None:
     try:
         watchdog.phase("start")
         writer = on_all_ranks(lambda: take_writer(launch) if world.rank == 0 else None)
-        _run(config, world, folder, record, watchdog, writer, stop)
+        _run(config, world, folder, record, watchdog, writer, stop, startup)
     except StoppedError as error:
         _record_end(record, INTERRUPTED, stopped_line(folder, str(error)))
     except UserError as error:
@@ -104,9 +106,12 @@ def _run(
     watchdog: Watchdog,
     writer: Lease | None,
     stop: Stop,
+    startup: Startup,
 ) -> None:
     _refuse_small_batch(config, world)
+    startup.done("lease")
     dataset, protocols = on_all_ranks(lambda: _open(config, folder))
+    startup.done("dataset")
     checkpointer = _checkpointer(config, folder, record, watchdog, writer)
     watchdog.phase("restore")
     found = find(folder.checkpoints, config.run.resume_from, checkpointer.group, watchdog.beat)
@@ -115,8 +120,9 @@ def _run(
     total = plan.total_samples(config, dataset.manifest.num_images)
     _refuse_finished(found, folder, total)
     on_all_ranks(stop.check)
+    startup.done("checkpoint compared")
     engine, network, objective = build(
-        config, world, dataset, found, checkpointer.group, record, watchdog.beat
+        config, world, dataset, found, checkpointer.group, record, watchdog.beat, startup
     )
     on_all_ranks(stop.check)
     progress = _progress(config, found)
@@ -152,7 +158,9 @@ def _run(
             stop,
             samples,
             state,
+            startup,
         )
+        startup.done("loader")
         with _written(checkpointer):
             results = train(parts, progress)
     if world.rank == 0 and results:
@@ -264,10 +272,12 @@ def build(
     group: dist.ProcessGroup,
     record: Record,
     beat: Callable[[], None] = nothing,
+    startup: Startup | None = None,
 ) -> tuple[Engine, Network, Objective]:
     """The engine, the network in it and the objective, fresh or restored. A fresh start takes the
     same path with empty moments; what `model.init` brought to it is recorded. `beat` is called
-    while a checkpoint is read. Collective."""
+    while a checkpoint is read, and `startup` told of what is done. Collective."""
+    startup = startup or Startup()
     objective, network = watched(
         lambda: _objective_and_network(config, world, dataset, found), group, beat
     )
@@ -275,6 +285,7 @@ def build(
         columns = ["model.init", "weights", "of them"]
         table = {"columns": columns, "rows": matched.rows()}
         record.event("init", f"model.init {matched}", table=table)
+    startup.done("network")
     engine = Engine(
         network.module,
         on_all_ranks(lambda: objective.groups(network.module, config.train.optimizer)),
@@ -289,13 +300,17 @@ def build(
         name: torch.zeros(after - first, *view.image_hw, 3, dtype=torch.uint8, device=world.device)
         for name, view in objective.views(main_view(config.data)).items()
     }
+    startup.done("engine")
     engine.warm_up(lambda: objective.dry_run(Forward(engine.run, images)))
+    startup.done("warm-up")
     moments = watched(lambda: read_optimizer(found.path) if found else None, group, beat)
     engine.load_moments(moments)
+    startup.done("optimizer")
     if found is not None:
         load_parts(found.path, objective.state(), group, beat)
         objective.restore(found.state.numbers, found.state.config)
     objective.forget(torch.from_numpy(read_forgotten(dataset).identities))
+    startup.done("head")
     return engine, network, objective
 
 
