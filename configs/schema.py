@@ -72,7 +72,7 @@ class Config(Node):
     engine: Engine = Engine()
     """How the network runs; it may change when a run is resumed."""
     checkpoint: Checkpoint = Checkpoint()
-    """How often checkpoints are written, and how many are kept."""
+    """How often checkpoints are written, and which of them are kept."""
     tracking: Tracking = Tracking()
     """What MLflow is told."""
     evaluation: Evaluation = Evaluation()
@@ -93,11 +93,27 @@ class Config(Node):
                 f"cluster.step_timeout_s {self.cluster.step_timeout_s:g}, which would end the "
                 "worker first"
             )
+        self._check_best()
         if not self.has_head:
             self.head.check_unused(str(self.objective.word()))
         for kind in _kinds(self):
             kind.check(self)
         return self
+
+    def _check_best(self) -> None:
+        """Raise `ValueError` where steps are scored that have no checkpoint to keep, or none is."""
+        best, scored, saved = (
+            self.checkpoint.best,
+            self.evaluation.every_steps,
+            self.checkpoint.every_steps,
+        )
+        if best is None or (scored > 0 and scored % saved == 0):
+            return
+        raise ValueError(
+            "checkpoint.best compares the checkpoints that are evaluated: evaluation.every_steps "
+            f"{scored} is not a multiple of checkpoint.every_steps {saved} above 0; set it to "
+            f"{max(1, round(scored / saved)) * saved}"
+        )
 
 
 def _kinds(value: object) -> Iterator[Kind]:

@@ -5,8 +5,9 @@ from pathlib import Path
 from manyfaces.configs.errors import UserError
 from manyfaces.configs.schema import Config
 from manyfaces.models.backbones.init import read_weights, weights_file
+from manyfaces.train.checkpoint.choice import chosen, names_checkpoint
 from manyfaces.train.checkpoint.commit import COMMIT, committed_file
-from manyfaces.train.checkpoint.layout import BACKBONE, chosen, newest
+from manyfaces.train.checkpoint.layout import BACKBONE, newest
 from manyfaces.train.folder import RunFolder
 
 
@@ -26,7 +27,7 @@ def trained_file(trained: str) -> Path:
     if path.is_file():
         in_checkpoint = (path.parent / COMMIT).exists()
         return committed_file(path.parent, path.name) if in_checkpoint else path
-    if (path / "checkpoints").is_dir() or path.parent.name == "checkpoints":
+    if names_checkpoint(path):
         return committed_file(chosen(path), BACKBONE)
     raise UserError(
         f"{path}: no trained network there; give a run, a checkpoint, or a file that `manyfaces "
@@ -38,7 +39,7 @@ def initial_file(init: str) -> Path:
     """The file of weights to read for `model.init`: as `trained_file` gives it, and in another
     folder the one that Hugging Face's programs wrote. Raises `UserError` where there is none."""
     path = Path(init).expanduser()
-    if path.is_file() or (path / "checkpoints").is_dir() or path.parent.name == "checkpoints":
+    if path.is_file() or names_checkpoint(path):
         return trained_file(init)
     if path.is_dir():
         return weights_file(path)

@@ -4,6 +4,7 @@ import os
 import sys
 import time
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,12 @@ from manyfaces.data.dataset.dataset import Dataset, open_data
 from manyfaces.data.dataset.forgotten import read_forgotten
 from manyfaces.data.dataset.verify import verify
 from manyfaces.data.orders.build import check_sizes
-from manyfaces.train.checkpoint.layout import chosen, newest
+from manyfaces.train.checkpoint.choice import chosen, names_checkpoint
+from manyfaces.train.checkpoint.layout import newest
 from manyfaces.train.claim import claim, refuse_lost
 from manyfaces.train.evaluation.encoders import checked_file
 from manyfaces.train.evaluation.plots import plot_metrics
-from manyfaces.train.evaluation.result import QuantitiesByName
+from manyfaces.train.evaluation.result import QuantitiesByName, metric
 from manyfaces.train.faults import VARIABLE, parse
 from manyfaces.train.folder import RunFolder
 from manyfaces.train.follow import Follower, summary_table
@@ -207,7 +209,24 @@ def _check_protocols(config: Config, *, images: bool) -> QuantitiesByName:
     protocols = open_protocols(config)
     if images:
         check_images(protocols, config.data.image_hw)
-    return {protocol.name: protocol.quantities for protocol in protocols}
+    quantities = {protocol.name: protocol.quantities for protocol in protocols}
+    _refuse_unknown_metric(config, quantities)
+    return quantities
+
+
+def _refuse_unknown_metric(config: Config, quantities: QuantitiesByName) -> None:
+    """Raise `UserError` where the best checkpoint is to be told by what no protocol gives."""
+    best = config.checkpoint.best
+    known = [metric(name, each) for name, described in quantities.items() for each in described]
+    if best is None or best.metric in known:
+        return
+    near = get_close_matches(best.metric, known, 1)
+    meant = f"did you mean {near[0]}? " if near else ""
+    has = ", ".join(known) or "none: give evaluation.pairs or evaluation.protocols"
+    raise UserError(
+        f"checkpoint.best.metric {best.metric}: no protocol of the run gives it; {meant}the "
+        f"metrics are {has}"
+    )
 
 
 def absolute(config: Config) -> Config:
@@ -215,7 +234,7 @@ def absolute(config: Config) -> Config:
     `run.resume_from` may name."""
     config = paths.absolute(config)
     resume_from = config.run.resume_from
-    if resume_from is not None and (Path(resume_from) / "checkpoints").is_dir():
+    if resume_from is not None and names_checkpoint(Path(resume_from)):
         update = {"resume_from": str(chosen(Path(resume_from)))}
         run = config.run.model_copy(update=update)
         config = config.model_copy(update={"run": run})

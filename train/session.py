@@ -163,6 +163,7 @@ def _run(
         startup.done("loader")
         with _written(checkpointer):
             results = train(parts, progress)
+        checkpointer.retain(progress.step)  # now the last step is evaluated
     if world.rank == 0 and results:
         summary, *_ = save_report(results, folder.plots, progress.step)
         summary.replace(folder.evaluation)
@@ -204,6 +205,7 @@ def _checkpointer(
     hooks = Hooks(
         committed=lambda step, path: record.event("checkpoint", f"checkpoint {path}", step=step),
         failed=lambda step, message: record.event("checkpoint_failed", message, step=step),
+        retained=lambda step, message: record.event("retention", message, step=step),
         beat=watchdog.beat,
         moment=watchdog.entered,
     )

@@ -1,14 +1,28 @@
-"""Section `checkpoint`: how often checkpoints are written, and how many are kept."""
+"""Section `checkpoint`: how often checkpoints are written, and which of them are kept."""
 
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from manyfaces.configs.node import NOTHING, Decides, Node
 
 
+class Best(Node):
+    """Which checkpoints are kept for what they score."""
+
+    decides: ClassVar[Decides] = NOTHING
+
+    metric: Annotated[str, Field(pattern=r"^.+/[^/]+$")]
+    """What is compared, as `metrics.jsonl` names it: `lfw/accuracy` of the set `lfw.bin`."""
+    mode: Literal["max", "min"] = "max"
+    """Whether the highest value is the best one, or the lowest; of equal ones the older stays."""
+    keep: PositiveInt = 1
+    """How many of the best are kept."""
+
+
 class Checkpoint(Node):
-    """How often checkpoints are written, and how many are kept."""
+    """How often checkpoints are written, and which of them are kept: whichever `keep`,
+    `keep_every_steps` or `best` names."""
 
     decides: ClassVar[Decides] = NOTHING
 
@@ -16,9 +30,25 @@ class Checkpoint(Node):
     """Steps between checkpoints; the last step always has one."""
     keep: PositiveInt = 3
     """How many of the newest checkpoints are kept."""
+    keep_every_steps: PositiveInt | None = None
+    """Each checkpoint whose step is a multiple of this is kept for ever; a multiple of
+    `every_steps`."""
+    best: Best | None = None
+    """The best by a metric of the run's evaluation are kept, `{metric: lfw/accuracy}`; `RUN@best`
+    names the first of them wherever a run is asked for."""
     background: bool = True
     """Whether training goes on while one is written, from a copy of all it holds in host memory;
     `false` needs no copy, and training waits."""
     max_failures: PositiveInt = 3
     """How many in a row may fail to be written, as on a full disk, before training stops; the last
     one of a run must not."""
+
+    @model_validator(mode="after")
+    def _kept_steps_have_checkpoints(self) -> "Checkpoint":
+        kept = self.keep_every_steps
+        if kept is not None and kept % self.every_steps:
+            raise ValueError(
+                f"checkpoint.keep_every_steps {kept} is not a multiple of checkpoint.every_steps "
+                f"{self.every_steps}: those steps would have no checkpoint to keep"
+            )
+        return self

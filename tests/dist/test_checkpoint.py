@@ -31,10 +31,12 @@ from manyfaces.configs.errors import UserError
 from manyfaces.configs.schema import Config
 from manyfaces.configs.sections.checkpoint import Checkpoint
 from manyfaces.configs.split import class_share
-from manyfaces.train.checkpoint import layout, sharded
+from manyfaces.train.checkpoint import retention, sharded
+from manyfaces.train.checkpoint.choice import chosen
 from manyfaces.train.checkpoint.finder import find, load_parts
 from manyfaces.train.checkpoint.head_files import HeadFiles, SubCentres
-from manyfaces.train.checkpoint.layout import candidates, chosen, newest, read_backbone, retain
+from manyfaces.train.checkpoint.layout import candidates, newest, read_backbone
+from manyfaces.train.checkpoint.retention import retain
 from manyfaces.train.checkpoint.snapshot import Snapshot
 from manyfaces.train.checkpoint.state import RunState
 from manyfaces.train.checkpoint.writer import Checkpointer, Hooks
@@ -503,14 +505,14 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_afresh(
     damaged(folder / "step-00000004", "gone")
     run_ranks(2, find_nothing_intact, folder)
     damaged(folder / "step-00000005", "newer format")
-    retain(folder, 0, ())
+    retain(folder, Checkpoint.model_construct(keep=0), {}, ())
     assert [p.name for p in folder.iterdir()] == ["step-00000005"]
 
 
 def test_retention_never_counts_a_damaged_one(written, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(written[2] / "many", tmp_path / "copy"))
     (folder / "step-00000005" / "COMMIT.json").unlink()
-    retain(folder, 1, [folder / "step-00000004"])
+    retain(folder, Checkpoint(keep=1), {}, [folder / "step-00000004"])
     assert [p.name for p in folder.iterdir()] == ["step-00000004"]
     good = newest(folder)
     assert good is not None
@@ -521,8 +523,8 @@ def test_retention_survives_a_failed_delete(
     written, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = Path(shutil.copytree(written[2] / "many", tmp_path / "copy"))
-    monkeypatch.setattr(layout.shutil, "rmtree", lambda _: (_ for _ in ()).throw(OSError))
-    retain(folder, 1, [])
+    monkeypatch.setattr(retention.shutil, "rmtree", lambda _: (_ for _ in ()).throw(OSError))
+    retain(folder, Checkpoint(keep=1), {}, [])
     assert len(candidates(folder)) == 2
 
 

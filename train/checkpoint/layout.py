@@ -24,14 +24,12 @@ checkpoint of the run; but for the names, nothing but safetensors and JSON is ev
 import contextlib
 import re
 import shutil
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors.torch import load_file
 from torch import Tensor
 
-from manyfaces.configs.errors import UserError
 from manyfaces.train.checkpoint.commit import (
     Condition,
     Fault,
@@ -86,24 +84,6 @@ def newest(folder: Path) -> Path | None:
     return next((each.path for each in candidates(folder) if each.fault is None), None)
 
 
-def chosen(run: Path) -> Path:
-    """The checkpoint folder that is given, or the newest one of the run that is. Raises
-    `UserError`."""
-    if run.parent.name == "checkpoints":
-        committed(run)
-        return run
-    folder = run / "checkpoints"
-    if not folder.is_dir():
-        raise UserError(
-            f"{run}: no run there; expected a folder RUN with RUN/checkpoints in it, or one of its "
-            "checkpoints"
-        )
-    path = newest(folder)
-    if path is None:
-        raise UserError(f"{folder}: no committed checkpoint in it")
-    return path
-
-
 def read_backbone(path: Path) -> dict[str, Tensor]:
     """Weights and buffers of the backbone, float32, on the CPU. Raises `UserError` where their
     bytes are not as committed, as the functions below do."""
@@ -120,32 +100,6 @@ def read_beside_backbone(path: Path) -> dict[str, Tensor]:
 def read_optimizer(path: Path) -> dict[str, Tensor]:
     """The optimiser's moments by `KIND.PARAMETER`, and its `step`."""
     return dict(load_file(committed_file(path, OPTIMIZER)))
-
-
-def retain(folder: Path, keep: int, trusted: Collection[Path]) -> None:
-    """Remove all but `keep` checkpoints, and what is left of others. A failed removal stops
-    nothing.
-
-    `trusted` are those whose every byte is known to be good: this session wrote them, or compared
-    all with what was committed. They come first, the newest before the others; those that are
-    whole as far as their sizes tell fill what they leave free. What is damaged goes once as many
-    as `keep` are trusted. Nothing is removed that has another name than a checkpoint, is of
-    another format, or holds a file that is not its own.
-    """
-    found = candidates(folder)
-    whole = [each.path for each in found if each.fault is None]
-    good = [path for path in whole if path in trusted]
-    kept = (good + [path for path in whole if path not in trusted])[:keep]
-    surplus = [path for path in whole if path not in kept]
-    if len(good) >= keep:
-        surplus += [
-            each.path
-            for each in found
-            if each.fault and each.fault.condition is Condition.DAMAGED and each.path not in trusted
-        ]
-    for path in surplus:
-        _remove(path)
-    sweep(folder)
 
 
 def sweep(folder: Path) -> None:

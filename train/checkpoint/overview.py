@@ -1,16 +1,21 @@
-"""What a run's checkpoints are, for people: which are whole, and what is in one."""
+"""What a run's checkpoints are, for people: which are whole, why each is kept, what it scored, and
+what is in one."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.filesize import decimal
 
 from manyfaces.configs.errors import UserError
+from manyfaces.configs.sections.checkpoint import Checkpoint
+from manyfaces.train.checkpoint.choice import chosen, names_checkpoint, retention_settings
 from manyfaces.train.checkpoint.commit import Condition, Fault, committed, corrupt_file, read_commit
 from manyfaces.train.checkpoint.layout import candidates
+from manyfaces.train.checkpoint.retention import Reason, Verdict, read_scores, verdicts
 from manyfaces.train.checkpoint.state import RunState
+from manyfaces.train.record import METRICS, read_rows
 
 Rows = list[tuple[str, str]]
 
@@ -25,17 +30,40 @@ class Listed:
     world_size: int
     fault: Fault | None
     """What is wrong with it, as far as its COMMIT.json and the sizes of its files tell."""
+    kept: str
+    """Why it is kept; empty where the run's configuration is not there to tell."""
+    metrics: Mapping[str, float]
+    """What was measured at its step, as far as the run's record knows."""
+
+    @property
+    def headlines(self) -> dict[str, float]:
+        """The first metric of each protocol that its step was evaluated by."""
+        first: dict[str, str] = {}
+        for name in self.metrics:
+            protocol, slash, _ = name.rpartition("/")
+            if slash and protocol != "train":
+                first.setdefault(protocol, name)
+        return {name: self.metrics[name] for name in first.values()}
 
 
 def listed(run: Path) -> list[Listed]:
-    """The checkpoints of a run, newest first, or the one whose folder is given. Raises `UserError`
-    where there is none."""
+    """The checkpoints of a run, newest first, or the one that is given as its folder or as
+    `RUN@best`. Raises `UserError` where there is none."""
+    if names_checkpoint(run) and not run.exists():
+        run = chosen(run)
     single = run.parent.name == "checkpoints"
     folder = run.parent if single else run / "checkpoints"
+    settings, every = retention_settings(folder.parent), candidates(folder)
+    scores = read_scores(folder.parent, settings.best if settings else None)
+    judged = verdicts(every, settings or Checkpoint(), scores)
+    measured: dict[int, dict[str, float]] = {each.step: {} for each in every}
+    for row in read_rows(folder.parent / METRICS):
+        if row["step"] in measured:
+            measured[row["step"]] |= {k: v for k, v in row.items() if k not in ("step", "time")}
     found = [
-        _listed(each.path, each.step, each.fault)
-        for each in candidates(folder)
-        if not single or each.path.name == run.name
+        _listed(each, _why(each, settings), measured[each.checkpoint.step])
+        for each in judged
+        if not single or each.checkpoint.path.name == run.name
     ]
     if not found:
         raise UserError(
@@ -45,12 +73,27 @@ def listed(run: Path) -> list[Listed]:
     return found
 
 
-def _listed(path: Path, step: int, fault: Fault | None) -> Listed:
+def _listed(verdict: Verdict, why: str, metrics: Mapping[str, float]) -> Listed:
+    path, step = verdict.checkpoint.path, verdict.checkpoint.step
+    fault = verdict.checkpoint.fault
     commit = read_commit(path)
     if isinstance(commit, Fault):
-        return Listed(path, step, 0, 0, commit if fault is None else fault)
+        return Listed(path, step, 0, 0, fault or commit, why, metrics)
     num_bytes = sum(facts.bytes for facts in commit.files.values())
-    return Listed(path, step, num_bytes, commit.world_size, fault)
+    return Listed(path, step, num_bytes, commit.world_size, fault, why, metrics)
+
+
+def _why(verdict: Verdict, settings: Checkpoint | None) -> str:
+    """Why a checkpoint is kept, by settings that may not be known."""
+    if settings is None:
+        return ""
+    words = {
+        Reason.NEWEST: "newest",
+        Reason.BEST: f"best by {settings.best.metric}" if settings.best else "",
+        Reason.PERIODIC: f"every {settings.keep_every_steps} steps",
+    }
+    told = ", ".join(words[reason] for reason in verdict.reasons)
+    return told or ("" if verdict.checkpoint.fault else "until the next is written")
 
 
 def is_damaged(fault: Fault | None) -> bool:
@@ -71,9 +114,10 @@ def corrupt_files(checkpoint: Path, count: Callable[[int], None]) -> list[Fault]
     return faults
 
 
-def facts(checkpoint: Path) -> Rows:
-    """Label and text of what a committed checkpoint says of itself. Raises `UserError` where it
-    cannot be read."""
+def facts(listed: Listed) -> Rows:
+    """Label and text of what a committed checkpoint says of itself, and of what its run's record
+    does. Raises `UserError` where it cannot be read."""
+    checkpoint = listed.path
     commit, state = committed(checkpoint), RunState.read(checkpoint)
     config, model = state.config, state.config.model.model_dump()
     rows = [
@@ -93,6 +137,9 @@ def facts(checkpoint: Path) -> Rows:
         rows.append(("made by", f"head {state.edited['verb']} of {state.edited['source']}"))
     if state.mlflow is not None:
         rows.append(("MLflow run", str(state.mlflow.get("run_id", ""))))
+    if listed.kept:
+        rows.append(("kept", listed.kept))
+    rows += [(name, f"{value:.6g}") for name, value in listed.metrics.items()]
     return rows + _sizes(checkpoint)
 
 

@@ -31,10 +31,10 @@ from manyfaces.train.checkpoint.layout import (
     STATE,
     folder_name,
     make_way,
-    retain,
     sweep,
 )
 from manyfaces.train.checkpoint.progress import nothing, watched
+from manyfaces.train.checkpoint.retention import Retention
 from manyfaces.train.checkpoint.sharded import write_rows
 from manyfaces.train.checkpoint.snapshot import HostCopy, Snapshot
 from manyfaces.train.checkpoint.tensor_file import write_tensors
@@ -52,6 +52,8 @@ class Hooks:
     """A checkpoint of this step stands."""
     failed: Callable[[int, str], None] = lambda step, message: None
     """That of this step could not be written, and training goes on."""
+    retained: Callable[[int, str], None] = lambda step, message: None
+    """What is kept of the checkpoints after this step, and which were removed; on rank 0 alone."""
     beat: Callable[[], None] = nothing
     """What is waited for gets on."""
     moment: Callable[[str, int], None] = lambda name, step: None
@@ -84,6 +86,7 @@ class Checkpointer:
         dist.broadcast_object_list(attempt, 0, group=self.group)
         self.attempt = attempt[0]
         self._copy = HostCopy()
+        self._retention = Retention(folder, settings)
         self._trusted: list[Path] = []
         self._thread: threading.Thread | None = None
         self._got_on = threading.Event()
@@ -149,6 +152,20 @@ class Checkpointer:
             if not self._thread.is_alive():
                 self._thread = None
         self._raise()
+
+    def retain(self, step: int) -> None:
+        """Remove the checkpoints that the metrics recorded up to this step leave no reason to
+        keep; a save does so too."""
+        self.wait()
+        on_all_ranks(partial(self._retain, step), self.group)
+
+    def _retain(self, step: int) -> None:
+        if self.rank != 0:
+            return
+        self.may_write()
+        if told := self._retention.apply(self._trusted):
+            with contextlib.suppress(OSError):  # on a full disk, room was made all the same
+                self.hooks.retained(step, told)
 
     def _raise(self) -> None:
         if self._error is not None:
@@ -347,9 +364,7 @@ class Checkpointer:
         with self._told(needed_bytes):
             self.hooks.moment("checkpoint:after", step)
             self.hooks.committed(step, final)
-            if self.rank == 0:
-                self.may_write()
-                retain(self.folder, self.settings.keep, self._trusted)
+            self._retain(step)
 
 
 def _fail(error: UserError) -> NoReturn:

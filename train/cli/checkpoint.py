@@ -1,26 +1,21 @@
 """`manyfaces checkpoint VERB ...`: what a run's checkpoints hold, and whether their bytes are
 whole."""
 
-from pathlib import Path
-from typing import Annotated
-
 import typer
 
 from manyfaces.configs.errors import UserError
+from manyfaces.train.cli.options import TrainedRun
 from manyfaces.train.cli.output import console, say
 from manyfaces.train.cli.verbs import Verbs
 
 app = typer.Typer(cls=Verbs)
 
-Run = Annotated[
-    Path, typer.Argument(metavar="RUN", help="runs/NAME, or one of its checkpoint folders.")
-]
-
 
 @app.command()
-def show(run: Run) -> None:
+def show(run: TrainedRun) -> None:
     """List a run's checkpoints, or what is in one of them.
 
+    With why each is kept (`checkpoint.keep`, `keep_every_steps` and `best`) and what it scored.
     Sizes are compared with what was committed; `verify` compares every byte.
     """
     from rich.filesize import decimal
@@ -30,22 +25,31 @@ def show(run: Run) -> None:
     from manyfaces.train.checkpoint.overview import facts, listed
 
     found = listed(run)
-    table = Table("checkpoint", "step", "size", "workers", "condition")
-    for each in found:
-        condition = str(each.fault or "sizes as committed")
-        cells = each.path.name, f"{each.step:,}", decimal(each.num_bytes), f"{each.world_size}"
-        table.add_row(*map(Text, (*cells, condition)))
+    columns = {
+        "size": [decimal(each.num_bytes) for each in found],
+        "workers": [f"{each.world_size}" for each in found],
+        "condition": [str(each.fault or "sizes as committed") for each in found],
+        "kept": [each.kept for each in found],
+        "evaluation": [
+            ", ".join(f"{name} {value:.4g}" for name, value in each.headlines.items())
+            for each in found
+        ],
+    }
+    told = {name: cells for name, cells in columns.items() if any(cells)}
+    table = Table(Column("checkpoint", no_wrap=True), *told)
+    for each, *cells in zip(found, *told.values(), strict=True):
+        table.add_row(*map(Text, (each.path.name, *cells)))
     console.print(table)
-    if run.parent.name != "checkpoints" or found[0].fault is not None:
+    if (run / "checkpoints").is_dir() or found[0].fault is not None:
         return
     table = Table(Column(), Column(overflow="fold"), show_header=False)
-    for row in facts(found[0].path):
+    for row in facts(found[0]):
         table.add_row(*map(Text, row))
     console.print(table)
 
 
 @app.command()
-def verify(run: Run) -> None:
+def verify(run: TrainedRun) -> None:
     """Compare every byte of a run's checkpoints.
 
     Or of the one that is given. The exit code is 2 where any byte is not as it was committed.

@@ -5,12 +5,10 @@ from typing import Annotated
 
 import typer
 
+from manyfaces.train.cli.options import TrainedRun
 from manyfaces.train.cli.output import console, say
 from manyfaces.train.cli.verbs import positive
 
-Run = Annotated[
-    Path, typer.Argument(metavar="RUN", help="runs/NAME, or one of its checkpoint folders.")
-]
 PairSets = Annotated[
     list[Path] | None,
     typer.Option(
@@ -21,7 +19,7 @@ PairSets = Annotated[
 BatchSize = Annotated[int, typer.Option(parser=positive, metavar="N")]
 
 
-def evaluate(run: Run, pairs: PairSets = None, batch_size: BatchSize = 200) -> None:
+def evaluate(run: TrainedRun, pairs: PairSets = None, batch_size: BatchSize = 200) -> None:
     """Score a run's newest checkpoint."""
     from rich.progress import Progress
 
@@ -44,7 +42,7 @@ def evaluate(run: Run, pairs: PairSets = None, batch_size: BatchSize = 200) -> N
 Exported = Annotated[Path, typer.Argument(metavar="OUT", help="A new file, NAME.safetensors.")]
 
 
-def export(run: Run, out: Exported) -> None:
+def export(run: TrainedRun, out: Exported) -> None:
     """Write a run's backbone to one file.
 
     It is for `load_model`, `model.init` and other programs: it holds the weights and, in its

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from manyfaces.configs.errors import UserError
+from manyfaces.train.cli.options import TrainedRun
 from manyfaces.train.cli.output import console, say
 from manyfaces.train.cli.verbs import Verbs, decimal, several_words
 
@@ -17,9 +18,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(cls=Verbs)
 
-Run = Annotated[
-    Path, typer.Argument(metavar="RUN", help="runs/NAME, or one of its checkpoint folders.")
-]
 Report = Annotated[
     Path,
     typer.Option(
@@ -99,7 +97,9 @@ Fresh = Annotated[
 
 
 @app.command("report")
-def report_far(run: Run, out: Report, dataset: ReportDataset = None, angle: Angle = 75.0) -> None:
+def report_far(
+    run: TrainedRun, out: Report, dataset: ReportDataset = None, angle: Angle = 75.0
+) -> None:
     """List the samples far from their class.
 
     Every image of the run's dataset is embedded. cleaning.parquet has its angle to the nearest

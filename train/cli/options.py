@@ -39,6 +39,14 @@ Words = Annotated[
 ]
 Dataset = Annotated[Path, typer.Argument(metavar="DATASET", help="A dataset's folder.")]
 NewDataset = Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")]
+TrainedRun = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RUN",
+        help="runs/NAME for its newest checkpoint, runs/NAME@best for its best, or a checkpoint's "
+        "folder.",
+    ),
+]
 Seed = Annotated[int, typer.Option(parser=whole, metavar="N")]
 Processes = Annotated[
     int | None, typer.Option(parser=positive, metavar="N", help="Default: all cores.")

@@ -11,9 +11,10 @@ from manyfaces.configs.schema import Config
 from manyfaces.data.dataset.dataset import Dataset
 from manyfaces.data.dataset.manifest import IDENTITIES
 from manyfaces.data.dataset.names import Names, name_lines
+from manyfaces.train.checkpoint.choice import chosen
 from manyfaces.train.checkpoint.commit import COMMIT, committed, committed_files
 from manyfaces.train.checkpoint.head_files import HeadFiles, Ints
-from manyfaces.train.checkpoint.layout import HEAD, chosen
+from manyfaces.train.checkpoint.layout import HEAD
 from manyfaces.train.checkpoint.state import RunState
 
 
@@ -30,7 +31,7 @@ class Source:
 
 
 def open_source(where: Path) -> Source:
-    """Open a checkpoint, or the newest one of a run.
+    """Open a checkpoint, or one of a run as `chosen` does.
 
     Raises `UserError` for one that is not whole or has no class centres, and for names that do not
     tell its classes apart.

@@ -8,7 +8,7 @@ import torch
 
 from manyfaces.configs.schema import Config
 from manyfaces.models.backbones.encoder import Encoder
-from manyfaces.train.checkpoint.layout import chosen
+from manyfaces.train.checkpoint.choice import chosen
 from manyfaces.train.checkpoint.state import RunState
 from manyfaces.train.evaluation.embedder import Embedder
 from manyfaces.train.evaluation.encoders import encoder_of
@@ -38,7 +38,8 @@ class Trained:
 
 
 def open_trained(run: Path) -> Trained:
-    """The network of a run's newest committed checkpoint, or of the checkpoint folder given.
+    """The network of a run's newest committed checkpoint, of the best one of `RUN@best`, or of the
+    checkpoint folder given.
 
     Raises `UserError` where there is none, and as `load_trained` does.
     """

@@ -12,22 +12,23 @@ import torch
 from made_head import made_head, write_checkpoint, write_commit
 
 from manyfaces.configs.errors import UserError
+from manyfaces.configs.sections.checkpoint import Checkpoint
 from manyfaces.data.dataset.names import Names
 from manyfaces.models.backbones.init import read_weights
+from manyfaces.train.checkpoint.choice import chosen
 from manyfaces.train.checkpoint.commit import Condition, check_commit, corrupt_file
 from manyfaces.train.checkpoint.finite import refuse_not_finite
 from manyfaces.train.checkpoint.head_files import HeadFiles
 from manyfaces.train.checkpoint.layout import (
     candidates,
-    chosen,
     make_way,
     newest,
     read_backbone,
     read_beside_backbone,
     read_optimizer,
-    retain,
 )
 from manyfaces.train.checkpoint.network import load_backbone
+from manyfaces.train.checkpoint.retention import retain
 from manyfaces.train.checkpoint.state import RunState
 from manyfaces.train.curation.head_edit import remove
 from manyfaces.train.evaluation.encoders import open_encoder
@@ -147,7 +148,7 @@ def test_a_run_takes_no_folder_of_another_name_for_a_checkpoint(here: Path) -> N
     for name in [*others, "step-100000000"]:
         checkpoint(here.parent / name)
     assert [each.path.name for each in candidates(here.parent)] == ["step-100000000", here.name]
-    retain(here.parent, 1, [here])
+    retain(here.parent, Checkpoint(keep=1), {}, [here])
     left = {path.name for path in here.parent.iterdir()}
     assert left == {here.name, *others} - {"step-00000099.bad-ab"}
 
@@ -160,13 +161,13 @@ def test_retention_keeps_what_was_compared_before_what_was_not(here: Path) -> No
     edited(foreign, lambda told: told.update(format=9))
     (torn / "COMMIT.json").unlink()
     (noted / "notes.txt").write_text("best so far")
-    retain(folder, 3, [here])
+    retain(folder, Checkpoint(keep=3), {}, [here])
     assert len(list(folder.iterdir())) == 6  # nothing good is there in place of the torn one
     (here / "notes.txt").write_text("")
-    retain(folder, 2, [here])
+    retain(folder, Checkpoint(keep=2), {}, [here])
     assert here.exists()
     (here / "notes.txt").unlink()
-    retain(folder, 1, [here])
+    retain(folder, Checkpoint(keep=1), {}, [here])
     assert not ahead.exists()
     assert not behind.exists()
     assert {path.name for path in folder.iterdir()} == {here.name, foreign.name, noted.name}
