@@ -151,6 +151,7 @@ class Stop:
     def _take(self, reason: str, *, alone: bool = False) -> bool:
         with self._lock:
             if self._reason is not None:
+                self._is_alone &= alone
                 return False
             self._asked_at = time.monotonic()
             self._reason, self._is_alone = reason, alone
@@ -160,7 +161,7 @@ class Stop:
 
     def look(self) -> None:
         """Take a request that the file tells of."""
-        if self._file is None or self._reason is not None:
+        if self._file is None or (self._reason is not None and not self._is_alone):
             return
         with contextlib.suppress(OSError):
             reason = self._file.read_text()

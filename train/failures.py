@@ -3,7 +3,7 @@
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from manyfaces.configs.load import load_stored
@@ -62,14 +62,19 @@ def _wait_for_ranks(folder: RunFolder) -> None:
 def first_to_fail(causes: Mapping[int, str], beats: Mapping[int, Heartbeat]) -> tuple[int, str]:
     """The rank that failed first, and its cause: when one worker is gone the others fail too, in
     their next collective, and may be known to the launcher before it."""
+    # These have ended themselves, as they had waited too long for another.
+    waited = {rank for rank, beat in beats.items() if beat.overdue}
     died = sorted(rank for rank, cause in causes.items() if cause.startswith("died"))
-    if died:
-        return died[0], causes[died[0]]
+    killed = [rank for rank in died if rank not in waited]
+    if killed:
+        return killed[0], causes[killed[0]]
     faults = {rank: beat for rank, beat in beats.items() if beat.fault}
-    quiet = sorted(beats.keys() - faults.keys())
+    quiet = sorted(beats.keys() - faults.keys() - waited)
     gone = [rank for rank in quiet if _is_gone(beats[rank])]
     if gone:
         return gone[0], KILLED
+    if waited:
+        return _hung(beats, waited, quiet)
     if not faults:
         rank = min(causes)
         return rank, causes[rank]
@@ -77,6 +82,15 @@ def first_to_fail(causes: Mapping[int, str], beats: Mapping[int, Heartbeat]) -> 
     if quiet and any(word in first.fault.lower() for word in _OF_ANOTHER):
         return quiet[0], "is gone: it was lost by the others"
     return first.rank, f"failed: {first.fault}"
+
+
+def _hung(
+    beats: Mapping[int, Heartbeat], waited: Set[int], quiet: Sequence[int]
+) -> tuple[int, str]:
+    """The rank that the others waited for, by heartbeats: one that is not overdue itself, or else
+    the one that has come least far."""
+    rank = quiet[0] if quiet else min(sorted(waited), key=lambda rank: beats[rank].phases)
+    return rank, f"hung in {beats[rank].phase!r} for longer than cluster.step_timeout_s"
 
 
 def next_line(config: Config, count: int, step: int, good: int) -> str:

@@ -1,10 +1,11 @@
 """Which worker failed first, and what the record says of it."""
 
 import json
+import os
 import socket
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,23 @@ def test_a_killed_process_is_found_where_the_launcher_knows_only_the_others(
     assert first_to_fail({0: f"failed: {RESET}"}, beats) == (1, KILLED)
     elsewhere = {0: beats[0], 1: Heartbeat(1, "node7", pid=ended_pid)}
     assert first_to_fail({0: f"failed: {RESET}"}, elsewhere)[0] == 1
+
+
+def test_a_rank_that_hangs_is_named_and_not_those_that_end_because_of_it(ended_pid: int) -> None:
+    here = socket.gethostname()
+    waited = Heartbeat(0, here, phase="step 8", phases=20, overdue=True, pid=ended_pid)
+    beats = {
+        0: waited,
+        1: Heartbeat(1, here, phase="data", phases=19, pid=os.getpid()),
+        2: replace(waited, rank=2, fault=RESET, failed_at=5.0),
+    }
+    causes = {0: "died: its process was killed, or had no memory left", 2: f"failed: {RESET}"}
+    told = (1, "hung in 'data' for longer than cluster.step_timeout_s")
+    assert first_to_fail(causes, beats) == told
+    # One that only sleeps is overdue itself.
+    assert first_to_fail(causes, beats | {1: replace(beats[1], overdue=True)}) == told
+    # One that was killed hangs for the others too.
+    assert first_to_fail(causes, beats | {1: replace(beats[1], pid=ended_pid)}) == (1, KILLED)
 
 
 def test_ranks_of_a_larger_session_before_are_not_blamed(

@@ -94,6 +94,29 @@ def test_a_full_disk_hinders_no_stop(tmp_path: Path) -> None:
     assert eventually(other)
 
 
+def test_a_process_that_is_to_be_replaced_waits_behind_its_checkpoint(tmp_path: Path) -> None:
+    stop, other = Stop(), Stop()
+    for each in (stop, other):
+        each.share(tmp_path, looks=False)
+    stop.save()
+    assert (stop.wants_checkpoint, stop.pause_s) == (True, 0.0)
+    stop.save(pause_s=60)
+    assert 50 < stop.pause_s <= 60
+    beats: list[bool] = []
+
+    def beat() -> None:
+        """Ray ends this process, which is no reason to go on; then the run is to stop."""
+        beats.append(stop.has_paused)
+        if len(beats) == 1:
+            stop.ask("SIGTERM", alone=True)
+        if len(beats) == 3:
+            other.ask("Ctrl-C")
+
+    stop.pause(stop.pause_s, beat)
+    assert beats[:3] == [True, True, True]
+    assert (stop.has_paused, stop.pause_s) == (False, 0.0)
+
+
 PROGRAM = """
 import os, signal, sys, time
 from manyfaces.cluster.signals import listening
