@@ -150,7 +150,14 @@ class Jobs:
                 write(lines)
 
         self.job(job)  # one that does not exist is told, where following would wait
-        self._ask(lambda: asyncio.run(follow()))
+        try:
+            self._ask(lambda: asyncio.run(follow()))
+        except UserError as error:
+            raise UserError(
+                f"{error}; whether {job} still runs is not known: `manyfaces jobs status` asks; "
+                "where the cluster is lost, submit the same to another one, and the run goes on "
+                "from its last checkpoint"
+            ) from error
 
     def stop(self, job: str) -> bool:
         """Stop the job; returns whether there was something to stop."""

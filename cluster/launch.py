@@ -43,6 +43,9 @@ RAY_SETTINGS = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     # Training is what the machine is for; Ray's default is 15.
     "RAY_worker_niceness": "0",
+    # For a Ray of this process's own: its one node cannot be lost alone, and answers late where the
+    # machine has too much to do. Ray's default is 5, after which all that runs there is killed.
+    "RAY_health_check_failure_threshold": "60",
     # This silences a warning about a future default.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }

@@ -46,6 +46,8 @@ class Cluster(Node):
     grace_s: PositiveFloat = 30.0
     """Longest time from a request to stop (Ctrl-C, SIGTERM, SIGUSR1, a node that Ray drains) to the
     end; a checkpoint has four fifths of it, and the last one stays where that is too short.
-    torchrun hands on SIGUSR1 only with `--signals-to-handle SIGTERM,SIGINT,SIGUSR1`."""
+    torchrun hands on SIGUSR1 only with `--signals-to-handle SIGTERM,SIGINT,SIGUSR1`. An elastic run
+    does not end with a node: so long before the node goes, it saves and waits to be placed anew."""
     schedule_timeout_s: PositiveFloat = 300.0
-    """Longest wait for the workers' resources."""
+    """Longest wait for the workers' resources, at the start and each time that workers were lost;
+    then the run ends."""

@@ -376,14 +376,21 @@ def test_the_whole_cluster_is_lost_and_the_job_is_submitted_to_another(
     config = config_of(tmp_path, dataset_path)
     run = tmp_path / "runs" / "run"
     with jobs() as (_, address):
-        submit(config, address)
-        wait_until(lambda: last_step(run) >= 2 * EVERY + 2)
-        mine = psutil.Process().children(recursive=True)
-        for process in mine:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        psutil.wait_procs(mine, timeout=30)
-        fault_at, furthest = time.time(), last_step(run)
+        job = submit(config, address)
+        with started("jobs", "logs", job, "--follow", "--address", address) as follower:
+            wait_until(lambda: last_step(run) >= 2 * EVERY + 2)
+            fault_at = time.time()
+            for process in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    if process.pid != follower.pid:
+                        process.kill()
+            followed = follower.communicate(timeout=WAIT_S)[0]
+        furthest = last_step(run)
+        assert follower.returncode == 2
+        [lost_line] = [line for line in followed.splitlines() if line.startswith("error: ")]
+        asked = manyfaces("jobs", "status", job, "--address", address)
+        assert asked.returncode == 2
+        assert f"{address}: no Ray dashboard answers there" in asked.stderr
     # What another machine knows of a dead one: it cannot ask for its processes.
     for kind in ("lease", "writer"):
         path, holder = lease(run, kind)
@@ -397,7 +404,8 @@ def test_the_whole_cluster_is_lost_and_the_job_is_submitted_to_another(
     resumed = events(run, "start")[-1]
     lost = furthest - resumed["step"]
     [waited] = [line for line in told.splitlines() if "has given no sign of life" in line]
-    report("a lost cluster", run, fault_at, lost, waited)
+    report("a lost cluster", run, fault_at, lost, lost_line, waited)
+    assert "submit the same to another one, and the run goes on from its last check" in lost_line
     assert re.search(
         rf"{run}: process \d+ on lost-head, Ray job raysubmit_\w+, since .* has given no sign of "
         r"life for \d+ s; if none comes, it counts as dead and this command goes on in \d+ s, or "
