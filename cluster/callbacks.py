@@ -17,10 +17,12 @@ from ray.train.torch import TorchConfig
 from ray.train.v2._internal.constants import DEFAULT_PREEMPTION_DEADLINE_S
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 from ray.train.v2._internal.execution.controller.state import (
+    InitializingState,
     ReschedulingState,
     ResizingState,
     RestartingState,
     RunningState,
+    SchedulingState,
 )
 
 from manyfaces.cluster.group import GROUP_TIMEOUT_S
@@ -29,6 +31,8 @@ from manyfaces.cluster.stop import current
 
 POLL_S = 0.2
 DRAIN_POLL_S = 1.0
+WITHOUT_PLACE = (InitializingState, RestartingState, ReschedulingState)
+"""States in which there are no workers, and no place for them was found yet."""
 PAUSE_MARGIN_S = 60.0
 """Workers that are about to be replaced wait so much longer for it than it should take."""
 
@@ -86,14 +90,13 @@ class Patience(ControllerCallback):  # type: ignore[misc]
         self._since: float | None = None
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
-        if isinstance(current_state, RunningState):
+        if not isinstance(current_state, (*WITHOUT_PLACE, SchedulingState)):
             self._since = None
             return
         if self._since is None:
             self._since = time.monotonic()
         waited_s = time.monotonic() - self._since
-        is_waiting = isinstance(current_state, RestartingState | ReschedulingState)
-        if waited_s > self.wait_s and (is_waiting or type(previous_state) is type(current_state)):
+        if waited_s > self.wait_s and isinstance(current_state, WITHOUT_PLACE):
             raise RuntimeError(
                 f"no place for them within {waited_s:.0f} s (cluster.schedule_timeout_s="
                 f"{self.wait_s:g}): {self.resources()}"

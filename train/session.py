@@ -172,13 +172,14 @@ def _run(
 
 @contextlib.contextmanager
 def _written(checkpointer: Checkpointer) -> Iterator[None]:
-    """However the block ends, what is being written is finished before anyone else may have the
-    run."""
+    """Where all ranks end the block alike, what is being written is finished before another process
+    may have the run. Where one has failed that cannot be: the lease then refuses the commit."""
     try:
         yield
-    finally:
+    except UserError:
         with contextlib.suppress(UserError):  # what ended the block is the reason to tell
             checkpointer.wait()
+        raise
 
 
 def _sample_log(config: Config, folder: RunFolder, world: World, progress: Progress) -> SampleLog:

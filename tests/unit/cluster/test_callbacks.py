@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 from ray.train.v2._internal.execution.controller.state import (
     InitializingState,
+    PreemptingState,
     ReschedulingState,
     ResizingState,
     RestartingState,
     RunningState,
+    SchedulingState,
 )
 
 from manyfaces.cluster import callbacks
@@ -24,6 +26,8 @@ RUNNING, STARTING = RunningState(), InitializingState()
 FAILED, AGAIN = (
     state(training_failed_error=ERROR) for state in (RestartingState, ReschedulingState)
 )
+DRAINED = PreemptingState(preemption_info=SimpleNamespace(), detected_at_s=0.0)
+PLACED = SchedulingState(scaling_decision=SimpleNamespace(num_workers=2))
 RESIZING = ResizingState(scaling_decision=SimpleNamespace(num_workers=3))
 
 
@@ -112,7 +116,12 @@ def test_each_wait_for_a_place_is_counted_from_its_beginning(
         patience.after_controller_state_update(FAILED, AGAIN)
         patience.after_controller_state_update(AGAIN, RUNNING)
         now[0] += 90
-    patience.after_controller_state_update(RUNNING, FAILED)
+    # A node that is drained for long is no wait: its workers train.
+    patience.after_controller_state_update(RUNNING, DRAINED)
+    now[0] += 1000
+    patience.after_controller_state_update(DRAINED, DRAINED)
+    patience.after_controller_state_update(DRAINED, FAILED)
     now[0] += 101
+    patience.after_controller_state_update(FAILED, PLACED)
     with pytest.raises(RuntimeError):
-        patience.after_controller_state_update(FAILED, AGAIN)
+        patience.after_controller_state_update(PLACED, AGAIN)
