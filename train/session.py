@@ -1,8 +1,7 @@
 """What every worker does with a run: build, restore, loop, close."""
 
-import contextlib
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -43,7 +42,7 @@ from manyfaces.train.record import NoRecord, Record
 from manyfaces.train.run_identity import check_worker
 from manyfaces.train.sample_log import NoSampleLog, SampleLog, rewind
 from manyfaces.train.startup import Startup
-from manyfaces.train.stopping import INTERRUPTED, share_stop, stopped_line
+from manyfaces.train.stopping import INTERRUPTED, finishing, share_stop, stopped_line
 from manyfaces.train.watchdog import Watchdog
 
 VERSIONS = ("manyfaces", "torch", "deepspeed", "nvidia-dali-cuda130")
@@ -161,25 +160,13 @@ def _run(
             startup,
         )
         startup.done("loader")
-        with _written(checkpointer):
+        with finishing(checkpointer.wait):
             results = train(parts, progress)
         checkpointer.retain(progress.step)  # now the last step is evaluated
     if world.rank == 0 and results:
         summary, *_ = save_report(results, folder.plots, progress.step)
         summary.replace(folder.evaluation)
     record.event("finished", f"finished at step {progress.step}", step=progress.step)
-
-
-@contextlib.contextmanager
-def _written(checkpointer: Checkpointer) -> Iterator[None]:
-    """Where all ranks end the block alike, what is being written is finished before another process
-    may have the run. Where one has failed that cannot be: the lease then refuses the commit."""
-    try:
-        yield
-    except UserError:
-        with contextlib.suppress(UserError):  # what ended the block is the reason to tell
-            checkpointer.wait()
-        raise
 
 
 def _sample_log(config: Config, folder: RunFolder, world: World, progress: Progress) -> SampleLog:

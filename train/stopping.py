@@ -1,10 +1,12 @@
 """What a request to stop means for a run: events in its record, and the line that says how to go
 on."""
 
+import contextlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from manyfaces.cluster.stop import FILE, Stop, current
+from manyfaces.configs.errors import UserError
 from manyfaces.configs.schema import Config
 from manyfaces.train.checkpoint.layout import newest
 from manyfaces.train.folder import RunFolder
@@ -40,6 +42,19 @@ def forget_session(folder: RunFolder) -> None:
     this one's. Only for who has claimed the run."""
     (folder.path / FILE).unlink(missing_ok=True)
     shutil.rmtree(folder.path / RANKS, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def finishing(wait: Callable[[], None]) -> Iterator[None]:
+    """Where all ranks end the block alike, by `UserError`, `wait` for the checkpoint that is being
+    written, before another process may have the run. Where one has failed that cannot be: the lease
+    then refuses the commit."""
+    try:
+        yield
+    except UserError:
+        with contextlib.suppress(UserError):  # what ended the block is the reason to tell
+            wait()
+        raise
 
 
 def stopped_line(folder: RunFolder, reason: str) -> str:

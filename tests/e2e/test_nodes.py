@@ -424,8 +424,8 @@ def test_a_second_job_of_a_name_is_refused_until_the_first_is_dead(
     config = config_of(tmp_path, dataset_path)
     run = tmp_path / "runs" / "run"
     with jobs() as (_, address), Watched(run) as seen:
-        # It waits at step 13 for as long as the second one takes to be refused.
-        os.environ["MANYFACES_FAULTS"] = "sleep@rank=1,step=13,seconds=120"
+        # It waits at step 13 until it is killed.
+        os.environ["MANYFACES_FAULTS"] = "sleep@rank=1,step=13,seconds=900"
         try:
             first = submit(config, address)
         finally:
