@@ -99,7 +99,8 @@ class Patience(ControllerCallback):  # type: ignore[misc]
         if waited_s > self.wait_s and isinstance(current_state, WITHOUT_PLACE):
             raise RuntimeError(
                 f"no place for them within {waited_s:.0f} s (cluster.schedule_timeout_s="
-                f"{self.wait_s:g}): {self.resources()}"
+                f"{self.wait_s:g}): {self.resources()}; start nodes or lower cluster.workers, and "
+                "the same command goes on"
             )
         if type(previous_state) is type(current_state):
             time.sleep(POLL_S)  # Ray would ask for resources without a pause

@@ -28,7 +28,7 @@ from manyfaces.train.lease import STALE_S
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
-EPOCHS, STEPS, BATCH, IMAGES = 8, 60, 16, 120
+EPOCHS, STEPS, BATCH, IMAGES = 4, 30, 16, 120
 WAIT_S = 600
 EVERY = 5
 """Steps between two checkpoints."""

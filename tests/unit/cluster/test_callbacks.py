@@ -100,7 +100,7 @@ def test_the_wait_for_a_place_has_an_end_which_says_what_is_missing() -> None:
         patience.after_controller_state_update(RUNNING, FAILED)
     assert str(told.value) == (
         "no place for them within 0 s (cluster.schedule_timeout_s=0): 2 workers are wanted, the "
-        "cluster has 1 cores"
+        "cluster has 1 cores; start nodes or lower cluster.workers, and the same command goes on"
     )
 
 
