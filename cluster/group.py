@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch.distributed as dist
 
 from manyfaces.cluster.device import HIDE_GPUS, worker_device
+from manyfaces.cluster.meeting import meet
 from manyfaces.cluster.memory import under_torchrun
 from manyfaces.configs import schema
 from manyfaces.configs.errors import UserError
@@ -31,7 +32,8 @@ def joined(config: schema.Cluster) -> Iterator[None]:
     timeout = timedelta(seconds=GROUP_TIMEOUT_S)
     backend = "cpu:gloo,cuda:nccl" if worker_device().type == "cuda" else "gloo"
     if under_torchrun():
-        dist.init_process_group(backend, timeout=timeout)
+        store, rank, size = meet(timeout)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     else:
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")  # DeepSpeed asks for them
         dist.init_process_group(
