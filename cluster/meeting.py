@@ -48,7 +48,8 @@ def _get(store: Store, rank: int, deadline: float) -> str:
     mine = uuid.uuid4().hex
     store.set(_said(rank), mine)
     while True:
-        heard, _, prefix = store.get(_answer(rank)).decode().partition(" ")
+        answer: bytes = store.get(_answer(rank))
+        heard, _, prefix = answer.decode().partition(" ")
         if heard == mine:
             store.set(_said(rank), prefix)
             return prefix
