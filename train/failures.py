@@ -78,9 +78,11 @@ def first_to_fail(causes: Mapping[int, str], beats: Mapping[int, Heartbeat]) -> 
     if not faults:
         rank = min(causes)
         return rank, causes[rank]
-    first = min(faults.values(), key=lambda beat: beat.failed_at)
-    if quiet and any(word in first.fault.lower() for word in _OF_ANOTHER):
+    # An error of a rank's own comes first whatever the nodes' clocks say, which may disagree.
+    own = [beat for beat in faults.values() if not _is_of_another(beat.fault)]
+    if quiet and not own:
         return quiet[0], "is gone: it was lost by the others"
+    first = min(own or faults.values(), key=lambda beat: beat.failed_at)
     return first.rank, f"failed: {first.fault}"
 
 
@@ -91,6 +93,10 @@ def _hung(
     the one that has come least far."""
     rank = quiet[0] if quiet else min(sorted(waited), key=lambda rank: beats[rank].phases)
     return rank, f"hung in {beats[rank].phase!r} for longer than cluster.step_timeout_s"
+
+
+def _is_of_another(fault: str) -> bool:
+    return any(word in fault.lower() for word in _OF_ANOTHER)
 
 
 def next_line(config: Config, count: int, step: int, good: int) -> str:

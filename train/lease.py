@@ -32,10 +32,15 @@ HEARTBEAT_S = 5.0
 STALE_S = 60.0
 """A holder that cannot be asked, as it is on another machine, counts as dead after this long
 without a heartbeat."""
+WATCH_S = 3 * HEARTBEAT_S
+"""For so long this process itself sees no heartbeat before it takes over what is stale by clocks,
+one of which may have been set."""
 LAUNCH, WRITER = "lease", "writer"
 LAUNCH_WAIT_S = 1.0  # two commands that look at the same time may see each other's look
 WRITER_WAIT_S = STALE_S + 2 * HEARTBEAT_S
 _POLL_S = 0.2
+_HEARD_AT: dict[tuple[Path, int], float] = {}
+"""When this process first saw a file with a heartbeat, by a clock that nobody sets."""
 
 
 class LeaseHeldError(UserError):
@@ -226,13 +231,13 @@ def _held(folder: Path, kind: str) -> _Held | None:
             return None
         is_free = None if holder is None else _lock(file)
         is_dead = None if holder is None else holder.is_dead(is_free)
-        heard_at = os.fstat(file.fileno()).st_mtime
-        age_s = _now(folder, holder) - heard_at
-    if is_dead or (is_dead is None and age_s > STALE_S):
+        heard = os.fstat(file.fileno())
+        age_s = _now(folder, holder) - heard.st_mtime
+    if is_dead or (is_dead is None and _is_silent(path, heard.st_mtime_ns, age_s)):
         return None
     can_be_asked = holder is None or is_dead is not None
     told = _held_line(folder, holder, age_s)
-    return _Held(told, holder, heard_at, age_s, can_be_asked=can_be_asked)
+    return _Held(told, holder, heard.st_mtime, age_s, can_be_asked=can_be_asked)
 
 
 def _held_line(folder: Path, holder: Holder | None, age_s: float) -> str:
@@ -248,6 +253,24 @@ def _held_line(folder: Path, holder: Holder | None, age_s: float) -> str:
 
 def _begun(folder: Path) -> str:
     return f"{folder}: another process has begun to write this run"
+
+
+def _is_silent(path: Path, heard_ns: int, age_s: float) -> bool:
+    """Whether the holder has given no sign of life for `STALE_S`. `age_s` since the last may be
+    wrong, as clocks of several machines make it: a file that is older is watched for `WATCH_S`, and
+    one from the future, which a dead holder may have left, for `STALE_S`."""
+    first_s = _HEARD_AT.setdefault((path, heard_ns), time.monotonic())
+    if abs(age_s) <= STALE_S:
+        return False
+    while time.monotonic() - first_s < (WATCH_S if age_s > 0 else STALE_S):
+        time.sleep(_POLL_S)
+        try:
+            with path.open("rb") as file:  # a look without opening may be an old one on NFS
+                if os.fstat(file.fileno()).st_mtime_ns != heard_ns:
+                    return False
+        except FileNotFoundError:
+            return False
+    return True
 
 
 def _taken(folder: Path, kind: str) -> str:

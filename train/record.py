@@ -114,6 +114,8 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def last_event(folder: Path, *kinds: str) -> dict[str, Any] | None:
-    """The last event of one of these kinds in a run's folder, if there is one."""
-    return next((row for row in reversed(read_rows(folder / EVENTS)) if row["kind"] in kinds), None)
+def last_event(folder: Path, *kinds: str, behind: int = 0) -> dict[str, Any] | None:
+    """The last event of one of these kinds in a run's folder, behind so many of any kind, if there
+    is one. Events are told apart by their number, as a clock may be set back."""
+    known = read_rows(folder / EVENTS)[behind:]
+    return next((row for row in reversed(known) if row["kind"] in kinds), None)

@@ -37,7 +37,7 @@ from manyfaces.train.follow import Follower, summary_table
 from manyfaces.train.initial_weights import check_initial
 from manyfaces.train.lease import Lease, LeaseLostError, refuse_held
 from manyfaces.train.protocols.open import check_images, open_protocols
-from manyfaces.train.record import METRICS, Record, last_event, read_rows
+from manyfaces.train.record import EVENTS, METRICS, Record, last_event, read_rows
 from manyfaces.train.stopping import (
     INTERRUPTED,
     count_starts,
@@ -117,7 +117,7 @@ def _run(
         stop.leave()
 
     lease.on_lost = leave
-    launched_at = time.time()
+    known = 0 if claimed.complete else len(read_rows(folder.path / EVENTS))
     stop.last_words = partial(_last_words, mirror, folder, console)
     outcome: dict[str, Any] = {"kind": "stopped", "message": "the workers ended without a word"}
     try:
@@ -127,10 +127,9 @@ def _run(
             resources = partial(launch.resources_line, config.cluster)
             with Follower(folder.path, claimed.num_steps, console, quantities, resources):
                 _launch(config, folder, lease)
-        told = last_event(folder.path, "finished", "stopped", INTERRUPTED)
-        # What could not be recorded leaves the word of an earlier session.
-        if told is not None and (claimed.complete or told["time"] >= launched_at):
-            outcome = told
+        # What could not be recorded leaves only the words of earlier sessions.
+        ends = ("finished", "stopped", INTERRUPTED)
+        outcome = last_event(folder.path, *ends, behind=known) or outcome
     finally:
         try:
             if taken_over := lease.lost():

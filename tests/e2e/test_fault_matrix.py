@@ -1,6 +1,7 @@
 """What a run survives, a fault a test: the fault comes true, the person reads one line, and the run
 ends bit for bit as if it had not been, every sample of each epoch trained on once."""
 
+import json
 import re
 import shutil
 import socket
@@ -314,6 +315,36 @@ def test_row_17_the_time_of_grace_is_too_short(
         assert again.wait(TIMEOUT_S) == 0, again.communicate()[0]
     assert resumed(run) == [0, 5]
     check_as_if_nothing_had_happened(config, lone_twin, faults)
+
+
+CLOCK = """
+import sys, time
+from pathlib import Path
+run, real = Path(sys.argv[1]), time.time
+def jumped():
+    if not (run / "events.jsonl").exists():
+        return real()
+    return real() + (-3600 if (run / "checkpoints" / "step-00000010").exists() else 3600)
+time.time = jumped
+from manyfaces.train.cli.main import main
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # MLflow's store warns of its own database layer
+def test_the_clock_jumps_an_hour_forward_and_back(config: Path, run: Path, lone_twin: Path) -> None:
+    from mlflow import MlflowClient
+
+    words = [sys.executable, "-c", CLOCK, str(run), "train", str(config), *ALONE]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    times = [row["time"] for row in rows(run / "metrics.jsonl")]
+    assert times != sorted(times)
+    known = json.loads((run / "mlflow.json").read_text())
+    history = MlflowClient(known["uri"]).get_metric_history(known["run_id"], "train/loss")
+    assert {each.step: each.value for each in history} == losses(run)
+    check_as_if_nothing_had_happened(config, lone_twin, [])
 
 
 def free_port() -> int:

@@ -62,6 +62,14 @@ def test_a_rank_that_hangs_is_named_and_not_those_that_end_because_of_it(ended_p
     assert first_to_fail(causes, beats | {1: replace(beats[1], pid=ended_pid)}) == (1, KILLED)
 
 
+def test_a_clock_that_is_wrong_blames_nobody_for_what_another_began() -> None:
+    beats = {
+        0: Heartbeat(0, "a", fault=RESET, failed_at=5.0),
+        1: Heartbeat(1, "b", fault="no label 7", failed_at=3605.0),
+    }
+    assert first_to_fail({0: "failed"}, beats) == (1, "failed: no label 7")
+
+
 def test_ranks_of_a_larger_session_before_are_not_blamed(
     tmp_path: Path, ended_pid: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -71,6 +71,7 @@ def snapshot(folder: Path) -> dict[Path, tuple[int, int, bytes]]:
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "LAUNCH_WAIT_S", 0.0)
+    monkeypatch.setattr(lease, "WATCH_S", 0.0)
 
 
 @pytest.fixture(params=["flock", "no flock"])
@@ -149,6 +150,7 @@ def test_a_silent_machine_is_waited_for_until_it_counts_as_dead(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lease, "STALE_S", 14.0)
+    monkeypatch.setattr(lease, "WATCH_S", 0.5)
     elsewhere = dataclasses.replace(Holder.here("x", locked=True), kernel="another", host="node7")
     put(tmp_path, elsewhere, seconds_ago=12)
     told: list[str] = []
@@ -171,6 +173,42 @@ def test_a_machine_that_gives_a_sign_of_life_keeps_its_run(tmp_path: Path) -> No
     with pytest.raises(LeaseHeldError, match=r"process .* on node7, .*heartbeat 0 s ago"):
         refuse_held(tmp_path, beat)
     assert len(told) == 1
+
+
+@contextlib.contextmanager
+def heartbeats(path: Path, clock_s: float) -> Iterator[None]:
+    """A holder beats by a clock that is so many seconds wrong, while the block runs."""
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(0.02):
+            now = time.time() + clock_s
+            os.utime(path, (now, now))
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("clock_s", [-3600.0, 3600.0])
+def test_no_clock_takes_a_run_from_who_lives_or_keeps_it_for_who_is_dead(
+    tmp_path: Path, clock_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "WATCH_S", 0.5)
+    monkeypatch.setattr(lease, "STALE_S", 1.0)
+    elsewhere = dataclasses.replace(Holder.here("x", locked=True), kernel="another", host="node7")
+    path = put(tmp_path, elsewhere, seconds_ago=-clock_s)
+    with heartbeats(path, clock_s):
+        for second in (refuse_held, take_launch):
+            with pytest.raises(LeaseHeldError, match="on node7"):
+                second(tmp_path)
+    began = time.monotonic()
+    take_launch(tmp_path).release()
+    assert time.monotonic() - began >= 0.5
 
 
 def test_a_lease_that_was_taken_by_force_is_lost(tmp_path: Path) -> None:

@@ -110,6 +110,17 @@ def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
     assert last_event(tmp_path, "stopped") is None
 
 
+def test_words_of_earlier_sessions_are_told_apart_without_a_clock(tmp_path: Path) -> None:
+    record = Record(tmp_path)
+    record.event("stopped", "before")
+    assert last_event(tmp_path, "stopped", behind=1) is None
+    record.event("start", "again")
+    record.event("finished", "done")
+    found = last_event(tmp_path, "stopped", "finished", behind=1)
+    assert found is not None
+    assert found["message"] == "done"
+
+
 def test_an_event_after_a_torn_line_is_not_swallowed(tmp_path: Path) -> None:
     record = Record(tmp_path)
     for name in ("events.jsonl", "metrics.jsonl"):
