@@ -5,6 +5,7 @@ import datetime
 import multiprocessing
 import os
 import pickle
+import pkgutil
 import tempfile
 import time
 import traceback
@@ -17,10 +18,20 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from manyfaces import configs
+
 FORKS = multiprocessing.get_context("forkserver")
 """Processes that are forks of one that has imported what takes seconds, and has run nothing."""
 FORKS.set_forkserver_preload(
-    ["deepspeed", "torch.distributed.checkpoint.hf_storage", "manyfaces.configs.schema"]
+    [
+        "torch.distributed.checkpoint.hf_storage",
+        "manyfaces.train.cli.main",
+        "manyfaces.train.session",
+        "manyfaces.train.run",
+        # DeepSpeed imports it with the first optimiser, and torch's compiler with it.
+        "deepspeed.runtime.zero.muon.original_muon",
+        *(module.name for module in pkgutil.walk_packages(configs.__path__, "manyfaces.configs.")),
+    ]
 )
 _GRACE_S = 0.5  # for the first to fail to have written why, when others fail because of it
 
@@ -38,6 +49,8 @@ def _rank(
         os.environ.clear()
         os.environ.update(environment)
         warnings.simplefilter("error")
+        # As the engine says where it is imported, which was before this process began.
+        warnings.filterwarnings("ignore", message=".*deprecated", module=r"(torch|deepspeed)\b")
         torch.set_num_threads(1)
         os.environ.update(
             RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size)
