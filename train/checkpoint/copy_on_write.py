@@ -107,5 +107,7 @@ def _runs(blocks: Blocks) -> Iterator[tuple[int, int]]:
 def _bytes_of_rows(rows: Tensor) -> Bytes:
     """The bytes of each row, uint8 [n, bytes], not copied."""
     row_bytes = rows.element_size() * prod(rows.shape[1:])
-    flat: Bytes = rows.detach().reshape(-1).view(torch.uint8).numpy()
-    return flat.reshape(len(rows), row_bytes)
+    # A single number counts as contiguous whatever its stride.
+    flat = rows.detach().as_strided((rows.numel(),), (1,)).view(torch.uint8)
+    found: Bytes = flat.numpy().reshape(len(rows), row_bytes)
+    return found
