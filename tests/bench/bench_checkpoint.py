@@ -1,13 +1,16 @@
-"""What a checkpoint of a head costs: how long the step that bears it stalls, how long the next steps
-take while it is written, time to write and to read it, and memory; beside torch.save of the same
-state.
+"""What a checkpoint of a head costs: how long the step that bears it stalls, what the steps until it
+is written take beyond the usual, time to write and to read it, and memory; beside torch.save and
+torch.distributed.checkpoint.async_save of the same state in the same process.
 
-    python tests/bench/bench_checkpoint.py FOLDER [--classes 1000000] [--dim 512] [--json]
+    python tests/bench/bench_checkpoint.py FOLDER [--classes 1000000] [--dim 512] [--rate 0.1]
+        [--threads 1] [--json]
 
 Needs some eight times the state's bytes free in FOLDER, and three times in memory. One process on
-the CPU with one thread; each kind of rows has a process of its own. The state is a Partial-FC
-head's and nothing else; a step takes a batch of 64 and a tenth of the classes. Memory is the most
-that was resident at any time (VmHWM), over what was resident before the first step.
+the CPU; each kind of rows has a process of its own. The state is a Partial-FC head's and nothing
+else; a step takes a batch of 64 and a tenth of the classes. Ours is the dearer of two saves; extra
+time is the stall and what all steps until the checkpoint is on disk take
+beyond the median step before. Memory is the most that was resident at any time (VmHWM) of ours,
+over what was resident before the first step.
 """
 
 import argparse
@@ -18,13 +21,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from threading import Event
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from rich.console import Console
 from rich.table import Table
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from manyfaces.configs.backbones.mobilefacenet import MobileFaceNet
 from manyfaces.configs.schema import Config, Head, Rows
@@ -33,7 +41,7 @@ from manyfaces.models.head.partial_fc import PartialFC
 from manyfaces.train.checkpoint.finder import find, load_parts
 from manyfaces.train.checkpoint.snapshot import Snapshot
 from manyfaces.train.checkpoint.state import RunState
-from manyfaces.train.checkpoint.writer import Checkpointer
+from manyfaces.train.checkpoint.writer import Checkpointer, Hooks
 from manyfaces.train.objectives.objective import ShardedRows
 
 T = TypeVar("T")
@@ -51,11 +59,16 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--classes", type=int, default=1_000_000)
     parser.add_argument("--dim", type=int, default=512)
+    parser.add_argument("--rate", type=float, default=0.1, help="share of the classes in a step")
+    parser.add_argument("--threads", type=int, default=1, help="of torch, for the steps")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--kind", choices=KINDS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.kind:
-        figures = measure(arguments.folder, arguments.kind, arguments.classes, arguments.dim)
+        torch.set_num_threads(arguments.threads)
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        head = Trained(KINDS[arguments.kind], arguments.classes, arguments.dim, arguments.rate)
+        figures = measure(arguments.folder, head)
         print(json.dumps(figures))  # noqa: T201
         return
     command = [sys.executable, "-W", "ignore", __file__, *sys.argv[1:], "--kind"]
@@ -72,81 +85,161 @@ def main() -> None:
     Console().print(table)
 
 
-def measure(folder: Path, kind: str, num_classes: int, dim: int) -> dict[str, float]:
-    """The figures of one kind of rows."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    head, built_s = timed(
-        lambda: PartialFC(
-            Head(rows=KINDS[kind], sample_rate=0.1),
+class Trained:
+    """A head and the steps that train it."""
+
+    def __init__(self, rows: Rows, num_classes: int, dim: int, rate: float) -> None:
+        began = time.monotonic()
+        self.head = PartialFC(
+            Head(rows=rows, sample_rate=rate),
             num_classes,
             dim,
             seed=1,
             weight_decay=5e-4,
             device=torch.device("cpu"),
         )
-    )
-    state = RunState(Config(model=MobileFaceNet()), "", num_classes, seed=1)
-    position = 0
+        self.built_s = time.monotonic() - began
+        self.state = RunState(Config(model=MobileFaceNet()), "", num_classes, seed=1)
+        self.num_classes, self.dim, self.position = num_classes, dim, 0
 
-    def step() -> float:
-        nonlocal position
-        embeddings_ND = torch.randn(BATCH, dim)
-        labels_N = torch.randint(0, num_classes, (BATCH,))
+    def step(self) -> float:
+        """Take a step; its seconds."""
+        embeddings_ND = torch.randn(BATCH, self.dim)
+        labels_N = torch.randint(0, self.num_classes, (BATCH,))
         began = time.monotonic()
-        head.step(embeddings_ND, labels_N, lr=0.1, position=position, batch_size=BATCH)
-        position += BATCH
+        self.head.step(embeddings_ND, labels_N, lr=0.1, position=self.position, batch_size=BATCH)
+        self.position += BATCH
         return time.monotonic() - began
 
-    def snapshot(number: int) -> Snapshot:
-        parts = {"head": ShardedRows(head.tensors(), num_classes)}
-        return Snapshot(state.at(step=number), {}, {}, parts)
+    def snapshot(self, number: int) -> Snapshot:
+        rows = ShardedRows(self.head.tensors(), self.num_classes, self.head.watch)
+        return Snapshot(self.state.at(step=number), {}, {}, {"head": rows})
 
-    before = resident("VmRSS")
-    step_s = statistics.median(step() for _ in range(STEPS))
-    saver = Checkpointer(folder / "checkpoints", Checkpoint())
-    reserve_s = timed(lambda: saver.reserve(snapshot(0)))[1]
-    stalls, writes, beside = [], [], []
-    for number in (1, 2):
-        began = time.monotonic()
-        saver.save(snapshot(number))
-        stalls.append(time.monotonic() - began)
-        beside += [step() for _ in range(3)]
-        saver.wait()
-        writes.append(time.monotonic() - began)
-    peak = resident("VmHWM")
-    found, compare_s = timed(lambda: find(saver.folder, None, saver.group))
-    assert found is not None
-    parts = snapshot(0).objective
-    read_s = timed(lambda: load_parts(found.path, parts, saver.group))[1]
-    shutil.rmtree(saver.folder)
+
+class Cost(NamedTuple):
+    """What one save in the background costs the training beside it."""
+
+    stall_s: float
+    extra_s: float
+    """The stall, and what all steps until it is on disk take beyond the usual."""
+    beside_s: float
+    """The median step of those."""
+    written_s: float
+
+
+def cost(head: Trained, save: Callable[[], object], is_written: Callable[[], bool]) -> Cost:
+    """The cost of `save`, steps going on until `is_written`."""
+    usual_s = statistics.median(head.step() for _ in range(STEPS))
+    began = time.monotonic()
+    save()
+    stall_s = time.monotonic() - began
+    steps = [head.step()]
+    while not is_written():
+        steps.append(head.step())
+    written_s = time.monotonic() - began
+    extra_s = stall_s + sum(steps) - len(steps) * usual_s
+    return Cost(stall_s, extra_s, statistics.median(steps), written_s)
+
+
+def measure(folder: Path, head: Trained) -> dict[str, float]:
+    """The figures of one kind of rows."""
+    figures = {
+        "state (GB)": head.snapshot(0).num_bytes / 1e9,
+        "built (s)": head.built_s,
+        "median step (s)": statistics.median(head.step() for _ in range(STEPS)),
+        "resident before (GB)": resident("VmRSS"),
+    }
+    ours, ours_figures = our_cost(folder / "checkpoints", head)
+    fresh, kept = dcp_costs(folder / "dcp", head)
     file = folder / "torch.pt"
-    torch_write_s = timed(lambda: saved(file, head))[1]
+    torch_save_s, torch_write_s = saved(file, head.head)
     torch_read_s = timed(lambda: torch.load(file))[1]
     file.unlink()
-    return {
-        "state (GB)": snapshot(0).num_bytes / 1e9,
-        "built (s)": built_s,
-        "median step (s)": step_s,
+    return (
+        figures
+        | ours_figures
+        | {
+            "stall of the step that bears it (s)": ours.stall_s,
+            "of torch.save, not flushed (s)": torch_save_s,
+            "of async_save (s)": fresh.stall_s,
+            "of async_save, with a stager that is kept (s)": kept.stall_s,
+            "torch.save's over ours": torch_save_s / ours.stall_s,
+            "async_save's over ours": fresh.stall_s / ours.stall_s,
+            "that of the kept stager over ours": kept.stall_s / ours.stall_s,
+            "extra time until it is on disk (s)": ours.extra_s,
+            "of async_save (s) ": fresh.extra_s,
+            "of async_save, with a stager that is kept (s) ": kept.extra_s,
+            "steps beside the writing (s)": ours.beside_s,
+            "steps beside async_save's writing (s)": kept.beside_s,
+            "written, on disk (s)": ours.written_s,
+            "torch.save, on disk (s)": torch_write_s,
+            "async_save, on disk (s)": kept.written_s,
+            "torch.load (s)": torch_read_s,
+        }
+    )
+
+
+def our_cost(folder: Path, head: Trained) -> tuple[Cost, dict[str, float]]:
+    """The cost of a checkpoint of ours, the dearer of two, and further figures."""
+    done = Event()
+    hooks = Hooks(committed=lambda step, path: done.set())
+    saver = Checkpointer(folder, Checkpoint(), hooks)
+    reserve_s = timed(lambda: saver.reserve(head.snapshot(0)))[1]
+    costs = []
+    for number in (1, 2):
+        done.clear()
+        costs.append(cost(head, partial(saver_saves, saver, head, number), done.is_set))
+        saver.wait()
+    peak = resident("VmHWM")
+    found, compare_s = timed(lambda: find(folder, None, saver.group))
+    assert found is not None
+    parts = head.snapshot(0).objective
+    read_s = timed(lambda: load_parts(found.path, parts, saver.group))[1]
+    shutil.rmtree(folder)
+    return Cost(*map(max, *costs)), {
         "memory taken before the first step (s)": reserve_s,
-        "stall of the step that bears it (s)": max(stalls),
-        "that step over the median one": (max(stalls) + step_s) / step_s,
-        "steps beside the writing (s)": statistics.median(beside),
-        "written, on disk (s)": max(writes),
-        "resident before (GB)": before,
         "most resident (GB)": peak,
         "bytes compared on resume (s)": compare_s,
         "read into the head (s)": read_s,
-        "torch.save, on disk (s)": torch_write_s,
-        "torch.load (s)": torch_read_s,
     }
 
 
-def saved(file: Path, head: PartialFC) -> None:
-    """torch.save, flushed to disk."""
+def saver_saves(saver: Checkpointer, head: Trained, number: int) -> None:
+    """What the loop does in a step that bears a checkpoint."""
+    saver.save(head.snapshot(number))
+
+
+def dcp_costs(folder: Path, head: Trained) -> tuple[Cost, Cost]:
+    """The cost of torch's async_save as it comes, and with a stager whose memory was touched by a
+    save before."""
+    stager = DefaultStager(StagingOptions(False, False, False, False))
+    fresh, _, kept = (dcp_cost(folder, head, each) for each in (None, stager, stager))
+    stager.close()
+    return fresh, kept
+
+
+def dcp_cost(folder: Path, head: Trained, stager: DefaultStager | None) -> Cost:
+    """The cost of one async_save; what it wrote is removed."""
+    futures: list[Future[object]] = []
+
+    def save() -> None:
+        tensors = head.head.tensors()
+        futures.append(dcp.async_save(tensors, checkpoint_id=folder, async_stager=stager))
+
+    found = cost(head, save, lambda: futures[0].done())
+    futures[0].result()
+    shutil.rmtree(folder)
+    return found
+
+
+def saved(file: Path, head: PartialFC) -> tuple[float, float]:
+    """The seconds of torch.save, and those until it is flushed to disk."""
+    began = time.monotonic()
     with file.open("wb") as opened:
         torch.save(head.tensors(), opened)
+    save_s = time.monotonic() - began
     subprocess.run(["sync", str(file)], check=True)
+    return save_s, time.monotonic() - began
 
 
 def timed(work: Callable[[], T]) -> tuple[T, float]:
