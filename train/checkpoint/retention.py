@@ -175,10 +175,11 @@ def _kept(told: Sequence[Verdict], settings: Checkpoint) -> str:
     }
     newest = [each.checkpoint.path.name for each in by_reason[Reason.NEWEST]]
     parts = [f"newest {', '.join(newest) or 'none'}"]
-    if settings.best is not None and by_reason[Reason.BEST]:
+    if settings.best is not None:
         best = [f"{v.checkpoint.path.name} ({v.score:.4g})" for v in by_reason[Reason.BEST]]
-        parts.append(f"best by {settings.best.metric} {', '.join(best)}")
+        none = "none, as none has a value of it"
+        parts.append(f"best by {settings.best.metric} {', '.join(best) or none}")
     if settings.keep_every_steps is not None:
         count = len(by_reason[Reason.PERIODIC])
-        parts.append(f"{count:,} of a multiple of {settings.keep_every_steps:,} steps")
+        parts.append(f"{count:,} of every {settings.keep_every_steps:,} steps")
     return ", ".join(parts)

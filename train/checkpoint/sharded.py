@@ -30,19 +30,36 @@ def write_rows(
 ) -> dict[str, FileFacts]:
     """Write this rank's rows, of which the first is number `first` of all; facts by the name of the
     file. Raises `OSError` with the path."""
-    files = list(_filled(tensors))
     written = {}
-    for number, rows in enumerate(files, 1):
-        file = f"shard-{rank + 1:05d}-model-{number:05d}-of-{len(files):05d}.safetensors"
+    for file, rows in row_files(tensors, rank):
         parts = {name: tensors[name][lo:hi] for name, lo, hi in rows}
-        places = {name: [first + lo] + [0] * (tensors[name].dim() - 1) for name, lo, _ in rows}
-        written[file] = write_tensors(folder / file, parts, sharding_metadata(places))
+        firsts = {name: first + lo for name, lo, _ in rows}
+        written[file] = write_file(folder / file, parts, firsts)
     return written
+
+
+def row_files(
+    tensors: Mapping[str, Tensor], rank: int
+) -> list[tuple[str, list[tuple[str, int, int]]]]:
+    """The files that a rank writes these tensors to, of any device, and the rows in each: name of
+    the tensor, first row and the one after the last."""
+    files = list(_filled(tensors))
+    return [
+        (f"shard-{rank + 1:05d}-model-{number:05d}-of-{len(files):05d}.safetensors", rows)
+        for number, rows in enumerate(files, 1)
+    ]
+
+
+def write_file(path: Path, parts: Mapping[str, Tensor], firsts: Mapping[str, int]) -> FileFacts:
+    """Write one file of rows, whose first is number `firsts[name]` of all; its facts."""
+    places = {name: [firsts[name]] + [0] * (part.dim() - 1) for name, part in parts.items()}
+    return write_tensors(path, parts, sharding_metadata(places))
 
 
 def sharding_metadata(places: Mapping[str, Sequence[int]]) -> dict[str, str]:
     """What torch.distributed.checkpoint wants in a file: where in the whole its tensors begin."""
-    told = {name: {"saved_offsets": list(place)} for name, place in places.items()}
+    # In one order, so that the same rows are the same bytes whoever writes them.
+    told = {name: {"saved_offsets": list(places[name])} for name in sorted(places)}
     return {SHARDING: json.dumps(told), "DCP_VERSION": "1.0", "format": "pt"}
 
 

@@ -1,14 +1,31 @@
-"""`manyfaces checkpoint VERB ...`: what a run's checkpoints hold, and whether their bytes are
-whole."""
+"""`manyfaces checkpoint VERB ...`: what a run's checkpoints hold, whether their bytes are whole,
+and copies of them for other numbers of workers and for other programs."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from manyfaces.configs.errors import UserError
 from manyfaces.train.cli.options import TrainedRun
 from manyfaces.train.cli.output import console, say
-from manyfaces.train.cli.verbs import Verbs
+from manyfaces.train.cli.verbs import Verbs, positive
 
 app = typer.Typer(cls=Verbs)
+
+Workers = Annotated[
+    int, typer.Option(parser=positive, metavar="N", help="The number of workers to write it for.")
+]
+Resharded = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="OUT",
+        help="A new folder, such as other/checkpoints/step-00000500. Default: "
+        "RUN-for-N/checkpoints/step-..., beside the run.",
+    ),
+]
 
 
 @app.command()
@@ -55,26 +72,16 @@ def verify(run: TrainedRun) -> None:
     Or of the one that is given. The exit code is 2 where any byte is not as it was committed.
     """
     from rich.filesize import decimal
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-    from rich.progress import TransferSpeedColumn as Speed
 
     from manyfaces.train.checkpoint.overview import corrupt_files, is_damaged, listed
 
     found = listed(run)
-    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), Speed()
     damaged = []
-    with Progress(
-        *columns,
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    ) as bar:
-        task = bar.add_task("reading", total=sum(each.num_bytes for each in found))
+    with _counted("reading", sum(each.num_bytes for each in found)) as count:
         for each in found:
             faults = [each.fault] if each.fault else []
             if not faults:
-                faults = corrupt_files(each.path, lambda size: bar.advance(task, size))
+                faults = corrupt_files(each.path, count)
             for fault in faults:
                 say(f"{each.path.name}: {fault}")
             if not faults:
@@ -86,3 +93,51 @@ def verify(run: TrainedRun) -> None:
             f"{run}: damaged: {', '.join(damaged)}; restore the files named above, or remove the "
             "folder: a resume takes the newest checkpoint that is intact"
         )
+
+
+@app.command()
+def reshard(run: TrainedRun, workers: Workers, out: Resharded = None) -> None:
+    """Write a checkpoint as N workers would have written it.
+
+    Any number of workers resumes from any checkpoint as it is, and each reads only its own rows.
+    But they share the comparing of its bytes by file: where few workers wrote it and many resume,
+    most would wait for few. A copy with a file for each spreads that over all of them, and a worker
+    then opens one or two files of the class rows. Nothing else changes, and rows keep their bits.
+
+    \b
+      manyfaces checkpoint reshard runs/OLD --workers 64
+      manyfaces train CONFIG run.name=NEW run.resume_from=runs/OLD-for-64
+    """
+    from rich.filesize import decimal
+
+    from manyfaces.train.checkpoint.choice import chosen
+    from manyfaces.train.checkpoint.commit import committed
+    from manyfaces.train.checkpoint.reshard import default_out, num_bytes
+    from manyfaces.train.checkpoint.reshard import reshard as write
+
+    checkpoint = chosen(run)
+    place = default_out(checkpoint, workers) if out is None else out
+    before = committed(checkpoint).world_size
+    with _counted("comparing and writing", num_bytes(checkpoint)) as count:
+        write(checkpoint, place, workers, count)
+    size = sum(facts.bytes for facts in committed(place).files.values())
+    say(f"{place}: {before} -> {workers} workers, {decimal(size)}, of {checkpoint}")
+    say(f"resume with run.resume_from={place} and another run.name")
+
+
+@contextlib.contextmanager
+def _counted(what: str, num_bytes: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar of bytes, and what to tell how many more were moved."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import TransferSpeedColumn as Speed
+
+    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), Speed()
+    with Progress(
+        *columns,
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as bar:
+        task = bar.add_task(what, total=num_bytes)
+        yield lambda size: bar.advance(task, size)

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from manyfaces.configs.errors import UserError
 from manyfaces.configs.files import write_atomic
 from manyfaces.data.dataset.manifest import IDENTITIES
 from manyfaces.data.dataset.names import Names
@@ -22,9 +21,10 @@ from manyfaces.train.checkpoint.commit import (
     digest,
     written_files,
 )
-from manyfaces.train.checkpoint.edit_lock import sweep_edits, unfinished_folder
+from manyfaces.train.checkpoint.edit_lock import unfinished_folder
 from manyfaces.train.checkpoint.head_files import Ints, write_head
-from manyfaces.train.checkpoint.layout import FREE_SPACE_FACTOR, HEAD, STATE
+from manyfaces.train.checkpoint.layout import HEAD, STATE
+from manyfaces.train.checkpoint.new_folder import make_room
 from manyfaces.train.checkpoint.state import RunState
 from manyfaces.train.curation.edit_source import Source
 
@@ -56,7 +56,8 @@ def write_edited(
         counts["named by number"] = source.head.num_classes
     edited_files = (STATE, IDENTITIES)
     copied = [n for n in files if not n.startswith(f"{HEAD}/") and n not in edited_files]
-    _refuse_full_disk(source, out, len(row_C), sum(files[name].bytes for name in copied))
+    copied_bytes = sum(files[name].bytes for name in copied)
+    make_room(out, _head_bytes(source, len(row_C)) + copied_bytes)
     with unfinished_folder(out) as temporary:
         for name in copied:
             (temporary / name).parent.mkdir(parents=True, exist_ok=True)
@@ -92,14 +93,8 @@ def _state(source: Source, num_classes: int, verb: str, counts: dict[str, int]) 
     return source.state.at(num_classes=num_classes, edited=edited)
 
 
-def _refuse_full_disk(source: Source, out: Path, num_classes: int, copied_bytes: int) -> None:
+def _head_bytes(source: Source, num_classes: int) -> int:
     row_bytes = sum(
         none.element_size() * int(np.prod(none.shape[1:])) for none in source.head.like.values()
     )
-    needed = (row_bytes * num_classes + copied_bytes) * FREE_SPACE_FACTOR
-    out.parent.mkdir(parents=True, exist_ok=True)
-    sweep_edits(out.parent)  # what a killed edit has left takes of the free space
-    if (free := shutil.disk_usage(out.parent).free) < needed:
-        raise UserError(
-            f"{out}: needs {needed / 1e6:,.1f} MB, {free / 1e6:,.1f} MB free; free some space"
-        )
+    return row_bytes * num_classes

@@ -18,10 +18,10 @@ from manyfaces.data.dataset.forgotten import read_forgotten
 from manyfaces.data.dataset.manifest import IDENTITIES
 from manyfaces.data.dataset.names import Names
 from manyfaces.train.checkpoint.head_files import HeadFiles, Ints, lengths
+from manyfaces.train.checkpoint.new_folder import refuse_out
 from manyfaces.train.curation.added_rows import AddedRows
 from manyfaces.train.curation.edit_source import Source, find, names_of, open_source, where_named
 from manyfaces.train.curation.edit_writer import FORGOTTEN_ROW, write_edited
-from manyfaces.train.folder import RunFolder
 
 _UNNAMED = (
     "nothing says who is who; put one beside the dataset's index: the next checkpoint of a run on "
@@ -132,13 +132,7 @@ def merge(where: Path, other_where: Path, out: Path) -> Counts:
 
 def _begin(where: Path, out: Path) -> Source:
     """Open the checkpoint, after what can be known to fail before much is read."""
-    if out.exists():
-        raise UserError(f"{out}: is there already; give a folder that does not exist yet")
-    if RunFolder(out.parent.parent).identity.exists():
-        raise UserError(
-            f"{out}: that run would resume from it; give a folder of no run, such as "
-            f"edited/checkpoints/{out.name}"
-        )
+    refuse_out(out)
     return open_source(where)
 
 

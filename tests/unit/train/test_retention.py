@@ -122,8 +122,8 @@ def test_one_line_tells_what_is_kept_and_what_was_removed(tmp_path: Path) -> Non
     config = Checkpoint(every_steps=10, keep=1, keep_every_steps=50, best=BEST)
     told = Retention(run / "checkpoints", config).apply([run / "checkpoints" / folder_name(60)])
     assert told == (
-        "kept: newest step-00000060, best by lfw/accuracy step-00000020 (0.9), 1 of a multiple of "
-        "50 steps; removed step-00000040 (lfw/accuracy not known), step-00000030 (lfw/accuracy "
+        "kept: newest step-00000060, best by lfw/accuracy step-00000020 (0.9), 1 of every 50 "
+        "steps; removed step-00000040 (lfw/accuracy not known), step-00000030 (lfw/accuracy "
         "0.9), step-00000010 (lfw/accuracy 0.7)"
     )
     assert steps_of(run) == [20, 50, 60]
