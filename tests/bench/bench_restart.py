@@ -15,39 +15,27 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from manyfaces.train.heartbeat import read_heartbeats
 from manyfaces.train.record import EVENTS, read_rows
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-sys.path.insert(0, str(Path(__file__).parents[1] / "e2e"))
-from commands import kill_tree, wait_until
+from marked import Marked, kill, wait_until
+from small_run import IDENTITIES, IMAGES_OF_EACH, command_of, made_faces, write_recipe
 
-TRAIN = ["-m", "manyfaces.train", "train"]
-TORCHRUN = ["-m", "torch.distributed.run", "--master-port=0", "--rdzv-backend=c10d"]
-TORCHRUN += ["--rdzv-endpoint=localhost:0"]
-IDENTITIES, IMAGES = 200, 12
-EVERY = 10  # steps between checkpoints
-RECIPE: dict[str, Any] = {
-    "data": {"image_px": 56, "augment": ["flip"]},
-    "model": {"kind": "mobilefacenet", "scale": 1, "embedding_dim": 64},
-    "head": {"margin": {"kind": "cosface", "m": 0.2}, "scale": 32, "sample_rate": 0.5},
-    "train": {"batch_size": 16, "epochs": 1000, "optimizer": {"kind": "sgd", "lr": 0.02}},
-    "checkpoint": {"every_steps": EVERY},
-    "tracking": {"log_every_steps": 1},
-    "cluster": {"max_failures": -1},
-}
+TIMEOUT_S = 300
+EVERY = 10
+"""Steps between checkpoints."""
 
 
 def main() -> None:
@@ -79,60 +67,42 @@ def measure(folder: Path, launcher: str, workers: int, kills: int) -> list[dict[
     """The seconds of each part, once for each kill."""
     recipe, run = made_recipe(folder), folder / "runs" / "run"
     shutil.rmtree(run, ignore_errors=True)
-    options = [str(recipe), f"cluster.workers={workers}"]
-    command = [*TRAIN, *options]
-    if launcher == "torchrun":
-        command = [*TORCHRUN, f"--nproc-per-node={workers}", *command]
-    elif launcher == "process":
-        command = [*command, "cluster.launcher=process"]
+    command = command_of(launcher, recipe, workers)
     found, killed_at = [], 0.0
-    with contextlib.ExitStack() as sessions:
+    marked = Marked()
+    try:
         for number in range(kills + 1):
             # A launcher that starts no worker again itself is started again by the person.
             if number == 0 or launcher != "ray":
-                sessions.close()
-                process = sessions.enter_context(started(command))
-            wait_until(lambda n=number: len(events(run, "ready")) > n, process)
+                marked.kill()
+                process = marked.start(command)
+            wait_until(partial(has_begun, run, number + 1), process, TIMEOUT_S)
             if number > 0:
                 found.append(parts_since(killed_at, run, launcher))
             reached = events(run, "ready")[-1]["step"] + EVERY
-            wait_until(lambda to=reached: has_checkpoint(run, to), process)
-            beat = json.loads((run / ".ranks" / f"{workers - 1}.json").read_text())
+            wait_until(partial(has_checkpoint, run, reached), process, TIMEOUT_S)
             killed_at = time.time()
-            os.kill(beat["pid"], signal.SIGKILL)
+            kill(read_heartbeats(run)[workers - 1].pid)
             if launcher != "ray":
                 process.wait()
+    finally:
+        marked.kill()
     return found
 
 
 def made_recipe(folder: Path) -> Path:
-    """A recipe with a dataset of made faces, which is left where it is if it stands already."""
-    folder.mkdir(parents=True, exist_ok=True)
-    faces = folder / "faces"
-    if not (faces / "manyfaces.json").exists():
-        made = ["-m", "manyfaces.train", "data", "synth", str(faces)]
-        sizes = ["--identities", str(IDENTITIES), "--images", str(IMAGES), "--seed", "1"]
-        subprocess.run([sys.executable, *made, *sizes], check=True, capture_output=True)
-    tree = {**RECIPE, "run": {"name": "run", "dir": str(folder / "runs")}}
-    tree["data"] = {**RECIPE["data"], "path": str(faces)}
-    path = folder / "recipe.yaml"
-    path.write_text(json.dumps(tree))  # which is YAML too
-    return path
-
-
-@contextlib.contextmanager
-def started(command: list[str]) -> Iterator[subprocess.Popen[str]]:
-    """The command in the background; its whole tree is gone afterwards."""
-    whole = [sys.executable, *command]
-    process = subprocess.Popen(whole, stdout=subprocess.DEVNULL, start_new_session=True, text=True)
-    try:
-        yield process
-    finally:
-        kill_tree(process)
+    """A recipe without an end, with its faces."""
+    path = made_faces(folder / "faces", IDENTITIES * IMAGES_OF_EACH)
+    checkpoint = {"every_steps": EVERY}
+    return write_recipe(folder, data={"path": str(path)}, checkpoint=checkpoint)
 
 
 def events(run: Path, kind: str) -> list[dict[str, Any]]:
     return [row for row in read_rows(run / EVENTS) if row["kind"] == kind]
+
+
+def has_begun(run: Path, sessions: int) -> bool:
+    return len(events(run, "ready")) >= sessions
 
 
 def has_checkpoint(run: Path, step: int) -> bool:
