@@ -107,7 +107,7 @@ def test_row_04_a_corrupt_image(dataset_path: Path, tmp_path: Path, run: Path) -
         file.seek(place)
         file.write(b"\0" * (member.size // 2))
     names = [open_dataset(broken).name(sample) for sample in range(120)]
-    (sample,) = [number for number, name in enumerate(names) if name.endswith(key)]
+    (sample,) = [number for number, name in enumerate(names) if name.endswith(f"{key}.jpg")]
     sections = {"data": {"max_bad_share": 0.05}}
     calm = fault_recipe(tmp_path / "calm", broken, **sections)
     live(2, calm)
@@ -315,6 +315,15 @@ def test_row_17_the_time_of_grace_is_too_short(
         assert again.wait(TIMEOUT_S) == 0, again.communicate()[0]
     assert resumed(run) == [0, 5]
     check_as_if_nothing_had_happened(config, lone_twin, faults)
+
+
+@pytest.mark.slow
+def test_row_20_no_op_is_compiled_whose_lock_could_be_left(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "ops"))
+    live(1, config)
+    assert not (tmp_path / "ops").exists()
 
 
 CLOCK = """
