@@ -192,10 +192,14 @@ def _say(reason: str) -> None:
 def exit_code() -> int:
     """The exit code of a run that was asked to stop: 0 where torchrun would take any other for a
     failure and start the workers again."""
-    left = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) - int(
+    return 0 if torchrun_restarts() > 0 else EXIT_CODE
+
+
+def torchrun_restarts() -> int:
+    """How often torchrun would still start the workers again; 0 without torchrun."""
+    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) - int(
         os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     )
-    return 0 if left > 0 else EXIT_CODE
 
 
 _current = Stop()

@@ -5,7 +5,7 @@ import contextlib
 import shutil
 from collections.abc import Callable, Iterator
 
-from manyfaces.cluster.stop import FILE, Stop, current
+from manyfaces.cluster.stop import FILE, Stop, current, torchrun_restarts
 from manyfaces.configs.errors import UserError
 from manyfaces.configs.schema import Config
 from manyfaces.train.checkpoint.layout import newest
@@ -26,11 +26,13 @@ def share_stop(config: Config, folder: RunFolder, *, looks: bool = True) -> Stop
         if not ends:
             record.event("saving", f"{reason}: what was trained is saved, and the run goes on")
             return
-        record.event(
-            "stopping",
+        line = (
             f"{reason}: what was trained is saved and the run stops, within "
-            f"{config.cluster.grace_s:g} s (cluster.grace_s); Ctrl-C again ends it at once",
+            f"{config.cluster.grace_s:g} s (cluster.grace_s); Ctrl-C again ends it at once"
         )
+        if reason == "SIGTERM" and torchrun_restarts() > 0:
+            line += "; where torchrun sent it because a worker is gone, all are started again"
+        record.event("stopping", line)
 
     stop.tell = tell
     stop.share(folder.path, looks=looks)

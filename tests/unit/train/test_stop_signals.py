@@ -12,6 +12,10 @@ import pytest
 
 from manyfaces.cluster.signals import held_back, listening
 from manyfaces.cluster.stop import FILE, Stop, StoppedAtOnce, StoppedError, current, exit_code
+from manyfaces.configs.schema import Config
+from manyfaces.train.folder import RunFolder
+from manyfaces.train.record import last_event
+from manyfaces.train.stopping import share_stop
 
 
 def eventually(stop: Stop) -> bool:
@@ -159,6 +163,25 @@ def test_torchrun_does_not_start_a_stopped_run_again(monkeypatch: pytest.MonkeyP
     assert exit_code() == 0
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "3")
     assert exit_code() == 75
+
+
+def test_a_signal_of_torchruns_may_be_for_a_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It sends the same where a person stops it and where it has lost another worker."""
+    tree = {"run": {"dir": str(tmp_path), "name": "r"}, "model": {"kind": "vit"}}
+    config = Config.model_validate(tree)
+    told = []
+    for restarts in ("0", "3"):
+        monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", restarts)
+        with listening(60) as stop:
+            share_stop(config, RunFolder.of(config), looks=False)
+            stop.tell("SIGTERM", True)
+        event = last_event(tmp_path / "r", "stopping")
+        assert event is not None
+        told.append(event["message"])
+    assert told[0].endswith("Ctrl-C again ends it at once")
+    assert told[1].endswith("because a worker is gone, all are started again")
 
 
 def test_an_interruption_is_no_exception_that_a_collective_would_swallow() -> None:
