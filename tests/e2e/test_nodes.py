@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -20,9 +21,11 @@ import psutil
 import pytest
 import torch
 from commands import manyfaces, recipe, rows, started
+from launcher import run_ranks
 from ray_nodes import STORE_BYTES, ray_cluster
 from safetensors.torch import load_file
 
+from manyfaces.configs.load import load
 from manyfaces.train.checkpoint.state import read_state
 from manyfaces.train.lease import STALE_S
 
@@ -120,13 +123,19 @@ def config_of(folder: Path, dataset_path: Path, **sections: Any) -> Path:
     return recipe(folder, dataset_path, **sections)
 
 
+def run_undisturbed(config: str) -> None:
+    """The worker function itself."""
+    from manyfaces.train.session import work
+
+    warnings.simplefilter("default")  # DeepSpeed and what it imports warn of torch and themselves
+    work({"name": "run", "config": load(config, []).model_dump(mode="json")})
+
+
 @pytest.fixture(scope="module")
 def twin(dataset_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two workers that nothing has disturbed."""
+    """A run of two workers, without Ray, that nothing has disturbed."""
     folder = tmp_path_factory.mktemp("twin")
-    with started("train", config_of(folder, dataset_path)) as process:
-        text = process.communicate(timeout=WAIT_S)[0]
-    assert process.returncode == 0, text
+    run_ranks(2, run_undisturbed, str(config_of(folder, dataset_path)), timeout_s=WAIT_S)
     check_record(folder / "runs" / "run", STEPS)
     return folder / "runs" / "run"
 
