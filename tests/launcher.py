@@ -28,8 +28,7 @@ FORKS.set_forkserver_preload(
         "manyfaces.train.cli.main",
         "manyfaces.train.session",
         "manyfaces.train.run",
-        # DeepSpeed imports it with the first optimiser, and torch's compiler with it.
-        "deepspeed.runtime.zero.muon.original_muon",
+        "torch._dynamo",  # which torch imports with the first optimiser
         *(module.name for module in pkgutil.walk_packages(configs.__path__, "manyfaces.configs.")),
     ]
 )
