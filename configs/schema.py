@@ -2,8 +2,8 @@
 sentence under it.
 
 A section is a file in `sections/`, a family of kinds a folder: `backbones`, `margins`,
-`objectives`, `optimizers`, `orders`, `transforms`. `manyfaces.configs.load` makes the tree from
-YAML and `path.to.key=value` words.
+`not_finite`, `objectives`, `optimizers`, `orders`, `transforms`. `manyfaces.configs.load` makes the
+tree from YAML and `path.to.key=value` words.
 """
 
 from collections.abc import Iterator

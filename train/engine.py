@@ -300,6 +300,11 @@ class Engine:
                     0.0 if state is None else float(state["step"])
                 )
 
+    def close(self) -> None:
+        """Let go of what DeepSpeed has hung on the network, for another engine in this process;
+        this one is of no use any more."""
+        self._engine.destroy()
+
     @property
     def _torch_optimizer(self) -> torch.optim.Optimizer:
         return self._optimizer if self.stage == 0 else self._optimizer.optimizer  # type: ignore[no-any-return]

@@ -63,6 +63,11 @@ class RunFolder:
         return self.path / ".faults"
 
     @property
+    def left_out(self) -> Path:
+        """Batches that the run leaves out."""
+        return self.path / "left_out.jsonl"
+
+    @property
     def artifacts(self) -> list[Path]:
         """The files that MLflow is given besides the metrics."""
         return [self.config, self.plan, self.evaluation, *sorted(self.plots.glob("*.png"))]

@@ -24,13 +24,16 @@ from manyfaces.train.engine import Engine, NotFiniteError
 from manyfaces.train.evaluation.embedder import Embedder
 from manyfaces.train.evaluation.evaluate import evaluate
 from manyfaces.train.evaluation.result import Result
+from manyfaces.train.not_finite import NotFinite
 from manyfaces.train.objectives.objective import Moment, Objective
+from manyfaces.train.part_times import PartTimes
 from manyfaces.train.protocols.protocol import Protocol
+from manyfaces.train.rates import Rates, own_parts
 from manyfaces.train.record import Record
 from manyfaces.train.sample_log import SampleLog
 from manyfaces.train.schedule import learning_rate
 from manyfaces.train.startup import Startup
-from manyfaces.train.step import StepResult, train_step
+from manyfaces.train.step import StepResult, pass_over, train_step
 from manyfaces.train.tracking import mlflow_run
 from manyfaces.train.watchdog import Watchdog
 
@@ -66,78 +69,63 @@ class Parts:
     """What does not change in a checkpoint's state."""
     startup: Startup
     """Measures how long it takes to the first step."""
-
-
-class _Rates:
-    """Images a second, and the share of the time that was spent waiting for data, since they were
-    last recorded."""
-
-    def __init__(self) -> None:
-        self._images, self._since, self._waited = 0, time.monotonic(), 0.0
-
-    def count(self, images: int, waited_s: float) -> None:
-        self._images, self._waited = self._images + images, self._waited + waited_s
-
-    def pause(self, seconds: float) -> None:
-        """These seconds went by without training."""
-        self._since += seconds
-
-    def take(self) -> dict[str, float]:
-        """The rates so far; they begin anew."""
-        elapsed = time.monotonic() - self._since
-        rates = {"images_per_s": self._images / elapsed, "data_wait_share": self._waited / elapsed}
-        self._images, self._since, self._waited = 0, time.monotonic(), 0.0
-        return rates
+    not_finite: NotFinite
+    """What is done where numbers are not finite, and which batches were left out."""
+    group: dist.ProcessGroup
+    """The ranks over gloo, for what the loop sends while a checkpoint may be written."""
 
 
 def train(parts: Parts, progress: Progress) -> list[Result]:
     """Run to the last step; returns its evaluation. Raises `UserError` on every rank alike when the
-    run has to stop, `StoppedError` when it was asked to, behind a checkpoint."""
+    run has to stop, `StoppedError` when it was asked to, behind a checkpoint, and `GoingBack` when
+    it has to go on from its last checkpoint."""
     config, num_images = parts.config, parts.loader.dataset.manifest.num_images
     num_steps = plan.num_steps(config, num_images)
     results: list[Result] = []
-    rates = _Rates()
+    rates = Rates(PartTimes(parts.world.device), own_parts(config), parts.group)
     if config.checkpoint.background:
         parts.checkpointer.reserve(snapshot(parts, progress))
-
     parts.stop.wait_for_checkpoint()
     parts.watchdog.made(progress.step)
     if _evaluation_is_left(parts, progress.step):
         results = evaluate_all(parts, progress, saved=True)
-        rates.take()
+    rates.restart()
     parts.watchdog.phase("data")
     for batch, waited_s, lost in timed(parts.loader):
         began = time.monotonic() - waited_s
         parts.startup.done("first batch")
         parts.watchdog.phase(f"step {progress.step + 1}")
         last = lost is not None or parts.stop.requested or parts.stop.wants_checkpoint
-        moment, result = _step(parts, batch, progress, last=last)
+        moment = _moment(parts, batch, last=last)
+        result, last = _step(parts, batch, moment, progress.step + 1, rates.times)
         progress.step += 1
         parts.watchdog.made(progress.step)
-        parts.samples.made(progress.step, batch)
         if parts.startup.end("first step"):
             _record_startup(parts, progress.step)
         progress.position = moment.position + moment.batch_size
         # The step has waited for the device: it knows the gradient's norm.
         progress.seconds += time.monotonic() - began
-        rates.count(moment.batch_size, waited_s)
+        rates.times.add("data", waited_s)
+        if result:
+            parts.samples.made(progress.step, batch)
+            rates.count(moment.batch_size)
         is_end = progress.step == num_steps
-        if progress.step % config.tracking.log_every_steps == 0 or is_end:
+        if result and (progress.step % config.tracking.log_every_steps == 0 or is_end):
             _log(parts, progress, moment, result, rates)
         # What was paid for is saved before an evaluation, which may fail.
-        saved = is_end or result.last or _is_due(progress.step, config.checkpoint.every_steps)
+        saved = is_end or last or _is_due(progress.step, config.checkpoint.every_steps)
         if saved:
-            _save(parts, progress, last=is_end or (result.last and _ends(parts, lost)))
-        if result.last:
+            with rates.times.measured("checkpoint"):
+                _save(parts, progress, last=is_end or (last and _ends(parts, lost)))
+        if last:
             parts.stop.wants_checkpoint = False
             _end_if_asked(parts, is_complete=is_end and not parts.protocols)
             if not is_end:
                 _pause_if_asked(parts)
         if parts.protocols and (is_end or _is_due(progress.step, config.evaluation.every_steps)):
-            paused = time.monotonic()
-            results = evaluate_all(parts, progress, saved=saved)
-            rates.pause(time.monotonic() - paused)
-        if result.last:
+            with rates.paused():
+                results = evaluate_all(parts, progress, saved=saved)
+        if last:
             parts.checkpointer.wait()
             on_all_ranks(partial(_raise, lost))
         parts.watchdog.phase("data")
@@ -152,9 +140,8 @@ def train(parts: Parts, progress: Progress) -> list[Result]:
 def _ends(parts: Parts, lost: UserError | None) -> bool:
     """Whether the run ends behind this step, on any rank, as it does not where only a checkpoint
     was wanted. Collective."""
-    parts.checkpointer.wait()  # its thread talks in the same group
     ends = torch.tensor([int(lost is not None or parts.stop.requested)])
-    dist.all_reduce(ends, group=parts.checkpointer.group)
+    dist.all_reduce(ends, group=parts.group)
     return bool(ends.item())
 
 
@@ -191,7 +178,7 @@ def _pause_if_asked(parts: Parts) -> None:
     """Wait behind a checkpoint where the workers of some rank are about to be replaced.
     Collective."""
     seconds = torch.tensor([parts.stop.pause_s])
-    dist.all_reduce(seconds, dist.ReduceOp.MAX, group=parts.checkpointer.group)
+    dist.all_reduce(seconds, dist.ReduceOp.MAX, group=parts.group)
     if seconds > 0:
         parts.watchdog.phase("wait to be replaced")
         parts.stop.pause(seconds.item(), parts.watchdog.beat)
@@ -226,9 +213,7 @@ def _raise(error: Exception | None) -> None:
         raise error
 
 
-def _step(
-    parts: Parts, batch: Batch, progress: Progress, *, last: bool
-) -> tuple[Moment, StepResult]:
+def _moment(parts: Parts, batch: Batch, *, last: bool) -> Moment:
     config, num_images = parts.config, parts.loader.dataset.manifest.num_images
     lr = learning_rate(
         config.train.schedule,
@@ -237,20 +222,31 @@ def _step(
         plan.warmup_samples(config, num_images),
         plan.total_samples(config, num_images),
     )
-    moment = Moment(batch.position, config.train.batch_size, lr, last)
+    return Moment(batch.position, config.train.batch_size, lr, last)
+
+
+def _step(
+    parts: Parts, batch: Batch, moment: Moment, step: int, times: PartTimes
+) -> tuple[StepResult | None, bool]:
+    """What the step gives, None for a batch that is left out, and whether some rank can make no
+    further one, or wants a checkpoint."""
+    if parts.not_finite.skips(batch.position):
+        return None, pass_over(moment, parts.world.device)
     try:
         result = train_step(
             parts.engine,
             parts.objective,
             batch,
             moment,
-            seed=config.run.seed,
+            seed=parts.config.run.seed,
             rank=parts.world.rank,
+            times=times,
         )
     except NotFiniteError as error:
-        parts.checkpointer.wait()  # what is being written is good
-        raise UserError(_not_finite(parts, batch, progress.step + 1, error)) from error
-    return moment, result
+        reason = str(error)
+    else:
+        return result, result.last
+    parts.not_finite.take(batch.position, step, reason)
 
 
 def _record_startup(parts: Parts, step: int) -> None:
@@ -263,17 +259,18 @@ def _record_startup(parts: Parts, step: int) -> None:
 
 
 def _log(
-    parts: Parts, progress: Progress, moment: Moment, result: StepResult, rates: _Rates
+    parts: Parts, progress: Progress, moment: Moment, result: StepResult, rates: Rates
 ) -> None:
     num_images = parts.loader.dataset.manifest.num_images
     quarantined = len(parts.loader.quarantine.samples)
+    pace, told = rates.take()
     values: dict[str, float] = {
         "train/loss": float(result.loss),
         "train/lr": moment.lr,
         "train/grad_norm": result.grad_norm,
         "train/epoch": progress.position / num_images,
         **{f"train/{name}": float(value) for name, value in result.metrics.items()},
-        **rates.take(),
+        **pace,
         "minutes": progress.seconds / 60,
     }
     if quarantined:
@@ -281,6 +278,8 @@ def _log(
     # A checkpoint that a full disk does not take ends no training, and nor does this row.
     with contextlib.suppress(OSError):
         parts.record.metrics(progress.step, **values)
+        for each in told:
+            parts.record.event("slow_rank", each.line, step=progress.step, **each.facts)
 
 
 def snapshot(parts: Parts, progress: Progress) -> Snapshot:
@@ -297,6 +296,7 @@ def snapshot(parts: Parts, progress: Progress) -> Snapshot:
             seconds=progress.seconds,
             numbers=parts.objective.numbers(),
             mlflow=mlflow_run(run_folder),
+            left_out=parts.not_finite.left_out.batches,
         ),
         backbone=backbone,
         beside_backbone=beside_backbone,
@@ -346,20 +346,3 @@ def _is_evaluating(parts: Parts, images: int) -> None:
     parts.watchdog.phase("evaluation")
     parts.stop.look()
     parts.stop.check()
-
-
-def _not_finite(parts: Parts, batch: Batch, step: int, error: NotFiniteError) -> str:
-    """Name the step, the batch's samples and the last good checkpoint."""
-    if parts.world.rank != 0:  # only rank 0's words are kept
-        return str(error)
-    loader, batch_size = parts.loader, parts.config.train.batch_size
-    names = [loader.dataset.name(int(i)) for i in loader.order.ids(batch.position, batch_size)]
-    good = parts.checkpointer.last_good or "none"
-    parts.record.event("not_finite", str(error), step=step, position=batch.position, samples=names)
-    return (
-        f"step {step}: {error}, not finite, at samples {batch.position} to "
-        f"{batch.position + len(names) - 1} ({', '.join(names[:3])}, ... all {len(names)} in "
-        f"events.jsonl); nothing after it is kept; the last good checkpoint is {good}; "
-        "lower train.optimizer.lr or look at the samples, and start from it under a new run.name "
-        "with run.resume_from"
-    )

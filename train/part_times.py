@@ -37,6 +37,13 @@ class PartTimes:
         self._seconds[part] += seconds
 
     @contextlib.contextmanager
+    def measured(self, part: str) -> Iterator[None]:
+        """Count what runs inside of it as seconds of the host."""
+        began = time.monotonic()
+        yield
+        self.add(part, time.monotonic() - began)
+
+    @contextlib.contextmanager
     def part(self, name: str) -> Iterator[None]:
         """What runs inside of it is this part; what is inside of another one is that one."""
         before = self._switch(name)

@@ -45,6 +45,14 @@ class NoSampleLog(SampleLog):
         pass
 
 
+def open_log(folder: Path, rank: int, step: int, is_wanted: bool) -> SampleLog:
+    """What this rank writes down after `step`. Those of steps that are made again are forgotten
+    before any rank makes one: call it on all ranks before a collective."""
+    if rank == 0:
+        rewind(folder, step)
+    return SampleLog(folder, rank) if is_wanted else NoSampleLog()
+
+
 def rewind(folder: Path, step: int) -> None:
     """Forget what all ranks have written of steps after `step`, and lines that a kill has torn: a
     resumed run makes those steps again."""

@@ -1,7 +1,10 @@
 """What every worker does with a run: build, restore, loop, close."""
 
+import gc
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -31,16 +34,19 @@ from manyfaces.train.checkpoint.writer import Checkpointer, Hooks
 from manyfaces.train.engine import Engine
 from manyfaces.train.evaluation.encoders import open_encoder
 from manyfaces.train.evaluation.report import save_report
+from manyfaces.train.evaluation.result import Result
 from manyfaces.train.faults import FaultPlan, parse
 from manyfaces.train.folder import RunFolder
 from manyfaces.train.lease import Launch, Lease, take_writer
+from manyfaces.train.left_out import LeftOutBatches
 from manyfaces.train.loop import Parts, Progress, train
+from manyfaces.train.not_finite import GoingBack, NotFinite
 from manyfaces.train.objectives.objective import Forward, Objective, Setting
 from manyfaces.train.protocols.open import open_protocols
 from manyfaces.train.protocols.protocol import Protocol
 from manyfaces.train.record import NoRecord, Record
 from manyfaces.train.run_identity import check_worker
-from manyfaces.train.sample_log import NoSampleLog, SampleLog, rewind
+from manyfaces.train.sample_log import open_log
 from manyfaces.train.startup import Startup
 from manyfaces.train.stopping import INTERRUPTED, finishing, share_stop, stopped_line
 from manyfaces.train.watchdog import Watchdog
@@ -97,6 +103,25 @@ def _record_end(record: Record, kind: str, message: str) -> None:
         print(f"{message} (not recorded: {error.strerror})", file=sys.stderr)  # noqa: T201
 
 
+@dataclass(frozen=True)
+class _Session:
+    """What stays while a run goes back to a checkpoint: its lease, its signs of life and the
+    process group, so that nothing outside the workers takes notice."""
+
+    config: Config
+    world: World
+    folder: RunFolder
+    record: Record
+    watchdog: Watchdog
+    stop: Stop
+    dataset: Dataset
+    protocols: list[Protocol]
+    checkpointer: Checkpointer
+    group: dist.ProcessGroup
+    """The ranks over gloo, apart from the checkpointer's, whose thread may use that at any time."""
+    startup: Startup
+
+
 def _run(
     config: Config,
     world: World,
@@ -112,37 +137,47 @@ def _run(
     dataset, protocols = on_all_ranks(lambda: _open(config, folder))
     startup.done("dataset")
     checkpointer = _checkpointer(config, folder, record, watchdog, writer)
-    watchdog.phase("restore")
-    found = find(folder.checkpoints, config.run.resume_from, checkpointer.group, watchdog.beat)
+    fixed = config, world, folder, record, watchdog, stop, dataset, protocols
+    session = _Session(*fixed, checkpointer, dist.new_group(backend="gloo"), startup)
+    while not _trained(session):
+        # Engines refer to themselves: without this the memory of the old one would go later.
+        gc.collect()
+        if world.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _trained(session: _Session) -> bool:
+    """Train from the newest checkpoint to the end; whether it came to the end, as it does not where
+    the run goes back. Collective.
+
+    A run that goes back builds all of it anew, just as processes that were started again would:
+    they come to the same state, whoever launched them and however often.
+    """
+    config, world, folder, record = session.config, session.world, session.folder, session.record
+    dataset, checkpointer = session.dataset, session.checkpointer
+    stop, startup = session.stop, session.startup
+    beat = session.watchdog.beat
+    session.watchdog.phase("restore")
+    found = find(folder.checkpoints, config.run.resume_from, checkpointer.group, beat)
     if found is not None:
         checkpointer.began_with(found.path)
+    known = found.state.left_out if found else ()
+    left_out = LeftOutBatches(folder.left_out, known, checkpointer.group)
     total = plan.total_samples(config, dataset.manifest.num_images)
     _refuse_finished(found, folder, total)
     on_all_ranks(stop.check)
     startup.done("checkpoint compared")
     engine, network, objective = build(
-        config, world, dataset, found, checkpointer.group, record, watchdog.beat, startup
+        config, world, dataset, found, checkpointer.group, record, beat, startup
     )
     on_all_ranks(stop.check)
     progress = _progress(config, found)
     record.rewind(progress.step)
-    samples = _sample_log(config, folder, world, progress)
-    record.event(
-        "start", _start_line(found, world, progress), world_size=world.size, step=progress.step
-    )
-    loader = on_all_ranks(
-        lambda: _loader(
-            config,
-            world,
-            folder,
-            dataset,
-            objective.views(main_view(config.data)),
-            progress.position,
-            total,
-        )
-    )
-    with loader:
-        state = _constant_state(config, dataset, network)
+    samples = open_log(folder.samples, world.rank, progress.step, config.tracking.log_samples)
+    start_line = _start_line(found, world, progress, left_out)
+    record.event("start", start_line, world_size=world.size, step=progress.step)
+    views = objective.views(main_view(config.data))
+    with on_all_ranks(partial(_loader, session, views, progress.position, total)) as loader:
         parts = Parts(
             config,
             world,
@@ -150,31 +185,35 @@ def _run(
             network,
             objective,
             loader,
-            protocols,
+            session.protocols,
             checkpointer,
             record,
-            watchdog,
+            session.watchdog,
             stop,
             samples,
-            state,
+            _constant_state(config, dataset, network),
             startup,
+            NotFinite(config.train.on_not_finite, left_out, loader, checkpointer, record),
+            session.group,
         )
         startup.done("loader")
-        with finishing(checkpointer.wait):
-            results = train(parts, progress)
+        try:
+            with finishing(checkpointer.wait):
+                results = train(parts, progress)
+        except GoingBack:
+            engine.close()
+            return False
         checkpointer.retain(progress.step)  # now the last step is evaluated
-    if world.rank == 0 and results:
-        summary, *_ = save_report(results, folder.plots, progress.step)
-        summary.replace(folder.evaluation)
-    record.event("finished", f"finished at step {progress.step}", step=progress.step)
+    _record_results(session, results, progress.step)
+    return True
 
 
-def _sample_log(config: Config, folder: RunFolder, world: World, progress: Progress) -> SampleLog:
-    """What this rank writes down of its samples; those of steps that are made again are forgotten
-    before any rank makes one."""
-    if world.rank == 0:
-        rewind(folder.samples, progress.step)
-    return SampleLog(folder.samples, world.rank) if config.tracking.log_samples else NoSampleLog()
+def _record_results(session: _Session, results: Sequence[Result], step: int) -> None:
+    """Record that the run is complete, with its last evaluation."""
+    if session.world.rank == 0 and results:
+        summary, *_ = save_report(results, session.folder.plots, step)
+        summary.replace(session.folder.evaluation)
+    session.record.event("finished", f"finished at step {step}", step=step)
 
 
 def _refuse_small_batch(config: Config, world: World) -> None:
@@ -211,17 +250,11 @@ def _open(config: Config, folder: RunFolder) -> tuple[Dataset, list[Protocol]]:
     return dataset, open_protocols(config)
 
 
-def _loader(
-    config: Config,
-    world: World,
-    folder: RunFolder,
-    dataset: Dataset,
-    views: Mapping[str, View],
-    position: int,
-    end: int,
-) -> Loader:
+def _loader(session: _Session, views: Mapping[str, View], position: int, end: int) -> Loader:
     """This rank's part of the stream from `position` to `end`; every rank writes down what it meets
     on the way."""
+    config, world, folder = session.config, session.world, session.folder
+    dataset = session.dataset
     quarantine = Quarantine(
         folder.quarantine,
         dataset,
@@ -347,9 +380,12 @@ def _constant_state(config: Config, dataset: Dataset, network: Network) -> RunSt
     )
 
 
-def _start_line(found: Found | None, world: World, progress: Progress) -> str:
+def _start_line(
+    found: Found | None, world: World, progress: Progress, left_out: LeftOutBatches
+) -> str:
     workers = f"{world.size} worker{'s' if world.size > 1 else ''} on {world.device.type}"
+    without = f"; left out: {left_out}" if left_out else ""
     if found is None:
-        return f"{workers}: a fresh start, as the run has no checkpoint"
+        return f"{workers}: a fresh start, as the run has no checkpoint{without}"
     where = f"{found.path.name} at sample {progress.position:,}"
-    return f"{workers}: resuming {where} ({found.why})"
+    return f"{workers}: resuming {where} ({found.why}){without}"

@@ -9,8 +9,10 @@ from torch import Tensor
 
 from manyfaces.configs import rng
 from manyfaces.data.feed.loader import Batch
+from manyfaces.models.backbones.output import Output
 from manyfaces.train.engine import Engine, NotFiniteError
-from manyfaces.train.objectives.objective import Forward, Moment, Objective
+from manyfaces.train.objectives.objective import Forward, Loss, Moment, Objective
+from manyfaces.train.part_times import PartTimes
 
 
 @dataclass(frozen=True)
@@ -28,25 +30,59 @@ class StepResult:
 
 
 def train_step(
-    engine: Engine, objective: Objective, batch: Batch, moment: Moment, *, seed: int, rank: int
+    engine: Engine,
+    objective: Objective,
+    batch: Batch,
+    moment: Moment,
+    *,
+    seed: int,
+    rank: int,
+    times: PartTimes | None = None,
 ) -> StepResult:
-    """Raises `NotFiniteError` on every rank alike; then nothing of this step may be kept."""
+    """Raises `NotFiniteError` on every rank alike; then nothing of this step may be kept. `times`
+    counts the parts of the step."""
+    times = times or PartTimes(torch.device("cpu"))
     torch.manual_seed(rng.key(seed, rng.Stream.NETWORK_STEP, moment.position, rank) >> 1)
-    objective.prefetch(moment)
-    loss = objective.loss(Forward(engine.run, batch.images), batch, moment)
-    engine.backward(loss.surrogate)
-    grad_norm = engine.step(moment.lr)
+
+    def run(images_NHWC: Tensor) -> Output:
+        with times.part("forward"):
+            return engine.run(images_NHWC)
+
+    with times.part("head"):
+        objective.prefetch(moment)
+        loss = objective.loss(Forward(run, batch.images), batch, moment)
+    with times.part("backward"):
+        engine.backward(loss.surrogate)
+    with times.part("optimizer"):
+        return _updated(engine, objective, moment, loss)
+
+
+def _updated(engine: Engine, objective: Objective, moment: Moment, loss: Loss) -> StepResult:
+    """Let the network take its step, and wait for the device."""
+    try:
+        grad_norm = engine.step(moment.lr)
+    except NotFiniteError as error:
+        raise NotFiniteError(f"loss {float(loss.value)}, {error}") from error
     objective.after_step(engine.module, moment)
-    if not bool(loss.finite):
+    last, finite = loss.last, loss.finite
+    if not objective.tells_last:
+        last, broken = _anywhere(torch.stack([last.to(finite.device), ~finite]))
+        finite = ~broken
+    if not bool(finite):
         raise NotFiniteError(f"loss {float(loss.value)}")
     for what, is_so in loss.checks.items():
         assert bool(is_so), what
-    last = loss.last if objective.tells_last else _anywhere(loss.last)
     return StepResult(loss.value, grad_norm, bool(last), loss.metrics)
 
 
-def _anywhere(last: Tensor) -> Tensor:
-    """Whether it is true on any rank. Collective."""
-    count = last.to(torch.int32)
+def pass_over(moment: Moment, device: torch.device) -> bool:
+    """Make no step of this batch, and tell all ranks what a step would have told: whether one of
+    them can make no further one, or wants a checkpoint. Collective."""
+    return bool(_anywhere(torch.tensor(moment.last, device=device)))
+
+
+def _anywhere(flags: Tensor) -> Tensor:
+    """Which of them are true on any rank. Collective."""
+    count = flags.to(torch.int32)
     dist.all_reduce(count)
     return count > 0

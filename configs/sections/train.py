@@ -5,6 +5,8 @@ from typing import Literal
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from manyfaces.configs.node import Node
+from manyfaces.configs.not_finite.not_finite import OnNotFinite
+from manyfaces.configs.not_finite.stop import Stop
 from manyfaces.configs.optimizers.optimizer import Optimizer
 from manyfaces.configs.optimizers.sgd import SGD
 
@@ -40,3 +42,6 @@ class Train(Node):
     """BatchNorm over all workers, on GPUs and CPUs; needed for results that do not depend on the
     number of workers, unless the network has none (`model.neck`). What the network draws at random
     (dropout, `drop_path`, `mask_ratio`) is drawn anew by each worker all the same."""
+    on_not_finite: OnNotFinite = Stop()
+    """What is done where a loss or a gradient is not finite; it may change when a run is
+    resumed."""

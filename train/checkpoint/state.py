@@ -2,7 +2,7 @@
 an older format is lifted to today's when it is read."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from manyfaces.configs.redact import redacted
 from manyfaces.configs.schema import Config
 from manyfaces.train.checkpoint.commit import committed_file
 from manyfaces.train.checkpoint.layout import STATE
+from manyfaces.train.left_out import LeftOut
 
 FORMAT = 2
 
@@ -37,6 +38,7 @@ class _Stored(BaseModel):
     versions: dict[str, str] = {}
     base_sha256: str | None = None
     edited: dict[str, Any] | None = None
+    left_out: list[LeftOut] = []
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ class RunState:
     them."""
     edited: Mapping[str, Any] | None = None
     """How `manyfaces head` made this checkpoint of another."""
+    left_out: Sequence[LeftOut] = ()
+    """Batches that the run leaves out, whether their position has come or not."""
 
     def at(self, **changes: Any) -> "RunState":
         """The same with these fields changed."""
@@ -74,6 +78,9 @@ class RunState:
         tree = {**vars(self), "config": self.config.model_dump(mode="json"), "format": FORMAT}
         if self.edited is None:
             del tree["edited"]
+        tree["left_out"] = [batch.model_dump() for batch in self.left_out]
+        if not self.left_out:
+            del tree["left_out"]
         return json.dumps(redacted(tree), indent=1)
 
     @classmethod
@@ -99,7 +106,8 @@ class RunState:
             config = load_stored(stored["config"], where)
         except UserError as error:
             raise UserError(f"{error}; use another checkpoint") from error
-        return cls(**{**stored, "config": config})
+        left_out = tuple(stored["left_out"])
+        return cls(**{**stored, "config": config, "left_out": left_out})
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:

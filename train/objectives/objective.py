@@ -77,7 +77,8 @@ class Loss:
     value: Tensor
     """The loss to report, a mean over the global batch, the same on all ranks."""
     finite: Tensor
-    """bool []: the loss is a number. The same on all ranks."""
+    """bool []: the loss is a number on this rank or, from an objective that `tells_last`, on all
+    ranks."""
     last: Tensor
     """bool []: `Moment.last` of this rank or, from an objective that `tells_last`, of any rank."""
     checks: Mapping[str, Tensor] = field(default_factory=dict)
@@ -154,8 +155,8 @@ class Objective(ABC):
     """What is optimised. All ranks call its methods together, in the same order."""
 
     tells_last: bool = False
-    """`Loss.last` is the same on all ranks, in a message that the objective sends anyway; else the
-    step sends one for it."""
+    """`Loss.last` and `Loss.finite` are the same on all ranks, in messages that the objective sends
+    anyway; else the step sends one for them."""
 
     def views(self, main: View) -> Mapping[str, View]:
         """How each image is shown, by name; `main` is what the configuration says."""

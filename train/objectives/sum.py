@@ -31,7 +31,7 @@ class Sum(Objective):
             word = str(each.word())
             name = word if word not in self.parts else f"{word}_{number}"
             self.parts[name] = each.build(setting=setting)
-        self.tells_last = any(part.tells_last for part in self.parts.values())
+        self.tells_last = all(part.tells_last for part in self.parts.values())
 
     def views(self, main: View) -> Mapping[str, View]:
         return {

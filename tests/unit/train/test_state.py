@@ -12,6 +12,7 @@ from manyfaces.configs.backbones.mobilefacenet import MobileFaceNet
 from manyfaces.configs.errors import UserError
 from manyfaces.configs.schema import Config
 from manyfaces.train.checkpoint.state import FORMAT, RunState, read_state
+from manyfaces.train.left_out import LeftOut
 
 STATE = RunState(
     Config(model=MobileFaceNet(scale=1)),
@@ -36,7 +37,12 @@ def committed(folder: Path, state: str) -> Path:
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
-    for state in (STATE, STATE.at(edited={"verb": "add"}, mlflow={"run_id": "r"})):
+    left_out = LeftOut(position=4, step=2, reason="loss nan", samples=[7, 1], names=["a", "b"])
+    for state in (
+        STATE,
+        STATE.at(edited={"verb": "add"}, mlflow={"run_id": "r"}),
+        STATE.at(left_out=(left_out,)),
+    ):
         assert RunState.read(committed(tmp_path, state.to_json())) == state
 
 

@@ -1,0 +1,112 @@
+"""Two ranks of which one is slow: it is named with its part, though both take as long for a step
+because they wait for each other. Time is made up, so that a busy machine changes nothing."""
+
+import socket
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from launcher import run_ranks
+from torch import nn
+
+from manyfaces.train import loop, part_times, rates
+from manyfaces.train.objectives.objective import Loss, Moment, Objective
+from manyfaces.train.part_times import PartTimes
+from manyfaces.train.rates import Rates
+from manyfaces.train.step import train_step
+
+STEPS = 25
+
+
+class Clock:
+    """This rank's, which goes on only when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        told = SimpleNamespace(monotonic=lambda: self.now, perf_counter=lambda: self.now)
+        loop.time = part_times.time = rates.time = told  # type: ignore[attr-defined]
+
+    def wait_for_all(self) -> None:
+        """As a collective does."""
+        latest = torch.tensor(self.now, dtype=torch.float64)
+        dist.all_reduce(latest, dist.ReduceOp.MAX)
+        self.now = latest.item()
+
+
+class Meeting(Objective):
+    """Its ranks wait for each other, as a head's do."""
+
+    tells_last = True
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+
+    def loss(self, forward: Any, batch: Any, moment: Moment) -> Loss:
+        value = forward().embeddings["main"]
+        self.clock.wait_for_all()
+        return Loss(value, value, value.isfinite(), torch.tensor(moment.last))
+
+
+def rates_of_a_rank(slow: str) -> tuple[list[dict[str, float]], list[str]]:
+    """Data take 1 s and a forward pass 2 s, with 4 s more on rank 1 for the part that is slow."""
+    clock = Clock()
+
+    def take(part: str, seconds: float) -> None:
+        clock.now += seconds + 4 * (part == slow and dist.get_rank() == 1)
+
+    def batches() -> Any:
+        for _ in range(STEPS):  # the first is there before it is asked for
+            yield SimpleNamespace(images={"main": None})
+            take("data", 1.0)
+
+    def run(images: Any) -> Any:
+        take("forward", 2.0)
+        return SimpleNamespace(embeddings={"main": torch.tensor(1.0)})
+
+    engine: Any = SimpleNamespace(
+        run=run, module=nn.Identity(), backward=lambda loss: None, step=lambda lr: 0.0
+    )
+    times = PartTimes(torch.device("cpu"))
+    counted = Rates(times, ("data", "forward"), dist.new_group(backend="gloo"))
+    metrics, lines = [], []
+    loader: Any = batches()
+    for number, (batch, waited_s, _) in enumerate(loop.timed(loader), 1):
+        moment = Moment(0, 4, 0.1)
+        rank = dist.get_rank()
+        train_step(engine, Meeting(clock), batch, moment, seed=0, rank=rank, times=times)
+        times.add("data", waited_s)
+        counted.count(4)
+        if number % 5 == 0:
+            row, told = counted.take()
+            metrics.append(row)
+            lines += [each.line for each in told]
+    return metrics, lines
+
+
+@pytest.mark.parametrize("part", ["data", "forward"])
+def test_the_slow_rank_and_its_part_are_named(part: str) -> None:
+    (metrics, lines), other = run_ranks(2, rates_of_a_rank, part)
+    assert other == (metrics, lines)
+    (line,) = lines
+    assert line == (
+        f"rank 1 on {socket.gethostname()} is slow: its own part of a step takes 7 s where the "
+        f"median of 2 ranks is 3 s, for 20 steps; most of it in {part}"
+    )
+    row = metrics[2]  # between the first and the last step
+    assert row["images_per_s"] == 4 / 7
+    assert (row["slowest_rank"], row["slowest_rank_ratio"]) == (1, 7 / 3)
+    expected = {"data_wait_share": 1 / 7, "forward_share": 2 / 7}
+    expected[{"data": "data_wait_share", "forward": "forward_share"}[part]] += 2 / 7
+    expected["head_share"] = 2 / 7  # rank 0 waits there for 4 of 7 s, rank 1 does not
+    for name, share in expected.items():
+        assert row[name] == pytest.approx(share), name
+    for name in ("backward_share", "optimizer_share", "checkpoint_share", "evaluation_share"):
+        assert row[name] == 0
+
+
+def test_equal_ranks_are_not_named() -> None:
+    for metrics, lines in run_ranks(2, rates_of_a_rank, "nothing"):
+        assert lines == []
+        assert all(row["slowest_rank_ratio"] == 1 for row in metrics)
