@@ -36,7 +36,32 @@ MemoryGB = Annotated[
         "computer's.",
     ),
 ]
-
+ImagesPerS = Annotated[
+    float | None,
+    typer.Option(
+        parser=decimal,
+        metavar="RATE",
+        help="Images a second of all workers, as a run of this kind records it; default: estimated "
+        "from the arithmetic of a step.",
+    ),
+]
+MtbfHours = Annotated[
+    float | None,
+    typer.Option(
+        parser=decimal,
+        metavar="HOURS",
+        help="Mean time between failures of all workers together; default: 50,676 hours over the "
+        "number of workers, as the GPUs of Llama 3's training had.",
+    ),
+]
+RestartS = Annotated[
+    float | None,
+    typer.Option(
+        parser=decimal,
+        metavar="SECONDS",
+        help="From a failure to the first new step; default: 120.",
+    ),
+]
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")]
 Takeover = Annotated[
@@ -119,10 +144,15 @@ def check(
     words: Words = None,
     explain: Explain = None,
     memory_gb: MemoryGB = None,
+    images_per_s: ImagesPerS = None,
+    mtbf_hours: MtbfHours = None,
+    restart_seconds: RestartS = None,
 ) -> None:
     """Show the configuration and the plan; nothing runs.
 
-    With --explain and a key such as `head`, `data.augment` or '' for all, no CONFIG is needed.
+    With --explain and a key such as `head`, `data.augment` or '' for all, no CONFIG is needed. How
+    many steps apart checkpoints lose least to failures is told for the workers of the
+    configuration: `cluster.workers=1024`.
     """
     if explain is not None:
         from manyfaces.configs.explain import describe
@@ -134,6 +164,7 @@ def check(
         raise UserError("missing argument 'CONFIG', or --explain KEY; see manyfaces check --help")
     tree = load_config(config, words or ())
     from manyfaces.configs import plan, plan_lines
+    from manyfaces.configs.interval_lines import interval_lines
     from manyfaces.configs.load import dump
     from manyfaces.configs.redact import redacted
     from manyfaces.data.dataset.size import dataset_size
@@ -141,6 +172,15 @@ def check(
     print(dump(redacted(tree)))  # noqa: T201 - for pipes, as it is
     images, identities, sources = dataset_size(tree.data)
     found = plan.plan(tree, images, identities, plan.world_size(tree))
-    settings = plan_lines.head_lines(tree, found, plan.machine(tree, memory_gb))
-    for label, text in plan_lines.lines(found) + settings + sources:
+    machine = plan.machine(tree, memory_gb)
+    interval = interval_lines(
+        tree,
+        found,
+        machine,
+        images_per_s=images_per_s,
+        mtbf_hours=mtbf_hours,
+        restart_s=restart_seconds,
+    )
+    settings = plan_lines.head_lines(tree, found, machine)
+    for label, text in plan_lines.lines(found) + interval + settings + sources:
         say(f"{label:32} {text}")
