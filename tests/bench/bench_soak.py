@@ -34,6 +34,7 @@ from typing import IO, Any
 from rich.console import Console
 from safetensors.torch import load_file
 
+from manyfaces.train.folder import RunFolder
 from manyfaces.train.record import EVENTS, METRICS, read_rows
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -41,6 +42,7 @@ from marked import Marked
 from slow_store import SlowStore
 from small_run import BATCH, IDENTITIES, IMAGES_OF_EACH, command_of, made_faces, write_recipe
 from soak_faults import STOPPING, Fault, MlflowServer, Session, faults, own_disk
+from trained_samples import read_samples
 
 STEPS_A_MINUTE = 150
 """Steps for each minute of faults: two quiet cores make some 450 in a minute of training, and a
@@ -122,7 +124,7 @@ def soak(folder: Path, arguments: argparse.Namespace, stack: contextlib.ExitStac
     }
     mlflow.start()
     mlflow.wait()
-    session = Session(run, marked, store, mlflow, subprocess.Popen(["true"]), "")
+    session = Session(run, marked, store, mlflow, subprocess.Popen(["true"], text=True), "")
     began = time.monotonic()
     log = endure(session, recipe, chosen, arguments, output)
     wall_s = time.monotonic() - began
@@ -248,6 +250,7 @@ def same_end(run: Path, quiet: Path, steps: int) -> None:
         expect(positions == list(range(BATCH, (steps + 1) * BATCH, BATCH)), "samples are missing")
     losses = [[row["train/loss"] for row in measured] for measured in rows]
     expect(losses[0] == losses[1], "the losses are not the quiet run's")
+    expect(samples(run) == samples(quiet), "other samples than the quiet run's")
     ours, theirs = (r / "checkpoints" / f"step-{steps:08d}" for r in (run, quiet))
     names = [
         sorted(str(f.relative_to(c)) for f in c.rglob("*.safetensors")) for c in (ours, theirs)
@@ -257,6 +260,10 @@ def same_end(run: Path, quiet: Path, steps: int) -> None:
         here, there = load_file(ours / name), load_file(theirs / name)
         same = here.keys() == there.keys() and all(here[k].equal(there[k]) for k in here)
         expect(same, f"{name} is not the quiet run's")
+
+
+def samples(run: Path) -> dict[int, list[dict[str, Any]]]:
+    return read_samples(RunFolder(run).samples)
 
 
 def mlflow_has_all(session: Session, steps: int, output: IO[Any]) -> None:
