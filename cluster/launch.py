@@ -14,7 +14,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,8 @@ class Work:
     payload: dict[str, Any]
     has_trained: Callable[[], bool]
     """Whether workers have made steps since the launch, which a stop has to save."""
+    saved: Callable[[], int] = lambda: -1
+    """The step of the newest checkpoint; restarts are counted anew once it is a later one."""
 
 
 def launch(
@@ -82,7 +84,7 @@ def launch(
     work's payload may hold credentials: it travels where Ray's dashboard does not show it.
 
     Raises `UserError` for more workers than there are resources, `WorkersFailedError` after
-    `config.max_failures` restarts.
+    `config.max_failures` restarts without a new checkpoint.
     """
     if works_here(config):
         with joined(config):
@@ -124,16 +126,14 @@ def _run_on_ray(
             else:
                 _join_cluster(config, code)
     try:
-        with tempfile.TemporaryDirectory(
-            prefix=".ray-", dir=scratch, ignore_cleanup_errors=True
-        ) as storage:
-            trainer = _trainer(work, config, ray.cluster_resources(), storage)
-            try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # Ray's about itself
-                    _fit(trainer, work)
-            except ray.train.TrainingFailedError as error:
-                raise WorkersFailedError(_first_failure(error, config.max_failures)) from error
+        with (
+            tempfile.TemporaryDirectory(
+                prefix=".ray-", dir=scratch, ignore_cleanup_errors=True
+            ) as storage,
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore")  # Ray's about itself
+            _fit_while_saving(work, config, storage)
     finally:
         if started:
             ray.shutdown()
@@ -145,6 +145,26 @@ def _settings(config: schema.Cluster) -> dict[str, str]:
     longest_s = PLACE_ELASTIC_TIMEOUT_S if is_elastic else PLACE_TIMEOUT_S
     place_s = min(longest_s, config.schedule_timeout_s)
     return RAY_SETTINGS | {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(place_s)}
+
+
+def _fit_while_saving(work: Work, config: schema.Cluster, storage: str) -> None:
+    """Train, and once Ray has restarted the workers as often as allowed begin to count anew, where
+    a checkpoint was committed in between: Ray counts over the whole run, and the longer one is the
+    more workers it loses."""
+    import ray
+    import ray.train
+
+    while True:
+        saved = work.saved()
+        counted = replace(work, payload=work.payload | {"saved": saved})
+        trainer = _trainer(counted, config, ray.cluster_resources(), storage)
+        try:
+            return _fit(trainer, work)
+        except ray.train.WorkerGroupError as error:
+            if config.max_failures == 0 or work.saved() <= saved or current().requested:
+                raise WorkersFailedError(_first_failure(error, config.max_failures)) from error
+        except ray.train.TrainingFailedError as error:
+            raise WorkersFailedError(_first_failure(error, config.max_failures)) from error
 
 
 def _fit(trainer: Any, work: Work) -> None:
@@ -303,7 +323,8 @@ def _first_failure(error: Exception, max_failures: int) -> str:
     if rank is None:
         return f"Ray could not start the workers: {lines[-1].strip()}"
     return (
-        f"workers failed more than cluster.max_failures={max_failures} times; the last, rank "
+        f"workers failed more than cluster.max_failures={max_failures} times without a new "
+        "checkpoint; the last, rank "
         f"{rank}: {lines[-1].strip()}"
     )
 

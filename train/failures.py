@@ -41,9 +41,10 @@ def workers_failed(payload: Mapping[str, Any], causes: Mapping[int, str], count:
     measured = [row["step"] for row in read_rows(folder.path / METRICS)]
     step = max([*measured, *(beat.step for beat in beats.values())], default=0)
     good = next((each.step for each in candidates(folder.checkpoints) if each.fault is None), 0)
+    going_on = next_line(config, count, step, good, saved=good > payload.get("saved", good))
     Record(folder.path).event(
         "worker_failed",
-        f"{where} {cause}; step {step}; {next_line(config, count, step, good)}",
+        f"{where} {cause}; step {step}; {going_on}",
         rank=rank,
         step=step,
     )
@@ -99,13 +100,16 @@ def _is_of_another(fault: str) -> bool:
     return any(word in fault.lower() for word in _OF_ANOTHER)
 
 
-def next_line(config: Config, count: int, step: int, good: int) -> str:
-    """How the run goes on after `step` steps, of which a checkpoint holds `good`."""
+def next_line(config: Config, count: int, step: int, good: int, *, saved: bool) -> str:
+    """How the run goes on after `step` steps, of which a checkpoint holds `good`; `saved`: it was
+    written since the first of these `count` failures could happen."""
     limit = config.cluster.max_failures
+    of = f" {count} of {limit}" if limit >= 0 else f" {count}"
     if 0 <= limit < count:
-        return f"no restart is left of cluster.max_failures={limit}"
-    of = f" of {limit}" if limit >= 0 else ""
-    return f"restart {count}{of} goes on from step {good}: {max(step - good, 0)} steps done again"
+        if limit == 0 or not saved:
+            return f"no restart is left of cluster.max_failures={limit}"
+        of = ", from which on they are counted anew,"
+    return f"restart{of} goes on from step {good}: {max(step - good, 0)} steps done again"
 
 
 def _is_gone(beat: Heartbeat) -> bool:

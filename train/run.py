@@ -26,7 +26,7 @@ from manyfaces.data.dataset.forgotten import read_forgotten
 from manyfaces.data.dataset.verify import verify
 from manyfaces.data.orders.build import check_sizes
 from manyfaces.train.checkpoint.choice import chosen, names_checkpoint
-from manyfaces.train.checkpoint.layout import newest
+from manyfaces.train.checkpoint.layout import candidates, newest
 from manyfaces.train.claim import claim, refuse_lost
 from manyfaces.train.evaluation.encoders import checked_file
 from manyfaces.train.evaluation.plots import plot_metrics
@@ -161,8 +161,15 @@ def _launch(config: Config, folder: RunFolder, lease: Lease | None) -> None:
         payload["lease"] = lease.id
     if faults := os.environ.get(VARIABLE):
         payload["faults"] = faults
-    work = launch.Work(WORK, FAILED, payload, count_starts(folder))
+    saved = partial(_newest_step, folder)
+    work = launch.Work(WORK, FAILED, payload, count_starts(folder), saved)
     launch.launch(work, config.cluster, folder.path, jobs.package)
+
+
+def _newest_step(folder: RunFolder) -> int:
+    """The step of the newest checkpoint that is committed; -1 without one."""
+    found = (each.step for each in candidates(folder.checkpoints) if each.fault is None)
+    return next(found, -1)
 
 
 def _look(config: Config, dataset: Dataset, console: Console) -> None:

@@ -40,7 +40,8 @@ class Cluster(Node):
     gpus_per_worker: Literal["auto", 0, 1] = "auto"
     """GPUs of each worker; `auto` is one where the machine has any."""
     max_failures: Annotated[int, Field(ge=-1)] = 3
-    """How often the run is restarted after lost workers; -1 is without end."""
+    """How often lost workers are restarted without a new checkpoint in between, by Ray; -1 is
+    without end."""
     step_timeout_s: PositiveFloat = 1800.0
     """A step that takes longer ends its worker with exit code 75, naming rank and phase."""
     grace_s: PositiveFloat = 30.0

@@ -105,16 +105,24 @@ def test_without_heartbeats_the_launchers_word_is_told() -> None:
 
 
 @pytest.mark.parametrize(
-    ("limit", "count", "line"),
+    ("limit", "count", "saved", "line"),
     [
-        (3, 1, "restart 1 of 3 goes on from step 10: 2 steps done again"),
-        (-1, 4, "restart 4 goes on from step 10: 2 steps done again"),
-        (3, 4, "no restart is left of cluster.max_failures=3"),
+        (3, 1, True, "restart 1 of 3 goes on from step 10: 2 steps done again"),
+        (-1, 4, False, "restart 4 goes on from step 10: 2 steps done again"),
+        (3, 4, False, "no restart is left of cluster.max_failures=3"),
+        (0, 1, True, "no restart is left of cluster.max_failures=0"),
+        (
+            3,
+            4,
+            True,
+            "restart, from which on they are counted anew, goes on from step 10: 2 steps done "
+            "again",
+        ),
     ],
 )
-def test_how_the_run_goes_on(limit: int, count: int, line: str) -> None:
+def test_how_the_run_goes_on(limit: int, count: int, saved: bool, line: str) -> None:
     config = Config.model_validate({"model": {"kind": "vit"}, "cluster": {"max_failures": limit}})
-    assert next_line(config, count, 12, 10) == line
+    assert next_line(config, count, 12, 10, saved=saved) == line
 
 
 def test_the_event_tells_rank_node_cause_and_steps(tmp_path: Path, ended_pid: int) -> None:

@@ -1,0 +1,66 @@
+"""How often workers are restarted: without a new checkpoint as often as is set, and without end
+while the run goes on."""
+
+from pathlib import Path
+
+import pytest
+import ray
+import ray.train
+
+from manyfaces.cluster import launch
+from manyfaces.configs.schema import Cluster
+
+KILLED = {1: RuntimeError("it was killed")}
+
+
+def fits(
+    ends: list[BaseException | None],
+    saved: list[int],
+    max_failures: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> list[int]:
+    """Train where Ray's fits end like this, with a newest checkpoint of `saved[n]` after n fits;
+    what each was told to be saved."""
+    told: list[int] = []
+
+    def trainer(work: launch.Work, *_: object) -> None:
+        told.append(work.payload["saved"])
+
+    def fit(*_: object) -> None:
+        if (end := ends[len(told) - 1]) is not None:
+            raise end
+
+    monkeypatch.setattr(ray, "cluster_resources", dict)
+    monkeypatch.setattr(launch, "_trainer", trainer)
+    monkeypatch.setattr(launch, "_fit", fit)
+    work = launch.Work("", "", {}, lambda: True, lambda: saved[len(told)])
+    launch._fit_while_saving(work, Cluster(max_failures=max_failures), str(Path()))
+    return told
+
+
+def lost() -> BaseException:
+    return ray.train.WorkerGroupError("lost", KILLED)
+
+
+def test_a_new_checkpoint_has_restarts_counted_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert fits([lost(), lost(), None], [-1, 40, 60, 80], 3, monkeypatch) == [-1, 40, 60]
+
+
+@pytest.mark.parametrize(
+    ("ends", "saved", "max_failures"),
+    [([lost()], [40, 40], 3), ([lost(), lost()], [-1, 40, 40], 3), ([lost()], [-1, 40], 0)],
+)
+def test_without_one_the_run_ends(
+    ends: list[BaseException | None],
+    saved: list[int],
+    max_failures: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(launch.WorkersFailedError, match="times without a new checkpoint; the last"):
+        fits(ends, saved, max_failures, monkeypatch)
+
+
+def test_what_is_no_lost_worker_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    end = ray.train.ControllerError(RuntimeError("no place for them"))
+    with pytest.raises(launch.WorkersFailedError, match="could not start the workers"):
+        fits([end], [-1, 40], 3, monkeypatch)
