@@ -21,12 +21,13 @@ class Marked:
         self._started: list[subprocess.Popen[str]] = []
 
     def start(
-        self, words: list[str], output: IO[Any] | int = subprocess.DEVNULL
+        self, words: list[str], output: IO[Any] | int = subprocess.DEVNULL, **environment: str
     ) -> subprocess.Popen[str]:
-        """Start this command of the Python that runs, in a session of its own."""
+        """Start this command of the Python that runs, in a session of its own, with these further
+        variables."""
         process = subprocess.Popen(
             [sys.executable, *words],
-            env={**os.environ, MARK: self.mark},
+            env={**os.environ, **environment, MARK: self.mark},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

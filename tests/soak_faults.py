@@ -38,7 +38,9 @@ class MlflowServer:
     def start(self) -> None:
         words = ["-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
         words += ["--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db", "--workers", "1"]
-        self.marked.start([*words, "--artifacts-destination", str(self.folder / "artifacts")])
+        words += ["--artifacts-destination", str(self.folder / "artifacts")]
+        # Its seven processes for jobs of its own would take the run's cores.
+        self.marked.start(words, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
 
     def wait(self, timeout_s: float = 120) -> None:
         """Until it answers."""
