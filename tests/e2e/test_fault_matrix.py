@@ -247,7 +247,7 @@ def test_row_13_a_hung_rank_is_named_and_replaced(
 ) -> None:
     fault = f"stop@rank={rank},step=7"
     monkeypatch.setenv("MANYFACES_FAULTS", fault)
-    words = command(config, "cluster.step_timeout_s=40")
+    words = command(config, "cluster.step_timeout_s=40", "data.store_patience_s=20")
     done = subprocess.run(words, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     (told,) = messages(run, "hung")
