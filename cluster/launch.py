@@ -154,10 +154,12 @@ def _fit_while_saving(work: Work, config: schema.Cluster, storage: str) -> None:
     import ray
     import ray.train
 
+    # A node that was lost meanwhile is waited for: how many workers there are does not change.
+    resources = ray.cluster_resources()
     while True:
         saved = work.saved()
         counted = replace(work, payload=work.payload | {"saved": saved})
-        trainer = _trainer(counted, config, ray.cluster_resources(), storage)
+        trainer = _trainer(counted, config, resources, storage)
         try:
             return _fit(trainer, work)
         except ray.train.WorkerGroupError as error:

@@ -60,6 +60,26 @@ def test_without_one_the_run_ends(
         fits(ends, saved, max_failures, monkeypatch)
 
 
+def test_a_node_that_is_lost_does_not_change_what_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    has = iter([{"CPU": 2.0}, {"CPU": 1.0}])
+    given: list[dict[str, float]] = []
+    ends = iter([lost(), None])
+
+    def fit(*_: object) -> None:
+        if (end := next(ends)) is not None:
+            raise end
+
+    monkeypatch.setattr(ray, "cluster_resources", lambda: next(has))
+    monkeypatch.setattr(launch, "_trainer", lambda work, config, there, where: given.append(there))
+    monkeypatch.setattr(launch, "_fit", fit)
+    saved = iter([-1, 40, 40])
+    work = launch.Work("", "", {}, lambda: True, lambda: next(saved))
+    launch._fit_while_saving(work, Cluster(workers=2), str(Path()))
+    assert given == [{"CPU": 2.0}] * 2
+
+
 def test_what_is_no_lost_worker_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
     end = ray.train.ControllerError(RuntimeError("no place for them"))
     with pytest.raises(launch.WorkersFailedError, match="could not start the workers"):
