@@ -210,7 +210,7 @@ def test_a_lost_node_and_another_that_joins_later(
         fault_at = time.time()
         cluster.remove_node(node, allow_graceful=False)
         wait_until(lambda: events(run, "worker_failed"), process)
-        time.sleep(30)  # the run waits, and says so
+        time.sleep(30)  # the run waits, and says for what
         assert len(events(run, "start")) == 1
         joined_at = time.time()
         add()
@@ -223,10 +223,8 @@ def test_a_lost_node_and_another_that_joins_later(
     report("lost node, fixed number", run, fault_at, lost, told["message"], *waiting)
     report("... from the node that joined", run, joined_at, lost)
     assert " goes on from step " in told["message"]
-    assert waiting
-    assert waiting[0].endswith(
-        ": 2 workers are wanted (CPU cores each: 1), the cluster has 1 cores, 0 GPUs"
-    )
+    lacks = ": 2 workers are wanted (CPU cores each: 1), the cluster has 1 cores, 0 GPUs"
+    assert any(line.endswith(lacks) for line in waiting)
     assert 0 <= lost <= EVERY + 1
     check_as_undisturbed(run, twin)
 
