@@ -98,6 +98,22 @@ def test_an_exported_file_is_the_same_model(
     assert [path.name for path in tmp_path.iterdir()] == ["face.safetensors"]
 
 
+def test_torch_reads_the_backbone_that_goes_with_the_class_centres(
+    model: Model, run: Path, tmp_path: Path
+) -> None:
+    centres, backbone = tmp_path / "centres.npy", tmp_path / "backbone.pth"
+    done = forked("checkpoint", "export", run, centres, "--unit", "--backbone", backbone)
+    assert done.returncode == 0, done.stderr
+    weights = torch.load(backbone, weights_only=True)
+    expected = model.encoder.backbone.state_dict()
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    rows = np.load(centres, mmap_mode="r")
+    assert rows.shape[1] == model.embedding_dim
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, rtol=1e-5)
+    assert len((tmp_path / "centres.identities.txt").read_text().splitlines()) == len(rows)
+
+
 OWN = """
 from torch import nn
 

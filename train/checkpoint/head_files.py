@@ -19,6 +19,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from manyfaces.configs.errors import UserError
+from manyfaces.configs.schema import Config
 from manyfaces.models.head.rows import SHORTEST
 from manyfaces.train.checkpoint.commit import committed, committed_files
 from manyfaces.train.checkpoint.layout import HEAD
@@ -88,6 +89,15 @@ class HeadFiles:
         return taken
 
 
+def refuse_without_head(config: Config, checkpoint: Path) -> None:
+    """Raise `UserError` for a run whose objective has no class centres."""
+    if not config.has_head:
+        raise UserError(
+            f"{checkpoint}: its objective {config.objective.word()} has no class centres; give a "
+            "run with a margin softmax"
+        )
+
+
 def lengths(head: HeadFiles) -> Tensor:
     """The length of each class's row, float32 [C]; 0 for a class that was forgotten."""
     part = max(1, PART_BYTES // (4 * head.like["rows"].shape[1]))
@@ -117,10 +127,19 @@ class SubCentres:
         """The number of sub-centres of a class."""
         return len(self.tensors)
 
+    @property
+    def dim(self) -> int:
+        """The numbers of a sub-centre."""
+        return self.head.like[self.tensors[0]].shape[1]
+
+    def stored(self, classes_n: Ints) -> Tensor:
+        """The sub-centres of classes as long as they are, float32 [n, K, D]."""
+        rows = [self.head.take(name, classes_n).float() for name in self.tensors]
+        return torch.stack(rows, 1)
+
     def take(self, classes_N: Ints) -> Tensor:
         """The sub-centres of each sample's class as unit vectors, float32 [N, K, D]."""
-        rows = [self.head.take(name, classes_N).float() for name in self.tensors]
-        return F.normalize(torch.stack(rows, 1), dim=2)
+        return F.normalize(self.stored(classes_N), dim=2)
 
 
 def initial_state(name: str, rows_nD: Tensor, like: Tensor) -> Tensor:

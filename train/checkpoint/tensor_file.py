@@ -63,27 +63,14 @@ def write_tensors(
     Each part is hashed by another thread while it is written and flushed. Raises `OSError` with
     the path.
     """
-    # safetensors' own order: no tensor begins where its dtype may not.
-    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-    end = 0
-    for name in names:
-        tensor, begin = tensors[name], end
-        end += tensor.nbytes
-        header[name] = {
-            "dtype": _NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [begin, end],
-        }
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    digest, size = hashlib.sha256(), 8 + len(text) + end
+    names = _file_order(tensors)
+    header = file_header(tensors, metadata)
+    digest, size = hashlib.sha256(), len(header) + sum(tensors[name].nbytes for name in names)
     try:
         with path.open("xb", buffering=0) as file, ThreadPoolExecutor(1) as pool:
             # A full disk is told at once, and no flush has to write down how the file has grown.
             os.posix_fallocate(file.fileno(), 0, size)
-            head = memoryview(len(text).to_bytes(8, "little") + text)
-            for part in _parts(head, [tensors[name] for name in names]):
+            for part in _parts(memoryview(header), [tensors[name] for name in names]):
                 hashed = pool.submit(digest.update, part)
                 _write_all(file.fileno(), part)
                 # Bytes count once the disk has them; and a full one is told by the part.
@@ -94,6 +81,28 @@ def write_tensors(
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
     return FileFacts(bytes=size, sha256=digest.hexdigest())
+
+
+def file_header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None) -> bytes:
+    """What stands in a file before the bytes of these tensors, which may be of the device meta."""
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name in _file_order(tensors):
+        tensor, begin = tensors[name], end
+        end += tensor.nbytes
+        header[name] = {
+            "dtype": _NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _file_order(tensors: Mapping[str, Tensor]) -> list[str]:
+    """safetensors' own order: no tensor begins where its dtype may not."""
+    return sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
 
 
 def _parts(head: memoryview, tensors: list[Tensor]) -> Iterator[memoryview]:

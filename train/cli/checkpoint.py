@@ -15,6 +15,19 @@ from manyfaces.train.cli.verbs import Verbs, positive
 
 app = typer.Typer(cls=Verbs)
 
+Centres = Annotated[
+    Path, typer.Argument(metavar="OUT", help="A new file, NAME.npy or NAME.safetensors.")
+]
+Unit = Annotated[bool, typer.Option("--unit", help="Scale each centre to length 1.")]
+BackboneFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Write the network of the same checkpoint too: a new file, NAME.pth (the plain "
+        "state_dict) or NAME.safetensors (as `manyfaces export` writes it).",
+    ),
+]
+
 Workers = Annotated[
     int, typer.Option(parser=positive, metavar="N", help="The number of workers to write it for.")
 ]
@@ -123,6 +136,48 @@ def reshard(run: TrainedRun, workers: Workers, out: Resharded = None) -> None:
     size = sum(facts.bytes for facts in committed(place).files.values())
     say(f"{place}: {before} -> {workers} workers, {decimal(size)}, of {checkpoint}")
     say(f"resume with run.resume_from={place} and another run.name")
+
+
+@app.command()
+def export(
+    run: TrainedRun, out: Centres, unit: Unit = False, backbone: BackboneFile = None
+) -> None:
+    """Write the class centres to one file for other programs.
+
+    NAME.npy is an array for numpy.load, also where it is larger than the memory; NAME.safetensors
+    holds it as `weight`, as InsightFace's Partial FC calls it. Its numbers are float32 [classes,
+    dimensions], or [classes, sub-centres, dimensions], and NAME.identities.txt has the classes'
+    names, in the order of the rows. The network alone: `manyfaces export`.
+
+    \b
+      manyfaces checkpoint export runs/first centres.npy --unit --backbone backbone.pth
+    """
+    from rich.progress import Progress
+
+    from manyfaces.train.checkpoint.choice import chosen
+    from manyfaces.train.evaluation.centres import names_file, write_centres
+    from manyfaces.train.evaluation.exported import ENDINGS, refuse_file, write_exported
+    from manyfaces.train.evaluation.trained import load_trained
+
+    checkpoint = chosen(run)
+    if backbone is not None:
+        refuse_file(backbone, ENDINGS)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("writing class centres", total=None)
+        shape = write_centres(
+            checkpoint,
+            out,
+            unit=unit,
+            count=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    named = names_file(out) if names_file(out).exists() else "none, as the classes have none"
+    say(f"centres     {out}, float32 {list(shape)}\nnames       {named}")
+    if backbone is not None:
+        trained = load_trained(checkpoint)
+        source = f"{trained.config.run.name}, step {trained.state.step}"
+        write_exported(trained.encoder, backbone, source)
+        say(f"backbone    {backbone}")
+    say(f"checkpoint  {checkpoint}")
 
 
 @contextlib.contextmanager

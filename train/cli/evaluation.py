@@ -39,7 +39,9 @@ def evaluate(run: TrainedRun, pairs: PairSets = None, batch_size: BatchSize = 20
     say(f"checkpoint  {checkpoint}\nreport      {checkpoint.parent.parent / 'evaluation'}")
 
 
-Exported = Annotated[Path, typer.Argument(metavar="OUT", help="A new file, NAME.safetensors.")]
+Exported = Annotated[
+    Path, typer.Argument(metavar="OUT", help="A new file, NAME.safetensors or NAME.pth.")
+]
 
 
 def export(run: TrainedRun, out: Exported) -> None:
@@ -47,7 +49,8 @@ def export(run: TrainedRun, out: Exported) -> None:
 
     It is for `load_model`, `model.init` and other programs: it holds the weights and, in its
     metadata, all that it takes to embed images by them. A backbone of one's own needs its Python
-    file besides.
+    file besides. NAME.pth is the plain state_dict, as InsightFace's backbone.pth is: `model.init`
+    reads it, `load_model` does not. Class centres: `manyfaces checkpoint export`.
     """
     from manyfaces.train.evaluation.exported import write_exported
     from manyfaces.train.evaluation.trained import open_trained

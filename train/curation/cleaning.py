@@ -18,10 +18,9 @@ from manyfaces.configs.errors import UserError
 from manyfaces.data.dataset.dataset import Dataset, open_data, open_dataset
 from manyfaces.data.dataset.names import name_lines
 from manyfaces.data.dataset.verify import verify
-from manyfaces.train.checkpoint.head_files import HeadFiles, SubCentres
+from manyfaces.train.checkpoint.head_files import HeadFiles, SubCentres, refuse_without_head
 from manyfaces.train.curation.cleaning_angles import Measured, measure
 from manyfaces.train.curation.cleaning_files import PICTURE, TABLE, Judged, drop_lists, write_files
-from manyfaces.train.curation.edit_source import refuse_without_head
 from manyfaces.train.evaluation.trained import Trained, open_trained, use_all_cores
 
 _BATCH_SIZE = 256

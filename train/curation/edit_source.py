@@ -7,13 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from manyfaces.configs.errors import UserError
-from manyfaces.configs.schema import Config
 from manyfaces.data.dataset.dataset import Dataset
 from manyfaces.data.dataset.manifest import IDENTITIES
 from manyfaces.data.dataset.names import Names, name_lines
 from manyfaces.train.checkpoint.choice import chosen
 from manyfaces.train.checkpoint.commit import COMMIT, committed, committed_files
-from manyfaces.train.checkpoint.head_files import HeadFiles, Ints
+from manyfaces.train.checkpoint.head_files import HeadFiles, Ints, refuse_without_head
 from manyfaces.train.checkpoint.layout import HEAD
 from manyfaces.train.checkpoint.state import RunState
 
@@ -55,15 +54,6 @@ def open_source(where: Path) -> Source:
             "another checkpoint"
         )
     return Source(path, state, head, names, named)
-
-
-def refuse_without_head(config: Config, checkpoint: Path) -> None:
-    """Raise `UserError` for a run whose objective has no class centres."""
-    if not config.has_head:
-        raise UserError(
-            f"{checkpoint}: its objective {config.objective.word()} has no class centres; give a "
-            "run with a margin softmax"
-        )
 
 
 def names_of(dataset: Dataset) -> tuple[Names, bool]:

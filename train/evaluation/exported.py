@@ -1,7 +1,8 @@
 """An exported backbone: one safetensors file, in whose metadata stands all that it takes to embed
-images by it."""
+images by it, or the plain weights for programs that read torch's own files."""
 
 import copy
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from manyfaces.models.adapters.adapter import merge
 from manyfaces.models.backbones.encoder import Encoder
 
 FORMAT = 1
+ENDINGS = (".safetensors", ".pth")
+"""What the name of an exported backbone may end in."""
 _KEY = "manyfaces"
 _REMEDY = "give a run, a checkpoint, or a file that `manyfaces export` wrote"
 
@@ -49,12 +52,10 @@ class Exported(Node):
 
 
 def write_exported(encoder: Encoder, file: Path, source: str) -> None:
-    """Write an encoder to a file, whole or not at all, with its adapters merged. Raises `UserError`
-    for a file that exists or cannot be written."""
-    if file.suffix != ".safetensors":
-        raise UserError(f"{file}: expected a name that ends in .safetensors")
-    if file.exists():
-        raise UserError(f"{file}: exists; give another name or remove it")
+    """Write an encoder to a file, whole or not at all, with its adapters merged. One that ends in
+    `.pth` is the plain `state_dict` by `torch.save`, and does not say of which network. Raises
+    `UserError` for a file that exists or cannot be written."""
+    refuse_file(file, ENDINGS)
     facts = Exported(
         version=version("manyfaces"),
         source=source,
@@ -70,11 +71,24 @@ def write_exported(encoder: Encoder, file: Path, source: str) -> None:
     weights = {k: v.cpu().clone().contiguous() for k, v in backbone.state_dict().items()}
     unfinished = file.with_name(f".{file.name}.tmp")
     try:
-        save_file(weights, unfinished, {"format": "pt", _KEY: facts.model_dump_json()})
+        if file.suffix == ".safetensors":
+            save_file(weights, unfinished, {"format": "pt", _KEY: facts.model_dump_json()})
+        else:
+            torch.save(weights, unfinished)
         unfinished.rename(file)
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, RuntimeError) as error:
         unfinished.unlink(missing_ok=True)
         raise UserError(f"{file}: cannot be written ({error})") from error
+
+
+def refuse_file(file: Path, endings: Sequence[str]) -> None:
+    """Raise `UserError` for a file that is there, or whose name has none of these endings."""
+    if file.suffix not in endings:
+        raise UserError(f"{file}: expected a name that ends in {' or '.join(endings)}")
+    if file.exists():
+        raise UserError(f"{file}: exists; give another name or remove it")
+    if not file.parent.is_dir():
+        raise UserError(f"{file.parent}: no such folder; make it first")
 
 
 def read_exported(file: Path, device: torch.device) -> Encoder:
