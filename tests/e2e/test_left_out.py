@@ -75,7 +75,9 @@ def recipe(folder: Path, dataset: Path, step: int) -> Path:
     path.write_text(yaml.safe_dump(tree))
     config = load(str(path), [])
     order = build_order(open_dataset(dataset), config.data.order, config.run.seed)
-    poison = {"sample": int(order.ids((step - 1) * BATCH + BATCH - 3, 1)[0])}
+    # A sample of rank 1; the last batch ends with samples that have come before.
+    place = 3 if step == STEPS else BATCH - 3
+    poison = {"sample": int(order.ids((step - 1) * BATCH + place, 1)[0])}
     custom = {"kind": "custom", "file": str(own), "name": "Poisoned", "parameters": poison}
     tree["objective"] = {"kind": "sum", "of": ["margin_softmax", custom]}
     path.write_text(yaml.safe_dump(tree))
