@@ -292,7 +292,8 @@ def recipe_of(folder: Path, store: SlowStore, arguments: argparse.Namespace, ste
     return write_recipe(
         folder,
         data=data,
-        train={"epochs": steps * BATCH / IMAGES},
+        # Half a batch less than all steps: rounded up, it is as many of them.
+        train={"epochs": (steps - 0.5) * BATCH / IMAGES},
         checkpoint={"every_steps": EVERY, "keep": 5},
         tracking={"log_samples": True},
         cluster={"step_timeout_s": arguments.step_timeout},
