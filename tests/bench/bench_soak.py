@@ -2,7 +2,7 @@
 
     python tests/bench/bench_soak.py [FOLDER] [--minutes 30] [--every 30] [--seed 1] [--workers 2]
 
-First the quiet run (a third of the time that faults are for), then the same command under faults:
+First the quiet run (which takes half of the time that faults are for), then the same command under faults:
 kill -9 and SIGSTOP of a rank, SIGTERM of the command, kill -9 while a checkpoint is written, a
 flipped byte in the newest checkpoint, a full disk (root: a small tmpfs; else an unwritable folder),
 MLflow's server gone, a slow store. Whenever the command ends before the run is finished it is typed
@@ -44,13 +44,15 @@ from small_run import BATCH, IDENTITIES, IMAGES_OF_EACH, command_of, made_faces,
 from soak_faults import STOPPING, Fault, MlflowServer, Session, faults, own_disk
 from trained_samples import read_samples
 
-STEPS_A_MINUTE = 150
-"""Steps for each minute of faults: two quiet cores make some 450 in a minute of training, and a
-third of the minute is left for it."""
+STEPS_A_MINUTE = 200
+"""Steps for each minute of faults: two quiet cores make some 450 in a minute of training, and less
+than half of the minute is left for it."""
 EVERY, SHARDS = 20, 12
 IMAGES = IDENTITIES * IMAGES_OF_EACH
 PAUSE_S = 1.0
 """Until the command is typed again."""
+VAIN = 15
+"""Times in a row that it may end without a new step before something is wrong with it."""
 AT_ONCE = 0.25
 """Share of the faults that strike at their time whatever the run is at; the others wait until it
 trains."""
@@ -81,7 +83,7 @@ def main() -> None:
     parser.add_argument("--every", type=float, default=30, help="seconds between faults")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--steps", type=int, help="of the run; default: 150 a minute")
+    parser.add_argument("--steps", type=int, help="of the run; default: 200 a minute")
     parser.add_argument("--step-timeout", type=float, default=20, help="until a rank is hung")
     parser.add_argument("--quiet-only", action="store_true")
     parser.add_argument("--only", nargs="*", help="faults of these names")
@@ -150,7 +152,7 @@ def endure(
     rng, log = random.Random(arguments.seed), Log()
     launchers = ["ray", "torchrun"] + ["process"] * (arguments.workers == 1)
     deck: list[str] = []
-    started, sessions, waits = 0, 0, True
+    started, sessions, waits, vain, furthest = 0, 0, True, 0, 0
     ends_at = time.monotonic() + 60 * arguments.minutes
     due_at = time.monotonic() + arguments.every
     session.process.wait()
@@ -163,6 +165,8 @@ def endure(
                 log.left_behind += session.marked.kill()
                 if session.process.returncode == 0:
                     return log
+                vain, furthest = (vain + 1 if session.step <= furthest else 0), session.step
+                expect(vain < VAIN, f"{vain} commands made no step; see soak.log")
             session.launcher = launchers[sessions % len(launchers)]
             words = [*command_of(session.launcher, recipe, arguments.workers), "run.name=soak"]
             words.append(f"tracking.uri={session.mlflow.uri}")
