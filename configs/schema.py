@@ -87,12 +87,15 @@ class Config(Node):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Config":
-        if self.data.store_patience_s >= self.cluster.step_timeout_s:
-            raise ValueError(
-                f"data.store_patience_s {self.data.store_patience_s:g} is not below "
-                f"cluster.step_timeout_s {self.cluster.step_timeout_s:g}, which would end the "
-                "worker first"
-            )
+        for key, patience_s in (
+            ("data.store_patience_s", self.data.store_patience_s),
+            ("checkpoint.store_patience_s", self.checkpoint.store_patience_s),
+        ):
+            if patience_s >= self.cluster.step_timeout_s:
+                raise ValueError(
+                    f"{key} {patience_s:g} is not below cluster.step_timeout_s "
+                    f"{self.cluster.step_timeout_s:g}, which would end the worker first"
+                )
         self._check_best()
         if not self.has_head:
             self.head.check_unused(str(self.objective.word()))

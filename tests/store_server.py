@@ -77,37 +77,43 @@ def s3_server() -> Iterator[int]:
 
 class Proxy:
     """Forwards to `upstream`. `faults[part of a path]` lists what befalls the next GETs of it: a
-    status, or a fault named below. `gets` counts GETs by path."""
+    status, or a fault named below; `put_faults` those of PUTs. `gets` counts GETs by path, `writes`
+    lists PUTs and DELETEs in their order."""
 
     def __init__(self, upstream: int) -> None:
         self.upstream = upstream
         self.faults: dict[str, list[int | str]] = {}
+        self.put_faults: dict[str, list[int | str]] = {}
         self.gets: Counter[str] = Counter()
+        self.writes: list[tuple[str, str]] = []
         self.port = 0
         self._listen()
 
     def forget(self) -> None:
-        self.faults.clear()
-        self.gets.clear()
+        for each in (self.faults, self.put_faults, self.gets, self.writes):
+            each.clear()
 
     def _listen(self) -> None:
         proxy = self
 
+        def due(faults: dict[str, list[int | str]], path: str) -> int | str | None:
+            return next((f.pop(0) for part, f in faults.items() if f and part in path), None)
+
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 proxy.gets[self.path.split("?")[0]] += 1
-                proxy.answer(
-                    self,
-                    next(
-                        (f.pop(0) for part, f in proxy.faults.items() if f and part in self.path),
-                        None,
-                    ),
-                )
+                proxy.answer(self, due(proxy.faults, self.path))
+
+            def do_PUT(self) -> None:
+                proxy.writes.append((self.command, self.path.split("?")[0]))
+                proxy.answer(self, due(proxy.put_faults, self.path))
+
+            do_DELETE = do_PUT
 
             def forward(self) -> None:
                 proxy.answer(self, None)
 
-            do_HEAD = do_PUT = do_DELETE = forward
+            do_HEAD = do_POST = forward
 
             def log_message(self, *_: object) -> None: ...
 

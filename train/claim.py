@@ -2,7 +2,6 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 from manyfaces.configs import plan, plan_lines
 from manyfaces.configs.errors import UserError
@@ -32,8 +31,7 @@ def claim(config: Config, dataset: Dataset, folder: RunFolder, *, takeover: bool
     """Make the run folder, or check that the one that stands is of the same experiment; gives the
     lease of the launch, which `takeover` takes from whoever has it. Raises `UserError` with the
     differing keys, and where another process writes the run."""
-    here = identity_here(config, dataset)
-    _refuse_other(here, folder)
+    refuse_other(config, dataset, folder)
     resume_from = config.run.resume_from
     if resume_from is not None and not candidates(folder.checkpoints):
         check_source(config, dataset, Path(resume_from))
@@ -44,11 +42,11 @@ def claim(config: Config, dataset: Dataset, folder: RunFolder, *, takeover: bool
     folder.path.mkdir(parents=True, exist_ok=True)
     lease = take_launch(folder.path, takeover=takeover)
     try:
-        _refuse_other(here, folder)  # another launch may have begun and ended just now
+        refuse_other(config, dataset, folder)  # another launch may have begun and ended just now
         for leftover in folder.path.glob(".ray-*"):
             shutil.rmtree(leftover, ignore_errors=True)
         write_names(dataset, folder.path / IDENTITIES)  # each checkpoint holds a copy
-        write_identity(folder, config, here)
+        write_identity(folder, config, identity_here(config, dataset))
         write_atomic(folder.config, dump(redacted(config)))
         lines = plan_lines.lines(planned)
         write_atomic(folder.plan, "".join(f"{label}: {text}\n" for label, text in lines))
@@ -58,9 +56,11 @@ def claim(config: Config, dataset: Dataset, folder: RunFolder, *, takeover: bool
     return lease
 
 
-def _refuse_other(here: dict[str, Any], folder: RunFolder) -> None:
+def refuse_other(config: Config, dataset: Dataset, folder: RunFolder) -> None:
     """Raise `UserError` where the run that stands is of another experiment."""
-    if folder.identity.exists() and (told := differing(here, stored_identity(folder))):
+    if not folder.identity.exists():
+        return
+    if told := differing(identity_here(config, dataset), stored_identity(folder)):
         raise UserError(
             f"{folder.path}: the run exists with other settings: {told}; give another run.name "
             "(with run.resume_from to start from its checkpoint), or the old values"

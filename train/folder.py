@@ -1,9 +1,27 @@
-"""The files of a run's folder."""
+"""The files of a run's folder, and where that is."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
+from manyfaces.configs.redact import redact
 from manyfaces.configs.schema import Config
+from manyfaces.configs.urls import url_of
+from manyfaces.data.dataset.manifest import IDENTITIES
+from manyfaces.train.record import EVENTS, METRICS
+
+RUN_FILE = "mlflow.json"
+"""Which MLflow run continues the run."""
+
+
+def work_folder(url: str, work_dir: str) -> Path:
+    """The folder of this machine in which the run at the URL works, another for each URL."""
+    return Path(work_dir).expanduser().absolute().joinpath(*redact(url).split("://", 1))
+
+
+def run_url(config: Config) -> str | None:
+    """Where the run is kept besides its folder: an URL with its name, where `run.dir` is one."""
+    url = url_of(config.run.dir)
+    return url and f"{url}/{config.run.name}"
 
 
 @dataclass(frozen=True)
@@ -14,7 +32,10 @@ class RunFolder:
 
     @classmethod
     def of(cls, config: Config) -> "RunFolder":
-        """The folder of the run that the configuration names."""
+        """The folder of the run that the configuration names; for a run at an URL the one that it
+        works in."""
+        if (url := run_url(config)) is not None:
+            return cls(work_folder(url, config.run.work_dir))
         return cls(Path(config.run.dir).absolute() / config.run.name)
 
     @property
@@ -71,3 +92,15 @@ class RunFolder:
     def artifacts(self) -> list[Path]:
         """The files that MLflow is given besides the metrics."""
         return [self.config, self.plan, self.evaluation, *sorted(self.plots.glob("*.png"))]
+
+    @property
+    def record(self) -> list[str]:
+        """The names of the files that tell of the run, but for what is drawn from them."""
+        files = self.identity, self.config, self.plan, self.evaluation, self.quarantine
+        return [*(file.name for file in files), METRICS, EVENTS, RUN_FILE, IDENTITIES]
+
+    @property
+    def kept(self) -> list[Path]:
+        """The files that a store keeps besides the checkpoints, as far as they are there."""
+        files = [*map(self.path.joinpath, self.record), *sorted(self.plots.glob("*.png"))]
+        return [file for file in files if file.is_file()]

@@ -7,6 +7,7 @@ from manyfaces.configs.schema import Config
 from manyfaces.models.backbones.init import read_weights, weights_file
 from manyfaces.train.checkpoint.choice import chosen, names_checkpoint
 from manyfaces.train.checkpoint.commit import COMMIT, committed_file
+from manyfaces.train.checkpoint.fetched import fetched
 from manyfaces.train.checkpoint.layout import BACKBONE, newest
 from manyfaces.train.folder import RunFolder
 
@@ -23,7 +24,7 @@ def trained_file(trained: str) -> Path:
     """The file of weights of a trained network: the file itself where it is one, and the backbone's
     of a run or a checkpoint. Raises `UserError`, also where a checkpoint's file does not hold the
     bytes that were committed."""
-    path = Path(trained).expanduser()
+    path = fetched(trained).expanduser()
     if path.is_file():
         in_checkpoint = (path.parent / COMMIT).exists()
         return committed_file(path.parent, path.name) if in_checkpoint else path
@@ -38,9 +39,9 @@ def trained_file(trained: str) -> Path:
 def initial_file(init: str) -> Path:
     """The file of weights to read for `model.init`: as `trained_file` gives it, and in another
     folder the one that Hugging Face's programs wrote. Raises `UserError` where there is none."""
-    path = Path(init).expanduser()
+    path = fetched(init).expanduser()
     if path.is_file() or names_checkpoint(path):
-        return trained_file(init)
+        return trained_file(str(path))
     if path.is_dir():
         return weights_file(path)
     raise UserError(

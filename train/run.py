@@ -21,18 +21,20 @@ from manyfaces.configs.identity import flatten
 from manyfaces.configs.node import WEIGHTS
 from manyfaces.configs.redact import redacted
 from manyfaces.configs.schema import Config
+from manyfaces.configs.urls import url_of
 from manyfaces.data.dataset.dataset import Dataset, open_data
 from manyfaces.data.dataset.forgotten import read_forgotten
 from manyfaces.data.dataset.verify import verify
 from manyfaces.data.orders.build import check_sizes
 from manyfaces.train.checkpoint.choice import chosen, names_checkpoint
+from manyfaces.train.checkpoint.fetched import fetched
 from manyfaces.train.checkpoint.layout import candidates, newest
-from manyfaces.train.claim import claim, refuse_lost
+from manyfaces.train.claim import claim, refuse_lost, refuse_other
 from manyfaces.train.evaluation.encoders import checked_file
 from manyfaces.train.evaluation.plots import plot_metrics
 from manyfaces.train.evaluation.result import QuantitiesByName, metric
 from manyfaces.train.faults import VARIABLE, parse
-from manyfaces.train.folder import RunFolder
+from manyfaces.train.folder import RunFolder, run_url
 from manyfaces.train.follow import Follower, summary_table
 from manyfaces.train.initial_weights import check_initial
 from manyfaces.train.lease import Lease, LeaseLostError, refuse_held
@@ -45,7 +47,9 @@ from manyfaces.train.stopping import (
     share_stop,
     stopped_line,
 )
+from manyfaces.train.store_lease import StoreLease, take_store_lease
 from manyfaces.train.tracking import Mirror, Status, last_status, tracking_uri
+from manyfaces.train.working_folder import bring, run_store
 
 WORK = "manyfaces.train.worker:work"
 """What every worker runs. Only workers import it: the process that a person started tells mistakes
@@ -62,6 +66,14 @@ class _Claimed:
     num_steps: int
     complete: bool
     quantities: QuantitiesByName
+    store_lease: StoreLease | None
+    """Of a run at an URL."""
+
+    def release(self) -> None:
+        """Let the next one have the run."""
+        self.lease.release()
+        if self.store_lease is not None:
+            self.store_lease.release()
 
 
 def run(config: Config, console: Console, *, takeover: bool = False) -> None:
@@ -71,6 +83,7 @@ def run(config: Config, console: Console, *, takeover: bool = False) -> None:
     parse(os.environ.get(VARIABLE, ""))  # what cannot be read is told before anything starts
     config = paths.mapped(absolute(config), WEIGHTS, checked_file)
     folder = RunFolder.of(config)
+    config = _with_source(config, folder)
     check_and_claim = partial(_claim, config, folder, console, takeover=takeover)
     if not under_torchrun():
         _run(config, folder, console, check_and_claim(), began)
@@ -88,7 +101,11 @@ def _claim(config: Config, folder: RunFolder, console: Console, *, takeover: boo
     process writes is left alone."""
     if not takeover:
         refuse_held(folder.path, console.print)
+    store = run_store(config)
     dataset = open_data(config.data)
+    if store is not None:
+        same = partial(refuse_other, config, dataset, folder)
+        bring(store, folder, console, same, takeover=takeover)
     _refuse(config, dataset, folder)
     _look(config, dataset, console)
     num_steps = plan.num_steps(config, dataset.manifest.num_images)
@@ -99,8 +116,15 @@ def _claim(config: Config, folder: RunFolder, console: Console, *, takeover: boo
     if not complete:
         refuse_lost(folder)
     quantities = _check_protocols(config, images=not complete)
-    lease = claim(config, dataset, folder, takeover=takeover)
-    return _Claimed(lease, num_steps, complete, quantities)
+    lease, store_lease = claim(config, dataset, folder, takeover=takeover), None
+    try:
+        if store is not None:
+            store_lease = take_store_lease(store.remote, takeover=takeover)
+            store.put_record(folder.path, folder.kept)
+    except BaseException:
+        lease.release()
+        raise
+    return _Claimed(lease, num_steps, complete, quantities, store_lease)
 
 
 def _run(
@@ -119,14 +143,14 @@ def _run(
     lease.on_lost = leave
     known = 0 if claimed.complete else len(read_rows(folder.path / EVENTS))
     stop.last_words = partial(_last_words, mirror, folder, console)
-    outcome: dict[str, Any] = {"kind": "stopped", "message": "the workers ended without a word"}
+    outcome: dict[str, Any] = {"kind": "stopped", "message": _without_a_word(config)}
     try:
         if claimed.complete:
             console.print(f"{folder.path}: already complete at step {claimed.num_steps}")
         else:
             resources = partial(launch.resources_line, config.cluster)
             with Follower(folder.path, claimed.num_steps, console, quantities, resources):
-                _launch(config, folder, lease)
+                _launch(config, folder, claimed)
         # What could not be recorded leaves only the words of earlier sessions.
         ends = ("finished", "stopped", INTERRUPTED)
         outcome = last_event(folder.path, *ends, behind=known) or outcome
@@ -141,8 +165,9 @@ def _run(
                     status = "FINISHED"
                 _plot(folder, quantities, console)
                 _close(mirror, folder, status, console)
+                _send_record(config, folder, claimed.store_lease, console)
         finally:
-            lease.release()
+            claimed.release()
     if taken_over:
         raise LeaseLostError(taken_over)
     if outcome["kind"] == INTERRUPTED:
@@ -155,10 +180,12 @@ def _run(
     _say_where(config, folder, console)
 
 
-def _launch(config: Config, folder: RunFolder, lease: Lease | None) -> None:
-    payload = {"name": config.run.name, "config": config.model_dump(mode="json")}
-    if lease is not None:
-        payload["lease"] = lease.id
+def _launch(config: Config, folder: RunFolder, claimed: _Claimed | None) -> None:
+    payload: dict[str, Any] = {"name": config.run.name, "config": config.model_dump(mode="json")}
+    if claimed is not None:
+        payload["lease"] = claimed.lease.id
+        if claimed.store_lease is not None:
+            payload["store_lease"] = claimed.store_lease.number
     if faults := os.environ.get(VARIABLE):
         payload["faults"] = faults
     saved = partial(_newest_step, folder)
@@ -247,6 +274,16 @@ def absolute(config: Config) -> Config:
     return config
 
 
+def _with_source(config: Config, folder: RunFolder) -> Config:
+    """The same with a folder of this machine in place of the URL that `run.resume_from` may be,
+    where the run is going to start from it."""
+    url = url_of(config.run.resume_from or "")
+    if url is None or newest(folder.checkpoints) is not None:
+        return config
+    update = {"resume_from": str(fetched(url, config.run.work_dir))}
+    return config.model_copy(update={"run": config.run.model_copy(update=update)})
+
+
 def _plot(folder: RunFolder, quantities: QuantitiesByName, console: Console) -> None:
     try:
         plot_metrics(read_rows(folder.path / METRICS), quantities, folder.plots)
@@ -261,6 +298,25 @@ def _close(mirror: Mirror, folder: RunFolder, status: Status, console: Console) 
         console.print(f"MLflow: {note}")
     if problem:
         console.print(f"{folder.path / METRICS} has everything, MLflow does not: {problem}")
+
+
+def _send_record(
+    config: Config, folder: RunFolder, store_lease: StoreLease | None, console: Console
+) -> None:
+    """Have in the store of a run at an URL how it ended."""
+    if (store := run_store(config)) is None or store_lease is None:
+        return
+    try:
+        store_lease.check()
+        store.put_record(folder.path, folder.kept)
+    except UserError as error:
+        console.print(f"{folder.path} has everything, the store does not: {error}")
+
+
+def _without_a_word(config: Config) -> str:
+    told = "the workers ended without a word"
+    where = "; does every node see run.work_dir?" if run_url(config) is not None else ""
+    return f"{told}{where}"
 
 
 def _last_words(mirror: Mirror, folder: RunFolder, console: Console, reason: str) -> None:
@@ -278,6 +334,8 @@ def _last_words(mirror: Mirror, folder: RunFolder, console: Console, reason: str
 
 def _say_where(config: Config, folder: RunFolder, console: Console) -> None:
     console.print(f"checkpoint  {newest(folder.checkpoints)}")
+    if (url := run_url(config)) is not None:
+        console.print(f"store       {url}")
     console.print(f"plots       {folder.plots}")
     uri = tracking_uri(config)
     mlflow = Path(sys.executable).with_name("mlflow")

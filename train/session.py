@@ -47,6 +47,7 @@ from manyfaces.train.protocols.protocol import Protocol
 from manyfaces.train.record import NoRecord, Record
 from manyfaces.train.run_identity import check_worker
 from manyfaces.train.sample_log import open_log
+from manyfaces.train.sending import begin_sending, open_uploads, refuse_unseen, send_what_stands
 from manyfaces.train.startup import Startup
 from manyfaces.train.stopping import INTERRUPTED, finishing, share_stop, stopped_line
 from manyfaces.train.watchdog import Watchdog
@@ -78,8 +79,10 @@ def work(payload: dict[str, Any], startup: Startup | None = None) -> None:
     launch, writer = Launch(folder.path, payload.get("lease")), None
     try:
         watchdog.phase("start")
+        on_all_ranks(lambda: refuse_unseen(config, folder, launch))
         writer = on_all_ranks(lambda: take_writer(launch) if world.rank == 0 else None)
-        _run(config, world, folder, record, watchdog, writer, stop, startup)
+        store_lease = payload.get("store_lease")
+        _run(config, world, folder, record, watchdog, writer, stop, startup, store_lease)
     except StoppedError as error:
         _record_end(record, INTERRUPTED, stopped_line(folder, str(error)))
     except UserError as error:
@@ -131,12 +134,13 @@ def _run(
     writer: Lease | None,
     stop: Stop,
     startup: Startup,
+    store_lease: int | None,
 ) -> None:
     _refuse_small_batch(config, world)
     startup.done("lease")
     dataset, protocols = on_all_ranks(lambda: _open(config, folder))
     startup.done("dataset")
-    checkpointer = _checkpointer(config, folder, record, watchdog, writer)
+    checkpointer = _checkpointer(config, folder, record, watchdog, writer, store_lease)
     fixed = config, world, folder, record, watchdog, stop, dataset, protocols
     session = _Session(*fixed, checkpointer, dist.new_group(backend="gloo"), startup)
     while not _trained(session):
@@ -161,6 +165,7 @@ def _trained(session: _Session) -> bool:
     found = find(folder.checkpoints, config.run.resume_from, checkpointer.group, beat)
     if found is not None:
         checkpointer.began_with(found.path)
+    begin_sending(checkpointer, found)
     known = found.state.left_out if found else ()
     left_out = LeftOutBatches(folder.left_out, known, checkpointer.group)
     total = plan.total_samples(config, dataset.manifest.num_images)
@@ -203,6 +208,10 @@ def _trained(session: _Session) -> bool:
         except GoingBack:
             engine.close()
             return False
+        except UserError:
+            session.watchdog.phase("upload")
+            send_what_stands(checkpointer, record)
+            raise
         checkpointer.retain(progress.step)  # now the last step is evaluated
     _record_results(session, results, progress.step)
     return True
@@ -213,6 +222,9 @@ def _record_results(session: _Session, results: Sequence[Result], step: int) -> 
     if session.world.rank == 0 and results:
         summary, *_ = save_report(results, session.folder.plots, step)
         summary.replace(session.folder.evaluation)
+    if (uploads := session.checkpointer.uploads) is not None:
+        session.watchdog.phase("upload")
+        uploads.finish()
     session.record.event("finished", f"finished at step {step}", step=step)
 
 
@@ -225,7 +237,12 @@ def _refuse_small_batch(config: Config, world: World) -> None:
 
 
 def _checkpointer(
-    config: Config, folder: RunFolder, record: Record, watchdog: Watchdog, writer: Lease | None
+    config: Config,
+    folder: RunFolder,
+    record: Record,
+    watchdog: Watchdog,
+    writer: Lease | None,
+    store_lease: int | None,
 ) -> Checkpointer:
     """Writes the run's checkpoints for as long as rank 0 has the lease, and records them.
     Collective."""
@@ -237,7 +254,8 @@ def _checkpointer(
         moment=watchdog.entered,
     )
     may_write = (lambda: None) if writer is None else writer.check
-    return Checkpointer(folder.checkpoints, config.checkpoint, hooks, may_write)
+    uploads = open_uploads(config, folder, record, watchdog.beat, may_write, store_lease)
+    return Checkpointer(folder.checkpoints, config.checkpoint, hooks, may_write, uploads)
 
 
 def _open(config: Config, folder: RunFolder) -> tuple[Dataset, list[Protocol]]:

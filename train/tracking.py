@@ -19,10 +19,10 @@ from manyfaces.configs import schema
 from manyfaces.configs.errors import UserError
 from manyfaces.configs.files import write_atomic
 from manyfaces.configs.redact import redact
+from manyfaces.train.folder import RUN_FILE, RunFolder
 from manyfaces.train.metric_names import fit_name
 from manyfaces.train.record import EVENTS, METRICS, last_event, read_rows
 
-RUN_FILE = "mlflow.json"
 TAG = "manyfaces.run"
 """The tag that finds a run in MLflow again; its value is a UUID that `mlflow.json` keeps."""
 Status = Literal["FINISHED", "FAILED", "KILLED"]
@@ -51,7 +51,7 @@ def tracking_uri(config: schema.Config) -> str:
     `UserError` where the address of that database cannot be written."""
     if told := config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI"):
         return told
-    database = Path(config.run.dir).resolve() / "mlflow.db"
+    database = RunFolder.of(config).path.parent.resolve() / "mlflow.db"
     if strange := {char for char in "?%" if char in str(database)}:
         raise UserError(
             f"run.dir {database.parent}: MLflow's database cannot stand in a folder with "
@@ -260,7 +260,7 @@ class Mirror:
             self._restore(client, experiment)
             return str(experiment.experiment_id)
         artifacts = (
-            (Path(self.config.run.dir).resolve() / "mlartifacts").as_uri()
+            (self.folder.parent.resolve() / "mlartifacts").as_uri()
             if self.uri.startswith("sqlite:")
             else None
         )

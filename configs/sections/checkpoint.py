@@ -2,7 +2,7 @@
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from manyfaces.configs.node import NOTHING, Decides, Node
 
@@ -41,7 +41,11 @@ class Checkpoint(Node):
     `false` needs no copy, and training waits."""
     max_failures: PositiveInt = 3
     """How many in a row may fail to be written, as on a full disk, before training stops; the last
-    one of a run must not."""
+    one of a run must not. The same holds of sending them to a store, where `run.dir` is an URL."""
+    store_patience_s: PositiveFloat = 120.0
+    """How long the store at `run.dir`'s URL may be away before a checkpoint counts as not sent;
+    below `cluster.step_timeout_s`. A run that is asked to stop has `cluster.grace_s` to send its
+    last one; what is not sent by then stays in `run.work_dir` and is sent by the next session."""
 
     @model_validator(mode="after")
     def _kept_steps_have_checkpoints(self) -> "Checkpoint":

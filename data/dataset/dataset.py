@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from manyfaces.configs import schema
 from manyfaces.configs.errors import UserError
+from manyfaces.configs.urls import url_of
 from manyfaces.data.dataset.index import fetch_index, map_index
 from manyfaces.data.dataset.manifest import MANIFEST, Manifest, parse_manifest
 from manyfaces.data.dataset.part import Part
 from manyfaces.data.store.cache import RemoteSource
-from manyfaces.data.store.remote import url_of
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,6 +3,7 @@ what to do where it does not."""
 
 import errno
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 _LOCAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -26,35 +27,60 @@ class WrongBytesError(Exception):
         self.lasting = lasting
 
 
-def remedy(error: BaseException, local: Path | None = None) -> str | None:
+@dataclass(frozen=True)
+class Advice:
+    """What a person can do about faults of a store, in the words for what is kept there."""
+
+    subject: str
+    """What the URL is of."""
+    patience: str
+    """The key that says how long a store may be away."""
+    wrong_bytes: str
+    """About bytes that the store holds and that are not the right ones."""
+    missing: str
+    """About a file or a bucket that is not there."""
+    forbidden: str
+    """About credentials."""
+    no_room: str
+    """About a full disk of this machine."""
+    then: str
+    """What comes after it, with what parts it from the advice."""
+
+
+DATASET = Advice(
+    subject="dataset",
+    patience="data.store_patience_s",
+    wrong_bytes="the store holds it so: put the right file there, or run `manyfaces data index` to "
+    "accept it",
+    missing="restore it, or run `manyfaces data index` to do without it",
+    forbidden="set credentials that may read and list there (AWS_ACCESS_KEY_ID and "
+    "AWS_SECRET_ACCESS_KEY, AWS_PROFILE, gcloud's login)",
+    no_room="make room or set another data.cache_dir",
+    then="; the same command then resumes",
+)
+
+
+def remedy(error: BaseException, local: Path | None = None, advice: Advice = DATASET) -> str | None:
     """What to do about an error that waiting does not mend; None for one that may pass. `local` is
     the file that was written to."""
     if isinstance(error, WrongBytesError):
-        return (
-            "the store holds it so: put the right file there, or run `manyfaces data index` to "
-            "accept it"
-            if error.lasting
-            else None
-        )
+        return advice.wrong_bytes if error.lasting else None
     if isinstance(error, OSError) and (
         error.errno in _LOCAL or (local is not None and error.filename == str(local))
     ):
-        return f"make room or set another data.cache_dir (it was written to {local})"
+        return f"{advice.no_room} (it was written to {local})"
     # This is asked before the status, as aiohttp gives a torn body the status 400.
     if any(_TRANSPORT & {c.__name__ for c in type(e).__mro__} for e in _chain(error)):
         return None
     told = status(error)
     if told in (404, 410):
-        return "restore it, or run `manyfaces data index` to do without it"
+        return advice.missing
     if (
         told in (401, 403)
         or isinstance(error, PermissionError)
         or any("Credential" in type(e).__name__ for e in _chain(error))
     ):
-        return (
-            "set credentials that may read and list there (AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY, AWS_PROFILE, gcloud's login)"
-        )
+        return advice.forbidden
     if told is not None:
         return (
             None

@@ -7,9 +7,10 @@ their like, Google's defaults.
 
 import contextlib
 import hashlib
-import re
+import math
 import threading
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,31 +23,25 @@ from fsspec.callbacks import Callback
 
 from manyfaces.configs.errors import UserError
 from manyfaces.configs.redact import is_redacted, redact
-from manyfaces.data.store.faults import WrongBytesError, remedy, status, words
+from manyfaces.data.store.faults import DATASET, Advice, WrongBytesError, remedy, status, words
 from manyfaces.data.store.shard_cache import Stopped
 
 T = TypeVar("T")
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "http": "http", "https": "http"}
 CONNECT_S, READ_S = 5.0, 15.0
 SLOWEST_BYTES_PER_S, PACE_S = 20_000, 20.0  # a body slower than this over so long counts as stalled
+PART_BYTES = 16 << 20  # of one upload; S3 takes 10,000 parts of a file
 LASTING = 3  # the same wrong bytes so often are what the store holds
 
 
-def url_of(path: str | Path) -> str | None:
-    """The URL that a person gave, None for a local path. An URL that came through `Path` has lost a
-    slash, which is put back."""
-    found = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/{1,2}(?=[^/])", str(path))
-    return f"{found[1]}://{str(path)[found.end() :]}".rstrip("/") if found else None
-
-
 class Remote:
-    """Reads below `url`. What may pass (5xx, timeouts, resets, short or wrong bodies) is tried
-    again with growing pauses, at most 5 s, for `patience_s` seconds in all; what waiting does not
-    mend (missing, forbidden) is told at once.
+    """Reads and writes below `url`. What may pass (5xx, timeouts, resets, short or wrong bodies) is
+    tried again with growing pauses, at most 5 s, for `patience_s` seconds in all; what waiting does
+    not mend (missing, forbidden) is told at once.
 
     `tell` gets a line about trouble that goes on; setting `stopping` ends every wait with
     `Stopped`. All methods raise `UserError`: which file, what was tried, the last error, what to
-    do.
+    do, which `advice` has for what is kept there.
     """
 
     def __init__(
@@ -55,6 +50,7 @@ class Remote:
         patience_s: float,
         tell: Callable[[str], None] = lambda line: None,
         stopping: threading.Event | None = None,
+        advice: Advice = DATASET,
     ) -> None:
         if is_redacted(url):
             raise UserError(
@@ -63,9 +59,10 @@ class Remote:
             )
         self.url, self.patience_s = url.rstrip("/"), patience_s
         self.tell: Callable[[str], None] = lambda line: tell(redact(line))
-        self.stopping = stopping or threading.Event()
-        self._fs, self._root = _driver(self.url, patience_s)
+        self.stopping, self.advice = stopping or threading.Event(), advice
+        self._fs, self._root = _driver(self.url, patience_s, advice.subject)
         self.read_only = self._fs.protocol == ("http", "https")
+        self._in_parts = EXTRAS.get(self.url.split("://", 1)[0]) in ("s3", "gcs")
 
     def read(self, name: str) -> bytes:
         """A small file's bytes."""
@@ -106,19 +103,32 @@ class Remote:
             if (name := row["name"].rpartition("/")[2]).endswith(suffix)
         }
 
+    def tree(self, folder: str) -> dict[str, int | None]:
+        """Names below the URL and bytes of all files in the folder and below it, sorted; none where
+        there is no such folder."""
+        rows = self._patiently(folder, lambda: self._fs.find(self._at(folder), detail=True))
+        sizes = {at.removeprefix(f"{self._root}/"): rows[at]["size"] for at in sorted(rows)}
+        return {name: size for name, size in sizes.items() if name.startswith(f"{folder}/")}
+
     def fetch(
-        self, name: str, to: Path, size: int | None, sha256: str | None, waited_s: float = 0.0
+        self,
+        name: str,
+        to: Path,
+        size: int | None,
+        sha256: str | None,
+        waited_s: float = 0.0,
+        count: Callable[[int], None] = lambda num_bytes: None,
     ) -> None:
         """Fetch the whole file to the path `to`, overwriting it, until it has this size and
         SHA-256, as far as they are known. `waited_s` seconds of the patience are spent already; the
-        fetch is tried once at least."""
+        fetch is tried once at least. `count` is told of bytes as they come."""
         seen: Counter[str] = Counter()
 
         def once() -> None:
             self._fs.get_file(
                 self._at(name),
                 str(to),
-                callback=_Pace(min(PACE_S, self.patience_s / 3), self.stopping),
+                callback=_Pace(min(PACE_S, self.patience_s / 3), self.stopping, count),
             )
             with to.open("rb") as file:
                 digest, got = hashlib.file_digest(file, "sha256").hexdigest(), file.tell()
@@ -133,9 +143,18 @@ class Remote:
 
         self._patiently(name, once, local=to, waited_s=waited_s)
 
-    def upload(self, name: str, file: Path) -> None:
-        """Put a local file there."""
-        self._patiently(name, lambda: self._fs.put_file(str(file), self._at(name)))
+    def upload(
+        self, name: str, file: Path, count: Callable[[int], None] = lambda num_bytes: None
+    ) -> None:
+        """Put a local file there, which object stores show whole or not at all; in parts where it
+        is large, of which one is held in memory. `count` is told of bytes as they go."""
+
+        def once() -> None:
+            options = {"chunksize": PART_BYTES} if self._in_parts else {}
+            callback = _Pace(math.inf, self.stopping, count)
+            self._fs.put_file(str(file), self._at(name), callback=callback, **options)
+
+        self._patiently(name, once)
 
     def write(self, name: str, body: bytes) -> None:
         """Put a small file there; object stores show it whole or not at all."""
@@ -154,6 +173,24 @@ class Remote:
             return True
 
         return self._patiently(name, once)
+
+    def age_s(self, name: str) -> float:
+        """Seconds since the file was put there, by the store's own clock; 0 where it is not there
+        any more."""
+        now = f"{name}.now-{uuid.uuid4().hex[:8]}"
+        self.write(now, b"now")
+        try:
+            times = [
+                self._patiently(each, lambda each=each: self._fs.modified(self._at(each)))  # type: ignore[misc]
+                for each in (now, name)
+            ]
+        except UserError as error:
+            if status(error) != 404:
+                raise
+            return 0.0
+        finally:
+            self.remove(now)
+        return float((times[0] - times[1]).total_seconds())
 
     def remove(self, name: str) -> None:
         """Remove a file, which need not be there."""
@@ -209,27 +246,29 @@ class Remote:
             last = gave_up.last_attempt
             tried = (
                 f"tried {last.attempt_number} times in {time.monotonic() - began:.0f} s "
-                "(data.store_patience_s)"
+                f"({self.advice.patience})"
             )
-            todo = "check the store and the network; the same command then resumes"
+            todo = f"check the store and the network{self.advice.then}"
             raise UserError(f"{where}: {tried}, last: {_text(last)}; {todo}") from last.exception()
         except Exception as error:
-            raise UserError(
-                f"{where}: {words(error)}; {remedy(error, local)}; the same command then resumes"
-            ) from error
+            todo = f"{remedy(error, local, self.advice)}{self.advice.then}"
+            raise UserError(f"{where}: {words(error)}; {todo}") from error
 
 
 class _Pace(Callback):  # type: ignore[misc]
-    """Raises from inside a transfer that stalls, or whose reader was closed."""
+    """Raises from inside a transfer that stalls, or whose reader was closed; counts its bytes."""
 
-    def __init__(self, within_s: float, stopping: threading.Event) -> None:
+    def __init__(
+        self, within_s: float, stopping: threading.Event, count: Callable[[int], None]
+    ) -> None:
         super().__init__()
-        self.within_s, self.stopping = within_s, stopping
+        self.within_s, self.stopping, self.count = within_s, stopping, count
         self.since, self.bytes = time.monotonic(), 0
 
     def relative_update(self, inc: int = 1) -> None:
         if self.stopping.is_set():
             raise Stopped
+        self.count(inc)
         self.bytes += inc
         if (elapsed := time.monotonic() - self.since) > self.within_s:
             if self.bytes < SLOWEST_BYTES_PER_S * elapsed:
@@ -237,7 +276,7 @@ class _Pace(Callback):  # type: ignore[misc]
             self.since, self.bytes = time.monotonic(), 0
 
 
-def _driver(url: str, patience_s: float) -> tuple[Any, str]:
+def _driver(url: str, patience_s: float, subject: str) -> tuple[Any, str]:
     """fsspec's file system for the URL, and the URL as it wants it."""
     scheme = url.split("://", 1)[0]
     connect_s, read_s = (
@@ -258,16 +297,18 @@ def _driver(url: str, patience_s: float) -> tuple[Any, str]:
 
             timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_s, sock_read=read_s)
             fs, root = fsspec.core.url_to_fs(url, client_kwargs={"timeout": timeout}, **options)
+        elif scheme in ("file", "local"):
+            fs, root = fsspec.core.url_to_fs(url, auto_mkdir=True, **options)
         else:
             fs, root = fsspec.core.url_to_fs(url, **options)
     except ImportError as error:
         how = f"pip install manyfaces[{EXTRAS[scheme]}]" if scheme in EXTRAS else str(error)
         raise UserError(
-            f"dataset {url}: the driver for {scheme}:// is not installed: {how}"
+            f"{subject} {url}: the driver for {scheme}:// is not installed: {how}"
         ) from error
     except ValueError as error:
         raise UserError(
-            f"dataset {url}: {error}; give a local folder, or an URL like s3://BUCKET/PREFIX"
+            f"{subject} {url}: {error}; give a local folder, or an URL like s3://BUCKET/PREFIX"
         ) from error
     return fs, str(root).rstrip("/")
 

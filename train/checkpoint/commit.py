@@ -78,6 +78,11 @@ def read_commit(checkpoint: Path) -> Commit | Fault:
         return _damaged(f"no {COMMIT}" if checkpoint.is_dir() else "no such folder")
     except OSError as error:
         return _damaged(f"{COMMIT} cannot be read ({error.strerror})")
+    return parse_commit(body)
+
+
+def parse_commit(body: bytes) -> Commit | Fault:
+    """What the bytes of a COMMIT.json say, or what is wrong with them."""
     try:
         told = json.loads(body)
     except (ValueError, RecursionError):
@@ -147,7 +152,7 @@ def digest(folder: Path, names: Iterable[str]) -> Files:
     """Flush these files to disk; their facts for COMMIT.json."""
     files = {}
     for name in names:
-        _fsync(folder / name)
+        flush(folder / name)
         size = (folder / name).stat().st_size
         files[name] = FileFacts(bytes=size, sha256=file_sha256(folder / name, MOVED.add))
     return files
@@ -166,11 +171,11 @@ def commit_folder(
     facts = Commit(format=FORMAT, step=step, world_size=world_size, files=files)
     write_atomic(temporary / COMMIT, facts.model_dump_json(indent=1))
     for folder in {(temporary / name).parent for name in files} - {temporary}:
-        _fsync(folder)
-    _fsync(temporary)
+        flush(folder)
+    flush(temporary)
     named()
     temporary.rename(final)
-    _fsync(final.parent)
+    flush(final.parent)
 
 
 def _check_files(checkpoint: Path, commit: Commit) -> Fault | None:
@@ -199,7 +204,8 @@ def _damaged(told: str) -> Fault:
     return Fault(Condition.DAMAGED, told)
 
 
-def _fsync(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Have a file, or the names in a folder, on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -3,7 +3,7 @@ what is in one."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.filesize import decimal
@@ -12,7 +12,8 @@ from manyfaces.configs.errors import UserError
 from manyfaces.configs.sections.checkpoint import Checkpoint
 from manyfaces.train.checkpoint.choice import chosen, names_checkpoint, retention_settings
 from manyfaces.train.checkpoint.commit import Condition, Fault, committed, corrupt_file, read_commit
-from manyfaces.train.checkpoint.layout import candidates
+from manyfaces.train.checkpoint.fetched import stored_checkpoints
+from manyfaces.train.checkpoint.layout import candidates, folder_name
 from manyfaces.train.checkpoint.retention import Reason, Verdict, read_scores, verdicts
 from manyfaces.train.checkpoint.state import RunState
 from manyfaces.train.record import METRICS, read_rows
@@ -30,9 +31,9 @@ class Listed:
     world_size: int
     fault: Fault | None
     """What is wrong with it, as far as its COMMIT.json and the sizes of its files tell."""
-    kept: str
+    kept: str = ""
     """Why it is kept; empty where the run's configuration is not there to tell."""
-    metrics: Mapping[str, float]
+    metrics: Mapping[str, float] = field(default_factory=dict)
     """What was measured at its step, as far as the run's record knows."""
 
     @property
@@ -94,6 +95,28 @@ def _why(verdict: Verdict, settings: Checkpoint | None) -> str:
     }
     told = ", ".join(words[reason] for reason in verdict.reasons)
     return told or ("" if verdict.checkpoint.fault else "until the next is written")
+
+
+def listed_at(url: str) -> list[Listed]:
+    """As `listed`, of the run or the checkpoint at an URL."""
+    _, found = stored_checkpoints(url)
+    return [
+        Listed(
+            Path(folder_name(each.step)),
+            each.step,
+            each.num_bytes,
+            0 if isinstance(each.commit, Fault) else each.commit.world_size,
+            each.commit if isinstance(each.commit, Fault) else None,
+        )
+        for each in found
+    ]
+
+
+def corrupt_at(url: str, step: int, count: Callable[[int], None]) -> list[Fault]:
+    """As `corrupt_files`, of a step of the run or the checkpoint at an URL, whose files are fetched
+    one after the other."""
+    store, found = stored_checkpoints(url)
+    return next(store.corrupt_files(each, count) for each in found if each.step == step)
 
 
 def is_damaged(fault: Fault | None) -> bool:

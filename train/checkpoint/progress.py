@@ -38,16 +38,22 @@ def nothing() -> None:
     """What is called where nobody watches."""
 
 
-def watched(work: Callable[[], T], group: dist.ProcessGroup, beat: Callable[[], None]) -> T:
+def watched(
+    work: Callable[[], T],
+    group: dist.ProcessGroup,
+    beat: Callable[[], None],
+    moved: Moved = MOVED,
+) -> T:
     """As `on_all_ranks`, for work that moves many bytes of a checkpoint: `beat` is called, from
-    another thread, each time that more of them were moved on any rank.
+    another thread, each time that more of them were `moved` on any rank.
 
     So a rank whose own part is done does not take the others for stuck. Where no rank gets on any
     more, or one does not answer, `beat` is not called. Collective; `work` itself calls no
     collective of this group.
     """
     done = threading.Event()
-    rounds = threading.Thread(target=_rounds, args=(done, group, beat), name="rounds", daemon=True)
+    args = done, group, beat, moved
+    rounds = threading.Thread(target=_rounds, args=args, name="rounds", daemon=True)
     rounds.start()
 
     def worked() -> T:
@@ -60,18 +66,20 @@ def watched(work: Callable[[], T], group: dist.ProcessGroup, beat: Callable[[], 
     return on_all_ranks(worked, group)
 
 
-def _rounds(done: threading.Event, group: dist.ProcessGroup, beat: Callable[[], None]) -> None:
+def _rounds(
+    done: threading.Event, group: dist.ProcessGroup, beat: Callable[[], None], moved: Moved
+) -> None:
     told, world_size = -1, dist.get_world_size(group)
     while True:
         is_done = done.wait(ROUND_S)
-        facts = torch.tensor([int(is_done), MOVED.num_bytes])
+        facts = torch.tensor([int(is_done), moved.num_bytes])
         try:
             dist.all_reduce(facts, group=group)
         except RuntimeError:
             return  # some rank is gone: `on_all_ranks` meets the same and raises it
-        num_done, moved = facts.tolist()
-        if moved != told:
-            told = moved
+        num_done, num_bytes = facts.tolist()
+        if num_bytes != told:
+            told = num_bytes
             beat()
         if num_done == world_size:
             return

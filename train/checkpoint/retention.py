@@ -102,10 +102,14 @@ def _best(found: Sequence[Candidate], best: Best | None, scores: Scores) -> Iter
 
 
 def retain(
-    folder: Path, settings: Checkpoint, scores: Scores, trusted: Collection[Path]
+    folder: Path,
+    settings: Checkpoint,
+    scores: Scores,
+    trusted: Collection[Path],
+    in_use: Path | None = None,
 ) -> tuple[list[Verdict], Removal]:
-    """Remove the checkpoints that the settings do not keep, and what is left of others. Gives all
-    verdicts and what was removed; a failed removal stops nothing.
+    """Remove the checkpoints that the settings do not keep, but for the one that is `in_use`, and
+    what is left of others. Gives all verdicts and what was removed; a failed removal stops nothing.
 
     `trusted` are those whose every byte is known to be good: this session wrote them, or compared
     all with what was committed. Of the newest they come first; those that are whole as far as their
@@ -121,7 +125,7 @@ def retain(
         path, fault = verdict.checkpoint.path, verdict.checkpoint.fault
         damaged = fault is not None and fault.condition is Condition.DAMAGED
         goes = fault is None or (damaged and enough and path not in trusted)
-        if verdict.reasons or not goes:
+        if verdict.reasons or not goes or path == in_use:
             continue
         try:
             shutil.rmtree(path)
@@ -140,11 +144,12 @@ class Retention:
         self._refused: set[Path] = set()
         """What was told not to be removable."""
 
-    def apply(self, trusted: Collection[Path]) -> str | None:
-        """Retain what the settings and the metrics that are recorded by now keep; one line of what
-        is kept and what was removed, None where there is nothing new to tell."""
+    def apply(self, trusted: Collection[Path], in_use: Path | None = None) -> str | None:
+        """Retain what the settings and the metrics that are recorded by now keep, and what is
+        `in_use`; one line of what is kept and what was removed, None where there is nothing new to
+        tell."""
         scores = read_scores(self.folder.parent, self.settings.best)
-        told, removal = retain(self.folder, self.settings, scores, trusted)
+        told, removal = retain(self.folder, self.settings, scores, trusted, in_use)
         refused = {path: why for path, why in removal.refused.items() if path not in self._refused}
         self._refused |= refused.keys()
         if not removal.removed and not refused:

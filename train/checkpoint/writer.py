@@ -38,6 +38,7 @@ from manyfaces.train.checkpoint.retention import Retention
 from manyfaces.train.checkpoint.sharded import write_rows
 from manyfaces.train.checkpoint.snapshot import HostCopy, Snapshot
 from manyfaces.train.checkpoint.tensor_file import write_tensors
+from manyfaces.train.checkpoint.uploads import Uploads
 from manyfaces.train.objectives.objective import ShardedRows
 
 POLL_S = 0.5
@@ -64,7 +65,8 @@ class Checkpointer:
     """Writes one checkpoint at a time on every rank, in a background thread from a copy of the
     state, or at once from the state itself; its collectives use a gloo group of their own.
     `may_write` is asked on rank 0 before anything is removed or committed, and raises `UserError`
-    where another process has taken the run over.
+    where another process has taken the run over. What is committed goes on to the store that
+    `uploads` sends to.
 
     All methods are collective. A write that fails is told and the next one is tried;
     `settings.max_failures` in a row, one of the last checkpoint of a run, or a state that is not
@@ -77,9 +79,10 @@ class Checkpointer:
         settings: Checkpoint,
         hooks: Hooks = Hooks(),
         may_write: Callable[[], None] = lambda: None,
+        uploads: Uploads | None = None,
     ) -> None:
         self.folder, self.settings, self.hooks = folder, settings, hooks
-        self.may_write = may_write
+        self.may_write, self.uploads = may_write, uploads
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.group = dist.new_group(backend="gloo")
         attempt = [os.urandom(4).hex()]
@@ -163,7 +166,8 @@ class Checkpointer:
         if self.rank != 0:
             return
         self.may_write()
-        if told := self._retention.apply(self._trusted):
+        in_use = self.uploads.in_use if self.uploads is not None else None
+        if told := self._retention.apply(self._trusted, in_use):
             with contextlib.suppress(OSError):  # on a full disk, room was made all the same
                 self.hooks.retained(step, told)
 
@@ -260,6 +264,11 @@ class Checkpointer:
             self._error = f"what comes after the checkpoint of step {step}: {error}"
             return
         self._failures = 0
+        try:
+            if self.uploads is not None:
+                self.uploads.offer(step, final, self.group)
+        except (UserError, RuntimeError) as error:
+            self._error = str(error)
 
     def _prepared(
         self, step: int, copied: Callable[[], Snapshot], last: bool, beat: Callable[[], None]

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from manyfaces.configs.errors import UserError
+from manyfaces.configs.urls import url_of
 from manyfaces.train.cli.options import TrainedRun
 from manyfaces.train.cli.output import console, say
 from manyfaces.train.cli.verbs import Verbs, positive
@@ -52,9 +53,10 @@ def show(run: TrainedRun) -> None:
     from rich.table import Column, Table
     from rich.text import Text
 
-    from manyfaces.train.checkpoint.overview import facts, listed
+    from manyfaces.train.checkpoint.overview import facts, listed, listed_at
 
-    found = listed(run)
+    url = url_of(run)
+    found = listed(run) if url is None else listed_at(url)
     columns = {
         "size": [decimal(each.num_bytes) for each in found],
         "workers": [f"{each.world_size}" for each in found],
@@ -70,7 +72,7 @@ def show(run: TrainedRun) -> None:
     for each, *cells in zip(found, *told.values(), strict=True):
         table.add_row(*map(Text, (each.path.name, *cells)))
     console.print(table)
-    if (run / "checkpoints").is_dir() or found[0].fault is not None:
+    if url is not None or (run / "checkpoints").is_dir() or found[0].fault is not None:
         return
     table = Table(Column(), Column(overflow="fold"), show_header=False)
     for row in facts(found[0]):
@@ -86,15 +88,26 @@ def verify(run: TrainedRun) -> None:
     """
     from rich.filesize import decimal
 
-    from manyfaces.train.checkpoint.overview import corrupt_files, is_damaged, listed
+    from manyfaces.train.checkpoint.overview import (
+        corrupt_at,
+        corrupt_files,
+        is_damaged,
+        listed,
+        listed_at,
+    )
 
-    found = listed(run)
+    url = url_of(run)
+    found = listed(run) if url is None else listed_at(url)
     damaged = []
     with _counted("reading", sum(each.num_bytes for each in found)) as count:
         for each in found:
             faults = [each.fault] if each.fault else []
             if not faults:
-                faults = corrupt_files(each.path, count)
+                faults = (
+                    corrupt_files(each.path, count)
+                    if url is None
+                    else corrupt_at(url, each.step, count)
+                )
             for fault in faults:
                 say(f"{each.path.name}: {fault}")
             if not faults:
@@ -103,8 +116,8 @@ def verify(run: TrainedRun) -> None:
                 damaged.append(each.path.name)
     if damaged:
         raise UserError(
-            f"{run}: damaged: {', '.join(damaged)}; restore the files named above, or remove the "
-            "folder: a resume takes the newest checkpoint that is intact"
+            f"{url or run}: damaged: {', '.join(damaged)}; restore the files named above, or "
+            "remove the folder: a resume takes the newest checkpoint that is intact"
         )
 
 
@@ -125,10 +138,11 @@ def reshard(run: TrainedRun, workers: Workers, out: Resharded = None) -> None:
 
     from manyfaces.train.checkpoint.choice import chosen
     from manyfaces.train.checkpoint.commit import committed
+    from manyfaces.train.checkpoint.fetched import fetched
     from manyfaces.train.checkpoint.reshard import default_out, num_bytes
     from manyfaces.train.checkpoint.reshard import reshard as write
 
-    checkpoint = chosen(run)
+    checkpoint = chosen(fetched(run))
     place = default_out(checkpoint, workers) if out is None else out
     before = committed(checkpoint).world_size
     with _counted("comparing and writing", num_bytes(checkpoint)) as count:
@@ -155,11 +169,12 @@ def export(
     from rich.progress import Progress
 
     from manyfaces.train.checkpoint.choice import chosen
+    from manyfaces.train.checkpoint.fetched import fetched
     from manyfaces.train.evaluation.centres import names_file, write_centres
     from manyfaces.train.evaluation.exported import ENDINGS, refuse_file, write_exported
     from manyfaces.train.evaluation.trained import load_trained
 
-    checkpoint = chosen(run)
+    checkpoint = chosen(fetched(run))
     if backbone is not None:
         refuse_file(backbone, ENDINGS)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:

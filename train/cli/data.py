@@ -223,7 +223,7 @@ def index_shards(folder: FolderOrUrl, out: IndexFolder = None) -> None:
 
     A sample is KEY.jpg beside KEY.cls or KEY.json. Nothing is copied.
     """
-    from manyfaces.data.store.remote import url_of
+    from manyfaces.configs.urls import url_of
 
     if (url := url_of(folder)) is None:
         from manyfaces.data.dataset.index_shards import index_folder

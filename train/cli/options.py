@@ -44,7 +44,7 @@ TrainedRun = Annotated[
     typer.Argument(
         metavar="RUN",
         help="runs/NAME for its newest checkpoint, runs/NAME@best for its best, or a checkpoint's "
-        "folder.",
+        "folder; or the URL of a run or a checkpoint.",
     ),
 ]
 Seed = Annotated[int, typer.Option(parser=whole, metavar="N")]

@@ -12,6 +12,7 @@ from manyfaces.data.dataset.manifest import IDENTITIES
 from manyfaces.data.dataset.names import Names, name_lines
 from manyfaces.train.checkpoint.choice import chosen
 from manyfaces.train.checkpoint.commit import COMMIT, committed, committed_files
+from manyfaces.train.checkpoint.fetched import fetched
 from manyfaces.train.checkpoint.head_files import HeadFiles, Ints, refuse_without_head
 from manyfaces.train.checkpoint.layout import HEAD
 from manyfaces.train.checkpoint.state import RunState
@@ -35,6 +36,7 @@ def open_source(where: Path) -> Source:
     Raises `UserError` for one that is not whole or has no class centres, and for names that do not
     tell its classes apart.
     """
+    where = fetched(where)
     path = where if (where / COMMIT).is_file() else chosen(where)
     files = committed(path).files
     for _ in committed_files(path, [name for name in files if not name.startswith(f"{HEAD}/")]):

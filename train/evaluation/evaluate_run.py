@@ -6,6 +6,7 @@ from pathlib import Path
 from manyfaces.configs.errors import UserError
 from manyfaces.configs.protocols.protocol import Protocol as ProtocolConfig
 from manyfaces.configs.protocols.verification import Verification
+from manyfaces.configs.urls import url_of
 from manyfaces.train.evaluation.evaluate import evaluate
 from manyfaces.train.evaluation.report import save_report
 from manyfaces.train.evaluation.result import Result
@@ -33,7 +34,8 @@ def evaluate_run(
     if not configs:
         configs = [*trained.config.evaluation.all_protocols()]
     if not configs:
-        raise UserError(f"{run}: its configuration has no evaluation; give --pairs BIN")
+        where = url_of(run) or run
+        raise UserError(f"{where}: its configuration has no evaluation; give --pairs BIN")
     opened = open_all(configs)
     check_images(opened, trained.image_hw)
     embedder = trained.embedder(batch_size)

@@ -9,6 +9,7 @@ import torch
 from manyfaces.configs.schema import Config
 from manyfaces.models.backbones.encoder import Encoder
 from manyfaces.train.checkpoint.choice import chosen
+from manyfaces.train.checkpoint.fetched import fetched
 from manyfaces.train.checkpoint.state import RunState
 from manyfaces.train.evaluation.embedder import Embedder
 from manyfaces.train.evaluation.encoders import encoder_of
@@ -39,11 +40,11 @@ class Trained:
 
 def open_trained(run: Path) -> Trained:
     """The network of a run's newest committed checkpoint, of the best one of `RUN@best`, or of the
-    checkpoint folder given.
+    checkpoint folder given; a run or a checkpoint may be at an URL.
 
     Raises `UserError` where there is none, and as `load_trained` does.
     """
-    return load_trained(chosen(run))
+    return load_trained(chosen(fetched(run)))
 
 
 def load_trained(checkpoint: Path) -> Trained:

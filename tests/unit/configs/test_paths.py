@@ -88,7 +88,7 @@ def test_the_home_of_nobody_is_refused() -> None:
         absolute(config)
 
 
-@pytest.mark.parametrize("key", ["run.dir", "run.resume_from", "data.cache_dir"])
+@pytest.mark.parametrize("key", ["run.work_dir", "data.cache_dir"])
 def test_a_url_is_no_folder(key: str) -> None:
     with pytest.raises(UserError, match=rf"{key}: 's3://bucket/runs' is a URL; give a folder"):
         load("demo", [f"{key}=s3://bucket/runs"])

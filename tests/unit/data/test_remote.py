@@ -13,10 +13,11 @@ from store_server import Proxy, upload
 
 from manyfaces.configs.orders.shuffle import Shuffle
 from manyfaces.configs.schema import Data, UserError
+from manyfaces.configs.urls import url_of
 from manyfaces.data.dataset.dataset import open_part
 from manyfaces.data.dataset.index_url import index_url
 from manyfaces.data.dataset.verify import verify
-from manyfaces.data.store.remote import Remote, url_of
+from manyfaces.data.store.remote import Remote
 from manyfaces.data.store.samples import Store
 
 SHARD = "shard-000001.tar"

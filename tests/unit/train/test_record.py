@@ -16,9 +16,9 @@ from manyfaces.configs.errors import UserError
 from manyfaces.configs.identity import flatten
 from manyfaces.configs.schema import Config
 from manyfaces.train.claim import claim, refuse_lost
-from manyfaces.train.folder import RunFolder
+from manyfaces.train.folder import RUN_FILE, RunFolder
 from manyfaces.train.record import METRICS, Record, last_event, read_rows
-from manyfaces.train.tracking import RUN_FILE, Mirror, mlflow_run
+from manyfaces.train.tracking import Mirror, mlflow_run
 
 
 @pytest.fixture

@@ -11,12 +11,12 @@ from rich.console import Console
 from manyfaces.configs.errors import UserError
 from manyfaces.configs.load import dump
 from manyfaces.configs.schema import Config
-from manyfaces.train.folder import RunFolder
+from manyfaces.train.folder import RUN_FILE, RunFolder
 from manyfaces.train.lease import LeaseHeldError, take_launch
 from manyfaces.train.metric_names import fit_name
 from manyfaces.train.record import METRICS, Record
 from manyfaces.train.sync import sync_mlflow
-from manyfaces.train.tracking import RUN_FILE, Mirror, last_status, tracking_uri
+from manyfaces.train.tracking import Mirror, last_status, tracking_uri
 
 # MLflow's store warns of its own database layer.
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -1,0 +1,91 @@
+"""The folder in which a run at an URL works: what the store has that is newer is fetched to it
+before the run starts."""
+
+import time
+from collections.abc import Callable
+
+from rich.console import Console
+
+from manyfaces.configs.errors import UserError
+from manyfaces.configs.files import write_atomic
+from manyfaces.configs.schema import Config
+from manyfaces.train.checkpoint.commit import Condition, Fault
+from manyfaces.train.checkpoint.layout import candidates, folder_name
+from manyfaces.train.checkpoint.store import DamagedError, RunStore, Stored
+from manyfaces.train.folder import RUN_FILE, RunFolder, run_url
+from manyfaces.train.lease import take_launch
+from manyfaces.train.store_lease import refuse_held_in_store
+
+
+def run_store(config: Config) -> RunStore | None:
+    """The store of a run at an URL; None for any other. Raises `UserError`."""
+    url = run_url(config)
+    return None if url is None else RunStore(url, config.checkpoint.store_patience_s)
+
+
+def bring(
+    store: RunStore,
+    folder: RunFolder,
+    console: Console,
+    check: Callable[[], None],
+    *,
+    takeover: bool,
+) -> None:
+    """Have in the folder the record and the newest intact checkpoint of the store, where that is
+    newer than the folder's own. `check` is called between the two, and refuses another experiment's
+    record. Raises `UserError`, also where the store cannot be written."""
+    store.check()
+    if not takeover:
+        refuse_held_in_store(store.remote)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    lease = take_launch(folder.path, takeover=takeover)
+    try:
+        mine = next((each for each in candidates(folder.checkpoints) if not each.fault), None)
+        step = -1 if mine is None else mine.step
+        newer = [each for each in store.checkpoints() if each.step > step and _is_there(each)]
+        if newer:
+            _bring_record(store, folder, folder.record)
+        elif not folder.identity.exists():
+            # Without a checkpoint the run begins anew, with the name and the MLflow run it has.
+            _bring_record(store, folder, [folder.identity.name, RUN_FILE])
+        check()
+        if newer:
+            _bring_newest(store, folder, newer, console, has_own=mine is not None)
+    finally:
+        lease.release()
+
+
+def _is_there(stored: Stored) -> bool:
+    """Whether it was committed, which an upload that was cut off is not."""
+    fault = stored.commit
+    return not isinstance(fault, Fault) or fault.condition is not Condition.UNCOMMITTED
+
+
+def _bring_record(store: RunStore, folder: RunFolder, names: list[str]) -> None:
+    for name, body in store.read_record(names).items():
+        write_atomic(folder.path / name, body)
+
+
+def _bring_newest(
+    store: RunStore, folder: RunFolder, newer: list[Stored], console: Console, *, has_own: bool
+) -> None:
+    """Fetch the first of these checkpoints that is intact."""
+    passed_over: list[str] = []
+    for stored in newer:
+        name, began = folder_name(stored.step), time.monotonic()
+        console.print(f"{store.where}: fetching {name}, {stored.num_bytes / 1e6:,.1f} MB")
+        try:
+            store.fetch(stored, folder.checkpoints)
+        except DamagedError as error:
+            passed_over.append(f"{name} ({error})")
+            continue
+        others = f"; passed over {', '.join(passed_over)}" if passed_over else ""
+        console.print(
+            f"{store.where}: fetched {name} to {folder.path} in {time.monotonic() - began:,.1f} s, "
+            f"every byte compared{others}"
+        )
+        return
+    told = f"{store.where}: no newer checkpoint is intact: {', '.join(passed_over)}"
+    if not has_own:
+        raise UserError(f"{told}; restore one, or give another run.name to start afresh")
+    console.print(f"{told}; the run goes on from what {folder.path} has")
