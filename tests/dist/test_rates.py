@@ -87,7 +87,7 @@ def rates_of_a_rank(slow: str) -> tuple[list[dict[str, float]], list[str]]:
 
 @pytest.mark.parametrize("part", ["data", "forward"])
 def test_the_slow_rank_and_its_part_are_named(part: str) -> None:
-    (metrics, lines), other = run_ranks(2, rates_of_a_rank, part)
+    (metrics, lines), other = run_ranks(2, rates_of_a_rank, part, timeout_s=300)
     assert other == (metrics, lines)
     (line,) = lines
     assert line == (
@@ -107,6 +107,6 @@ def test_the_slow_rank_and_its_part_are_named(part: str) -> None:
 
 
 def test_equal_ranks_are_not_named() -> None:
-    for metrics, lines in run_ranks(2, rates_of_a_rank, "nothing"):
+    for metrics, lines in run_ranks(2, rates_of_a_rank, "nothing", timeout_s=300):
         assert lines == []
         assert all(row["slowest_rank_ratio"] == 1 for row in metrics)
