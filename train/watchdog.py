@@ -79,18 +79,22 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._closed.wait(self._period_s):
-            if time.monotonic() - self._since > self.timeout_s:
+            since = self._since
+            if time.monotonic() - since > self.timeout_s:
                 self._beat(overdue=True)
                 # The shared folder that it is told to may be what hangs.
-                telling = threading.Thread(target=self._tell_who, daemon=True)
+                telling = threading.Thread(target=self._tell_who, args=(since,), daemon=True)
                 telling.start()
                 telling.join(TELL_S + 3 * self._period_s)
+                if self._since != since:  # it was slow, and has moved on meanwhile
+                    self._beat()
+                    continue
                 try:
                     faulthandler.dump_traceback(all_threads=True)
                 finally:
                     os._exit(EXIT_CODE)
 
-    def _tell_who(self) -> None:
+    def _tell_who(self, since: float) -> None:
         line = (
             f"rank {self.rank} has been in {self._phase!r} for more than {self.timeout_s:.0f} s "
             "(cluster.step_timeout_s)"
@@ -102,5 +106,5 @@ class Watchdog:
         # Every rank that still runs writes in this time, and says if it is overdue itself.
         time.sleep(3 * self._period_s)
         late = told_late(before, read_heartbeats(self.run), self.world_size, self.rank)
-        if late is not None:
+        if late is not None and self._since == since:
             self.tell(f"{late}; {line}")

@@ -247,7 +247,7 @@ def test_row_13_a_hung_rank_is_named_and_replaced(
 ) -> None:
     fault = f"stop@rank={rank},step=7"
     monkeypatch.setenv("MANYFACES_FAULTS", fault)
-    words = command(config, "cluster.step_timeout_s=40", "data.store_patience_s=20")
+    words = command(config, "cluster.step_timeout_s=90", "data.store_patience_s=40")
     done = subprocess.run(words, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     (told,) = messages(run, "hung")
@@ -255,7 +255,7 @@ def test_row_13_a_hung_rank_is_named_and_replaced(
         rf"rank {rank} on \S+ has not arrived and gives no sign of life: its last was in '\w+( \d)?'",
         told,
     )
-    assert f"rank {1 - rank} has been in 'step 7' for more than 40 s" in told
+    assert f"rank {1 - rank} has been in 'step 7' for more than 90 s" in told
     assert resumed(run) == [0, 5]
     check_as_if_nothing_had_happened(config, twin, [fault])
 

@@ -4,6 +4,7 @@ watchdog."""
 import json
 import subprocess
 import sys
+import threading
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from manyfaces.train.claim import claim, refuse_lost
 from manyfaces.train.folder import RUN_FILE, RunFolder
 from manyfaces.train.record import METRICS, Record, last_event, read_rows
 from manyfaces.train.tracking import Mirror, mlflow_run
+from manyfaces.train.watchdog import Watchdog
 
 
 @pytest.fixture
@@ -258,6 +260,28 @@ if rank == 1:
 watchdog.phase("step 12")
 time.sleep(40)
 """
+
+
+def test_the_watchdog_spares_who_moves_on_while_it_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[float] = []
+    twice = threading.Event()
+
+    def moves_on(dog: Watchdog, since: float) -> None:
+        told.append(since)
+        dog.phase(f"step {len(told)}")
+        if len(told) == 2:
+            dog.close()
+            twice.set()
+
+    def end(code: int) -> None:
+        pytest.fail("it was ended")
+
+    monkeypatch.setattr(Watchdog, "_tell_who", moves_on)
+    monkeypatch.setattr("manyfaces.train.watchdog.os._exit", end)
+    Watchdog(0.2, print, 0)
+    assert twice.wait(60)
 
 
 def test_the_watchdog_names_the_rank_that_did_not_arrive(tmp_path: Path) -> None:
