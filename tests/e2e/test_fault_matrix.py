@@ -4,15 +4,16 @@ ends bit for bit as if it had not been, every sample of each epoch trained on on
 import json
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tarfile
-from itertools import pairwise
 from pathlib import Path
 
+import psutil
 import pytest
-from commands import TIMEOUT_S, kill_tree, rows, started, wait_until
+from commands import TIMEOUT_S, forked, kill_tree, rows, started, wait_until
 from fault_runs import (
     STEPS,
     check_as_if_nothing_had_happened,
@@ -361,6 +362,10 @@ def free_port() -> int:
         return int(listening.getsockname()[1])
 
 
+def is_stopped(process: subprocess.Popen[str]) -> bool:
+    return psutil.Process(process.pid).status() == psutil.STATUS_STOPPED
+
+
 def answers(port: int) -> bool:
     with socket.socket() as asking:
         return asking.connect_ex(("127.0.0.1", port)) == 0
@@ -374,10 +379,11 @@ SERVER = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--wo
 def test_row_14_mlflow_goes_away_and_comes_back(
     config: Path, run: Path, lone_twin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No step waits for it, the command tells nothing, and the server has each step once."""
+    """The run goes on, and the server has each step once: by the end, or by what the command then
+    tells."""
     from mlflow import MlflowClient
 
-    faults = [f"sleep@rank=0,step={step},seconds=30.0" for step in (4, 12, 20)]
+    faults = [f"stop@rank=0,step={step}" for step in (4, 12, 20)]
     monkeypatch.setenv("MANYFACES_FAULTS", ";".join(faults))
     port = free_port()
     uri = f"http://127.0.0.1:{port}"
@@ -397,13 +403,19 @@ def test_row_14_mlflow_goes_away_and_comes_back(
     server = serve()
     try:
         with started("train", config, *ALONE, f"tracking.uri={uri}") as process:
-            wait_until(lambda: len(fired(run)) == 1, process)
-            wait_until(lambda: (run / "mlflow.json").exists(), process)
+            wait_until(lambda: is_stopped(process), process)
+            process.send_signal(signal.SIGCONT)
+            wait_until(lambda: len(fired(run)) == 2 and is_stopped(process), process)
             kill_tree(server)
-            wait_until(lambda: len(fired(run)) == 3, process)
+            process.send_signal(signal.SIGCONT)
+            wait_until(lambda: len(fired(run)) == 3 and is_stopped(process), process)
             server = serve()
-            text = process.communicate(timeout=TIMEOUT_S)[0]
+            process.send_signal(signal.SIGCONT)
+            text = " ".join(process.communicate(timeout=TIMEOUT_S)[0].split())
             assert process.returncode == 0, text
+        if "MLflow does not" in text:  # the server was too slow at the end, which is told
+            assert "`manyfaces sync-mlflow" in text
+            wait_until(lambda: forked("sync-mlflow", run).returncode == 0)
         client = MlflowClient(uri)
         (found,) = client.search_runs([client.get_experiment_by_name("manyfaces").experiment_id])
         history = client.get_metric_history(found.info.run_id, "train/loss")
@@ -412,7 +424,6 @@ def test_row_14_mlflow_goes_away_and_comes_back(
         assert found.info.status == "FINISHED"
     finally:
         kill_tree(server)
-    times = {row["step"]: row["time"] for row in rows(run / "metrics.jsonl")}
-    took = [b - a for a, b in pairwise(times[step] for step in range(12, 20))]
-    assert max(took) < 20, "no step waits for the server, whose client waits for minutes"
+    away = messages(run, "checkpoint")
+    assert [told[-2:] for told in away] == ["05", "10", "15", "20", "24"]
     check_as_if_nothing_had_happened(config, lone_twin, faults)
