@@ -36,6 +36,7 @@ and waits for one that was just lost in vain."""
 OBJECT_STORE_BYTES = 100 << 20  # nothing but small messages travels through Ray
 QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
 POLL_S = 0.2
+START_TRIES = 3
 RAY_SETTINGS = {
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
     # Seconds until a worker's death is noticed; Ray's default is 2.
@@ -213,22 +214,28 @@ def _start_ray() -> None:
     """A Ray of this process's own on this machine."""
     import ray
 
-    try:
-        # The dashboard and its metrics are for clusters.
-        with _redacted_command():
-            ray.init(
-                address="local",
-                num_cpus=os.cpu_count(),
-                include_dashboard=False,
-                object_store_memory=OBJECT_STORE_BYTES,
-                **QUIET,
-            )
-    except Exception as error:  # what Ray raises when its daemons take too long is a bare Exception
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"no local Ray could be started: {reason} Try again when this computer has less to do, "
-            "or use cluster.launcher=process"
-        ) from error
+    for tries_left in reversed(range(START_TRIES)):
+        try:
+            # The dashboard and its metrics are for clusters.
+            with _redacted_command():
+                ray.init(
+                    address="local",
+                    num_cpus=os.cpu_count(),
+                    include_dashboard=False,
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    **QUIET,
+                )
+            return
+        except Exception as error:
+            ray.shutdown()
+            # What Ray raises when its daemons take longer than its 30 s is a bare Exception.
+            if tries_left and type(error) is Exception:
+                continue
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise UserError(
+                f"no local Ray could be started: {reason} Try again when this computer has less to "
+                "do, or use cluster.launcher=process"
+            ) from error
 
 
 def _join_cluster(config: schema.Cluster, code: Callable[[], AbstractContextManager[Path]]) -> None:

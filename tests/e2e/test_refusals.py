@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from commands import forked, recipe, rows
 
+from manyfaces.cluster.launch import START_TRIES
 from manyfaces.train.__main__ import main
 
 
@@ -51,13 +52,17 @@ def test_one_line(
 def test_a_local_ray_that_does_not_start(
     config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    tries: list[str] = []
+
     def too_slow(**_: object) -> None:
+        tries.append("ray.init")
         raise Exception("The current node timed out during startup.\nThis could happen because ...")
 
     monkeypatch.setattr("ray.init", too_slow)
     assert main(["train", str(config), "cluster.launcher=ray"]) == 2
     told = capsys.readouterr().err
     assert "no local Ray could be started: The current node timed out during startup." in told
+    assert len(tries) == START_TRIES  # Ray itself waits for 30 s, on a busy machine too few
     assert len(told.strip().splitlines()) == 1
 
 
