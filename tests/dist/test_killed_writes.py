@@ -66,18 +66,19 @@ def snapshot(step: int, names: Path) -> Snapshot:
     return Snapshot(state, network, network, parts, names if rank == 0 else None)
 
 
-def found_step(folder: Path, group: dist.ProcessGroup) -> int:
+def found_step(folder: Path, saver: Checkpointer) -> int:
     """The step of the checkpoint that a run resumes from, all of whose content is that step's."""
-    found = find(folder, None, group)
+    found = find(folder, None, saver.group)
     if found is None:
         return 0
+    saver.began_with(found.path)
     step = found.state.step
     here = slice(*class_share(CLASSES, dist.get_rank(), WORLD))
     expected = {name: tensor[here] for name, tensor in whole(step).items()}
     head = {name: torch.full_like(tensor, torch.nan) for name, tensor in expected.items()}
     teacher = {"t": torch.zeros(2)}
     parts = {"head": ShardedRows(head, CLASSES), "teacher": HeldByRank0(teacher)}
-    load_parts(found.path, parts, group)
+    load_parts(found.path, parts, saver.group)
     assert all(torch.equal(head[name], tensor) for name, tensor in expected.items())
     for tensors in (teacher, read_backbone(found.path), read_optimizer(found.path)):
         assert all(torch.equal(t, torch.full_like(t, float(step))) for t in tensors.values())
@@ -92,7 +93,7 @@ def life(folder: Path, expected: int, death: Death) -> None:
     write, is_first = os.write, dist.get_rank() == 0
     hooks = Hooks(committed=lambda step, path: write(reported, b"%d\n" % step if is_first else b""))
     saver = Checkpointer(folder, Checkpoint(keep=2, max_failures=1), hooks)
-    step = found_step(folder, saver.group)
+    step = found_step(folder, saver)
     assert step == expected
     names = folder.parent / IDENTITIES
     began = time.monotonic()
@@ -190,8 +191,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folder:
 def test_death_at_every_call_of_a_write(folder: Folder, rank: int, power_loss: bool) -> None:
     calls = every_call(folder, rank, power_loss)
     print(f"rank {rank}: {calls} calls, {folder.unfinished} unfinished writes")  # noqa: T201
-    assert calls > 10
-    assert folder.unfinished > 5
+    assert calls > (20 if rank == 0 else 5)
+    assert folder.unfinished > 2
 
 
 @pytest.mark.slow
