@@ -16,9 +16,9 @@ __version__ = version("manyfaces")
 def load_model(source: str | PathLike[str], device: str | None = None) -> "Model":
     """A trained network, ready to embed images and to compare them.
 
-    `source` is a run (its newest checkpoint), a checkpoint folder, or a file that `manyfaces
-    export` wrote. `device` is one of torch's names; by default the GPU where there is one. Raises
-    `manyfaces.configs.errors.UserError` for what is no trained network.
+    `source` is a run (its newest checkpoint), `RUN@best`, a checkpoint folder, or a file that
+    `manyfaces export` wrote. `device` is one of torch's names; by default the GPU where there is
+    one. Raises `manyfaces.configs.errors.UserError` for what is no trained network.
     """
     # Torch takes seconds to import: whoever only asks for the version does not wait for it.
     from manyfaces.train.evaluation.model import Model

@@ -64,9 +64,9 @@ class Backbone(Kind):
     )
     """What that difference is divided by."""
     init: Annotated[str | None, RESULTS, NODE_PATH] = None
-    """Weights to start from: a run or a checkpoint of ours, InsightFace's `backbone.pth`, or
-    another file of weights (`.safetensors`, `.pth`). Nothing in it is run, and what matched is
-    shown."""
+    """Weights to start from: a run of ours, its best (`runs/OLD@best`) or a checkpoint,
+    InsightFace's `backbone.pth`, or another file of weights (`.safetensors`, `.pth`). Nothing in it
+    is run, and what matched is shown."""
 
     adapters: tuple[Adapter, ...] = ()
     """What is trained in place of the backbone's own weights: these then stay as `init` gives them,

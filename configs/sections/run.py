@@ -36,5 +36,6 @@ class Run(Node):
     seed: Annotated[int, Field(ge=0, lt=2**32), RESULTS] = 0
     """Seed of the weights, the order, the augmentation and the sampled classes."""
     resume_from: Annotated[str | None, PATH] = None
-    """A run, or one of its checkpoints (`runs/OLD/checkpoints/step-...`), to start a new run name
-    from; either may be at an URL."""
+    """A run, its best checkpoint (`runs/OLD@best`), or any of them
+    (`runs/OLD/checkpoints/step-...`), to start a new run name from; a run or a checkpoint may be at
+    an URL."""

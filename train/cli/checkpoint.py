@@ -68,7 +68,7 @@ def show(run: TrainedRun) -> None:
         ],
     }
     told = {name: cells for name, cells in columns.items() if any(cells)}
-    table = Table(Column("checkpoint", no_wrap=True), *told)
+    table = Table(Column("checkpoint", no_wrap=True), *(Column(n, overflow="fold") for n in told))
     for each, *cells in zip(found, *told.values(), strict=True):
         table.add_row(*map(Text, (each.path.name, *cells)))
     console.print(table)

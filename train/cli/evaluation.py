@@ -20,7 +20,7 @@ BatchSize = Annotated[int, typer.Option(parser=positive, metavar="N")]
 
 
 def evaluate(run: TrainedRun, pairs: PairSets = None, batch_size: BatchSize = 200) -> None:
-    """Score a run's newest checkpoint."""
+    """Score a run's newest checkpoint, or another."""
     from rich.progress import Progress
 
     from manyfaces.train.evaluation.evaluate_run import evaluate_run

@@ -52,7 +52,9 @@ for verb in (
     app.command()(verb)
 app.add_typer(jobs.app, name="jobs", help="Follow submitted jobs.")
 app.add_typer(data.app, name="data", help="Make and check datasets.")
-app.add_typer(checkpoint.app, name="checkpoint", help="Look at checkpoints and verify them.")
+app.add_typer(
+    checkpoint.app, name="checkpoint", help="Look at checkpoints, verify and hand them on."
+)
 app.add_typer(head.app, name="head", help="Look into a trained head; identities come and go.")
 
 
