@@ -30,7 +30,7 @@ from manyfaces.train.checkpoint.layout import read_optimizer
 from manyfaces.train.checkpoint.network import Network, build_backbone
 from manyfaces.train.checkpoint.progress import nothing, watched
 from manyfaces.train.checkpoint.state import RunState
-from manyfaces.train.checkpoint.writer import Checkpointer, Hooks
+from manyfaces.train.checkpoint.writer import Checkpointer
 from manyfaces.train.engine import Engine
 from manyfaces.train.evaluation.encoders import open_encoder
 from manyfaces.train.evaluation.report import save_report
@@ -47,7 +47,7 @@ from manyfaces.train.protocols.protocol import Protocol
 from manyfaces.train.record import NoRecord, Record
 from manyfaces.train.run_identity import check_worker
 from manyfaces.train.sample_log import open_log
-from manyfaces.train.sending import begin_sending, open_uploads, refuse_unseen, send_what_stands
+from manyfaces.train.saving import begin_sending, open_checkpointer, refuse_unseen, sending
 from manyfaces.train.startup import Startup
 from manyfaces.train.stopping import INTERRUPTED, finishing, share_stop, stopped_line
 from manyfaces.train.watchdog import Watchdog
@@ -140,7 +140,7 @@ def _run(
     startup.done("lease")
     dataset, protocols = on_all_ranks(lambda: _open(config, folder))
     startup.done("dataset")
-    checkpointer = _checkpointer(config, folder, record, watchdog, writer, store_lease)
+    checkpointer = open_checkpointer(config, folder, record, watchdog, writer, store_lease)
     fixed = config, world, folder, record, watchdog, stop, dataset, protocols
     session = _Session(*fixed, checkpointer, dist.new_group(backend="gloo"), startup)
     while not _trained(session):
@@ -203,15 +203,14 @@ def _trained(session: _Session) -> bool:
         )
         startup.done("loader")
         try:
-            with finishing(checkpointer.wait):
+            with (
+                sending(checkpointer, record, session.watchdog),
+                finishing(checkpointer.wait),
+            ):
                 results = train(parts, progress)
         except GoingBack:
             engine.close()
             return False
-        except UserError:
-            session.watchdog.phase("upload")
-            send_what_stands(checkpointer, record)
-            raise
         checkpointer.retain(progress.step)  # now the last step is evaluated
     _record_results(session, results, progress.step)
     return True
@@ -222,9 +221,9 @@ def _record_results(session: _Session, results: Sequence[Result], step: int) -> 
     if session.world.rank == 0 and results:
         summary, *_ = save_report(results, session.folder.plots, step)
         summary.replace(session.folder.evaluation)
-    if (uploads := session.checkpointer.uploads) is not None:
+    if session.checkpointer.uploads is not None:
         session.watchdog.phase("upload")
-        uploads.finish()
+        session.checkpointer.uploads.finish()
     session.record.event("finished", f"finished at step {step}", step=step)
 
 
@@ -234,28 +233,6 @@ def _refuse_small_batch(config: Config, world: World) -> None:
             f"train.batch_size {config.train.batch_size}: BatchNorm needs 2 images on each of "
             f"{world.size} workers"
         )
-
-
-def _checkpointer(
-    config: Config,
-    folder: RunFolder,
-    record: Record,
-    watchdog: Watchdog,
-    writer: Lease | None,
-    store_lease: int | None,
-) -> Checkpointer:
-    """Writes the run's checkpoints for as long as rank 0 has the lease, and records them.
-    Collective."""
-    hooks = Hooks(
-        committed=lambda step, path: record.event("checkpoint", f"checkpoint {path}", step=step),
-        failed=lambda step, message: record.event("checkpoint_failed", message, step=step),
-        retained=lambda step, message: record.event("retention", message, step=step),
-        beat=watchdog.beat,
-        moment=watchdog.entered,
-    )
-    may_write = (lambda: None) if writer is None else writer.check
-    uploads = open_uploads(config, folder, record, watchdog.beat, may_write, store_lease)
-    return Checkpointer(folder.checkpoints, config.checkpoint, hooks, may_write, uploads)
 
 
 def _open(config: Config, folder: RunFolder) -> tuple[Dataset, list[Protocol]]:

@@ -51,7 +51,7 @@ def config(folder: Path, dataset: Path, **run: Any) -> Path:
         folder,
         dataset,
         run={"work_dir": str(folder / "work"), **run},
-        checkpoint={"every_steps": 5, "keep": 2, "store_patience_s": 5},
+        checkpoint={"every_steps": 5, "keep": 2, "store_patience_s": 60},
         train={"epochs": 2},
         tracking={"uri": f"sqlite:///{folder.parent}/mlflow.db"},
     )
@@ -72,13 +72,14 @@ def test_it_goes_on_from_the_store_on_a_fresh_machine(
     whole = config(tmp_path / "whole", dataset_path)
     assert to_the_end(whole).returncode == 0
     first = config(tmp_path / "first", dataset_path, dir="s3://bucket/runs")
-    store = RunStore("s3://bucket/runs/run", 5)
+    store = RunStore("s3://bucket/runs/run", 120)
 
     def stored() -> list[int]:
         return [each.step for each in store.checkpoints() if isinstance(each.commit, Commit)]
 
+    events = tmp_path.joinpath("first", "work", "s3", "bucket", "runs", "run", "events.jsonl")
     with in_background(first) as process:
-        wait_until(stored, process)
+        wait_until(lambda: any(row["kind"] == "uploaded" for row in rows(events)), process)
         second = forked("train", first, "cluster.launcher=process")  # while the first one lives
         kill_tree(process)
     assert second.returncode == 2
@@ -134,7 +135,7 @@ def test_a_store_that_is_gone_at_the_end_is_told_and_made_up_for(
     proxy.put("/bucket")
     words = "cluster.workers=1", "cluster.launcher=process", "run.name=gone"
     here = config(tmp_path / "here", dataset_path, dir="s3://bucket/runs")
-    proxy.put_faults["gone/checkpoints/step-00000015"] = [503] * 10_000
+    proxy.put_faults["gone/checkpoints/step-00000015"] = [403] * 10_000
     ended = manyfaces("train", here, *words)
     assert ended.returncode == 2
     (line,) = ended.stderr.strip().splitlines()

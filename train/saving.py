@@ -1,7 +1,7 @@
-"""What the workers of a run at an URL do about its store."""
+"""What writes a run's checkpoints, and what the workers of one at an URL do about its store."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from manyfaces.cluster.world import on_all_ranks
 from manyfaces.configs.errors import UserError
@@ -9,11 +9,12 @@ from manyfaces.configs.schema import Config
 from manyfaces.train.checkpoint.finder import Found
 from manyfaces.train.checkpoint.store import RunStore
 from manyfaces.train.checkpoint.uploads import UploadHooks, Uploads
-from manyfaces.train.checkpoint.writer import Checkpointer
+from manyfaces.train.checkpoint.writer import Checkpointer, Hooks
 from manyfaces.train.folder import RunFolder, run_url
-from manyfaces.train.lease import Launch
+from manyfaces.train.lease import Launch, Lease
 from manyfaces.train.record import Record
 from manyfaces.train.store_lease import refuse_lost_in_store
+from manyfaces.train.watchdog import Watchdog
 
 
 def refuse_unseen(config: Config, folder: RunFolder, launch: Launch) -> None:
@@ -25,7 +26,29 @@ def refuse_unseen(config: Config, folder: RunFolder, launch: Launch) -> None:
         )
 
 
-def open_uploads(
+def open_checkpointer(
+    config: Config,
+    folder: RunFolder,
+    record: Record,
+    watchdog: Watchdog,
+    writer: Lease | None,
+    store_lease: int | None,
+) -> Checkpointer:
+    """Writes the run's checkpoints for as long as rank 0 has the lease, records them, and
+    sends them to the store of a run at an URL. Collective."""
+    hooks = Hooks(
+        committed=lambda step, path: record.event("checkpoint", f"checkpoint {path}", step=step),
+        failed=lambda step, message: record.event("checkpoint_failed", message, step=step),
+        retained=lambda step, message: record.event("retention", message, step=step),
+        beat=watchdog.beat,
+        moment=watchdog.entered,
+    )
+    may_write = (lambda: None) if writer is None else writer.check
+    uploads = _open_uploads(config, folder, record, watchdog.beat, may_write, store_lease)
+    return Checkpointer(folder.checkpoints, config.checkpoint, hooks, may_write, uploads)
+
+
+def _open_uploads(
     config: Config,
     folder: RunFolder,
     record: Record,
@@ -63,14 +86,20 @@ def begin_sending(checkpointer: Checkpointer, found: Found | None) -> None:
         checkpointer.uploads.begin(found.path if found is not None and is_own else None)
 
 
-def send_what_stands(checkpointer: Checkpointer, record: Record) -> None:
-    """Have the last checkpoint in the store before the run ends with another word. Collective."""
-    if checkpointer.uploads is None:
-        return
+@contextlib.contextmanager
+def sending(checkpointer: Checkpointer, record: Record, watchdog: Watchdog) -> Iterator[None]:
+    """Where the training in the block ends by an error that all ranks meet alike, have the last
+    checkpoint in the store before it is raised. Collective then."""
     try:
-        checkpointer.uploads.finish()
-    except UserError as error:
-        # A run that was taken over is another one's to record, and a full disk takes no line.
-        with contextlib.suppress(UserError, OSError):
-            checkpointer.may_write()
-            record.event("upload_failed", str(error))
+        yield
+    except UserError:
+        if checkpointer.uploads is not None:
+            watchdog.phase("upload")
+            try:
+                checkpointer.uploads.finish()
+            except UserError as error:
+                # A run that was taken over is another's to record; a full disk takes no line.
+                with contextlib.suppress(UserError, OSError):
+                    checkpointer.may_write()
+                    record.event("upload_failed", str(error))
+        raise
