@@ -348,8 +348,10 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
     return lambda: ray_cluster(monkeypatch, num_cpus=2)
 
 
-def submit(config: Path, address: str, *words: str) -> str:
-    submitted = manyfaces("submit", config, *words, "--address", address)
+def submit(config: Path, address: str) -> str:
+    submitted = manyfaces("submit", config, "--address", address)
+    while "try again later" in submitted.stderr:  # Ray's own words: its agent is not up yet
+        submitted = manyfaces("submit", config, "--address", address)
     assert submitted.returncode == 0, submitted.stderr
     return re.findall(r"raysubmit_\w+", submitted.stdout)[0]
 
