@@ -93,7 +93,10 @@ def _hung(
     """The rank that the others waited for, by heartbeats: one that is not overdue itself, or else
     the one that has come least far."""
     rank = quiet[0] if quiet else min(sorted(waited), key=lambda rank: beats[rank].phases)
-    return rank, f"hung in {beats[rank].phase!r} for longer than cluster.step_timeout_s"
+    return rank, (
+        f"has hung: it was last heard of in {beats[rank].phase!r}, and the others waited for "
+        "longer than cluster.step_timeout_s"
+    )
 
 
 def _is_of_another(fault: str) -> bool:

@@ -329,12 +329,12 @@ def test_a_rank_that_hangs_is_named_and_replaced(
     [failed] = events(run, "worker_failed")
     report("a hung rank", run, fault["time"], lost, told["message"], failed["message"])
     assert re.search(
-        r"^rank 1 on \S+ has not arrived and gives no sign of life: its last was in '(data|step 13)"
-        r"', after step 12; rank 0 has been in 'step 13' for more than 40 s ",
+        r"^rank 1 on \S+ has not arrived and gives no sign of life: its last was in '[^']+"
+        r"', after step \d+; rank 0 has been in 'step 13' for more than 40 s ",
         told["message"],
     )
     assert failed["rank"] == 1
-    assert failed["message"].startswith("rank 1 on ")
+    assert re.search(r"^rank 1 on \S+ has hung: it was last heard of in ", failed["message"])
     assert told["message"] in text
     assert 0 <= lost <= EVERY
     assert not psutil.pid_exists(hung)

@@ -54,7 +54,11 @@ def test_a_rank_that_hangs_is_named_and_not_those_that_end_because_of_it(ended_p
         2: replace(waited, rank=2, fault=RESET, failed_at=5.0),
     }
     causes = {0: "died: its process was killed, or had no memory left", 2: f"failed: {RESET}"}
-    told = (1, "hung in 'data' for longer than cluster.step_timeout_s")
+    told = (
+        1,
+        "has hung: it was last heard of in 'data', and the others waited for longer than "
+        "cluster.step_timeout_s",
+    )
     assert first_to_fail(causes, beats) == told
     # One that only sleeps is overdue itself.
     assert first_to_fail(causes, beats | {1: replace(beats[1], overdue=True)}) == told
