@@ -146,7 +146,8 @@ def state(run: Path) -> dict[str, torch.Tensor]:
 
 
 def losses(run: Path) -> dict[int, float]:
-    return {row["step"]: row["train/loss"] for row in rows(run / "metrics.jsonl")}
+    measured = rows(run / "metrics.jsonl")
+    return {row["step"]: row["train/loss"] for row in measured if "train/loss" in row}
 
 
 def assert_same(run: Path, twin: Path, left_out: int) -> None:
