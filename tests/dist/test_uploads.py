@@ -222,6 +222,7 @@ def goes_on(run: Path) -> Told:
     return told
 
 
+@pytest.mark.slow
 def test_what_was_killed_on_the_way_is_no_checkpoint_and_is_sent_by_the_next_session(
     proxy: Proxy, tmp_path: Path
 ) -> None:

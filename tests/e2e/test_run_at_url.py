@@ -80,10 +80,7 @@ def test_it_goes_on_from_the_store_on_a_fresh_machine(
     events = tmp_path.joinpath("first", "work", "s3", "bucket", "runs", "run", "events.jsonl")
     with in_background(first) as process:
         wait_until(lambda: any(row["kind"] == "uploaded" for row in rows(events)), process)
-        second = forked("train", first, "cluster.launcher=process")  # while the first one lives
         kill_tree(process)
-    assert second.returncode == 2
-    assert "another process writes this run: process" in second.stderr
     at = max(stored())
     shutil.rmtree(tmp_path / "first" / "work")
 
