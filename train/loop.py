@@ -101,7 +101,9 @@ def train(parts: Parts, progress: Progress) -> list[Result]:
         progress.step += 1
         parts.watchdog.made(progress.step)
         if parts.startup.end("first step"):
-            _record_startup(parts, progress.step)
+            with contextlib.suppress(OSError):  # a full disk ends no training
+                seconds = parts.startup.seconds
+                parts.record.event("ready", str(parts.startup), step=progress.step, seconds=seconds)
         progress.position = moment.position + moment.batch_size
         # The step has waited for the device: it knows the gradient's norm.
         progress.seconds += time.monotonic() - began
@@ -249,15 +251,6 @@ def _step(
     parts.not_finite.take(batch.position, step, reason)
 
 
-def _record_startup(parts: Parts, step: int) -> None:
-    seconds = parts.startup.seconds
-    metrics = {f"start/{part.replace(' ', '_')}_s": taken for part, taken in seconds.items()}
-    # A full disk ends no training.
-    with contextlib.suppress(OSError):
-        parts.record.event("ready", str(parts.startup), step=step, seconds=seconds)
-        parts.record.metrics(step, **metrics, **{"start/all_s": parts.startup.total_s})
-
-
 def _log(
     parts: Parts, progress: Progress, moment: Moment, result: StepResult, rates: Rates
 ) -> None:
@@ -271,6 +264,7 @@ def _log(
         "train/epoch": progress.position / num_images,
         **{f"train/{name}": float(value) for name, value in result.metrics.items()},
         **pace,
+        **parts.startup.take_metrics(),
         "minutes": progress.seconds / 60,
     }
     if quarantined:

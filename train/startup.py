@@ -13,7 +13,7 @@ class Startup:
         self.seconds: dict[str, float] = {"process": process_age_s()}
         """Seconds of each part that is done, in their order."""
         self._since = time.monotonic()
-        self._ended = False
+        self._ended = self._taken = False
 
     def done(self, part: str) -> None:
         """This part ends now, and the next one begins. After the last one it does nothing."""
@@ -28,6 +28,15 @@ class Startup:
         self.done(part)
         was_open, self._ended = not self._ended, True
         return was_open
+
+    def take_metrics(self) -> dict[str, float]:
+        """Its seconds by the names that they are recorded under, once: none before the last part
+        ended, nor the next time."""
+        if not self._ended or self._taken:
+            return {}
+        self._taken = True
+        parts = {f"start/{part.replace(' ', '_')}_s": taken for part, taken in self.seconds.items()}
+        return {**parts, "start/all_s": self.total_s}
 
     @property
     def total_s(self) -> float:

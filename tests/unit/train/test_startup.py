@@ -17,11 +17,20 @@ def test_the_parts_are_all_of_the_start(monkeypatch: pytest.MonkeyPatch) -> None
     start = Startup()
     start.done("imports")
     start.done("data")
+    assert start.take_metrics() == {}
     assert start.end("first step")
     assert not start.end("first step"), "a later step is not of the start"
     start.done("data")
     assert start.seconds == {"process": 3.0, "imports": 2.0, "data": 0.5, "first step": 4.0}
     assert start.total_s == 9.5
+    assert start.take_metrics() == {
+        "start/process_s": 3.0,
+        "start/imports_s": 2.0,
+        "start/data_s": 0.5,
+        "start/first_step_s": 4.0,
+        "start/all_s": 9.5,
+    }
+    assert start.take_metrics() == {}, "they are recorded once"
     assert str(start) == (
         "first step 9.5 s after its process began: process 3.0, imports 2.0, data 0.5, first step "
         "4.0"
