@@ -153,21 +153,27 @@ def _fit_while_saving(work: Work, config: schema.Cluster, storage: str) -> None:
     a checkpoint was committed in between: Ray counts over the whole run, and the longer one is the
     more workers it loses."""
     import ray
+    import ray.exceptions
     import ray.train
 
     # A node that was lost meanwhile is waited for: how many workers there are does not change.
     resources = ray.cluster_resources()
+    starts = 0  # that were cut off since the newest checkpoint
     while True:
         saved = work.saved()
         counted = replace(work, payload=work.payload | {"saved": saved})
         trainer = _trainer(counted, config, resources, storage)
         try:
             return _fit(trainer, work)
-        except ray.train.WorkerGroupError as error:
-            if config.max_failures == 0 or work.saved() <= saved or current().requested:
-                raise WorkersFailedError(_first_failure(error, config.max_failures)) from error
         except ray.train.TrainingFailedError as error:
-            raise WorkersFailedError(_first_failure(error, config.max_failures)) from error
+            has_saved, limit = work.saved() > saved, config.max_failures
+            starts = 0 if has_saved else starts + 1
+            # Ray restarts what has begun to run, and ends for a worker that dies just before.
+            died = isinstance(getattr(error, "controller_failure", None), ray.exceptions.RayError)
+            may_start = died and (limit < 0 or starts <= limit)
+            may_count = isinstance(error, ray.train.WorkerGroupError) and has_saved and limit != 0
+            if current().requested or not (may_start or may_count):
+                raise WorkersFailedError(_first_failure(error, limit)) from error
 
 
 def _fit(trainer: Any, work: Work) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import ray
+import ray.exceptions
 import ray.train
 
 from manyfaces.cluster import launch
@@ -84,3 +85,12 @@ def test_what_is_no_lost_worker_is_tried_once(monkeypatch: pytest.MonkeyPatch) -
     end = ray.train.ControllerError(RuntimeError("no place for them"))
     with pytest.raises(launch.WorkersFailedError, match="could not start the workers"):
         fits([end], [-1, 40], 3, monkeypatch)
+
+
+def test_a_worker_that_dies_before_it_runs_is_started_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cut_off = ray.train.ControllerError(ray.exceptions.RayActorError())
+    assert fits([cut_off, cut_off, None], [-1] * 4, 2, monkeypatch) == [-1] * 3
+    with pytest.raises(launch.WorkersFailedError):
+        fits([cut_off, cut_off, None], [-1] * 4, 1, monkeypatch)
