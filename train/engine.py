@@ -126,8 +126,9 @@ class Engine:
         trained = list(self.parameters.values())
         in_groups = [id(p) for group in self.groups for p in group.parameters.values()]
         assert sorted(in_groups) == sorted(map(id, trained)), "each trained weight is in one group"
-        # Muon is an optimiser whose import loads torch's compiler.
-        with left_out("deepspeed.runtime.zero.muon.muon_optimizer"):
+        # Muon is an optimiser whose import loads torch's compiler; stage 3 does not do without it.
+        muon = "deepspeed.runtime.zero.muon.muon_optimizer"
+        with left_out(muon) if self.stage < 3 else contextlib.nullcontext():
             self._engine, self._optimizer, _, _ = deepspeed.initialize(
                 # DeepSpeed would take the GPU of this LOCAL_RANK, which a worker that is shown one
                 # of several does not have.
