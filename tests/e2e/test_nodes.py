@@ -315,7 +315,11 @@ def test_a_rank_that_hangs_is_named_and_replaced(
     twin: Path, dataset_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MANYFACES_FAULTS", "stop@rank=1,step=13")
-    short = {"cluster": {"step_timeout_s": 40}, "data": {"store_patience_s": 20}}
+    short = {
+        "cluster": {"step_timeout_s": 40},
+        "data": {"store_patience_s": 20},
+        "checkpoint": {"every_steps": EVERY, "keep": 20, "store_patience_s": 20},
+    }
     config = config_of(tmp_path, dataset_path, **short)
     run = tmp_path / "runs" / "run"
     with started("train", config) as process, Watched(run) as seen:
