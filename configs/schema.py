@@ -30,6 +30,7 @@ from manyfaces.configs.sections.run import Run
 from manyfaces.configs.sections.tracking import Tracking
 from manyfaces.configs.sections.train import Schedule, Train
 from manyfaces.configs.transforms.transform import Transform
+from manyfaces.configs.urls import url_of
 
 __all__ = [
     "SGD",
@@ -87,13 +88,13 @@ class Config(Node):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Config":
-        for key, patience_s in (
-            ("data.store_patience_s", self.data.store_patience_s),
-            ("checkpoint.store_patience_s", self.checkpoint.store_patience_s),
-        ):
-            if patience_s >= self.cluster.step_timeout_s:
+        patience_s = {"data.store_patience_s": self.data.store_patience_s}
+        if url_of(self.run.dir) is not None:
+            patience_s["checkpoint.store_patience_s"] = self.checkpoint.store_patience_s
+        for key, seconds in patience_s.items():
+            if seconds >= self.cluster.step_timeout_s:
                 raise ValueError(
-                    f"{key} {patience_s:g} is not below cluster.step_timeout_s "
+                    f"{key} {seconds:g} is not below cluster.step_timeout_s "
                     f"{self.cluster.step_timeout_s:g}, which would end the worker first"
                 )
         self._check_best()

@@ -3,6 +3,7 @@ is resumed from each of them in fresh processes, and every further step, sample 
 compared bit for bit. What runs is the function that the launcher runs in every worker."""
 
 import json
+import re
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
@@ -21,8 +22,8 @@ from manyfaces.configs.load import load_stored
 Tree = Mapping[str, Any]
 Samples = list[tuple[int, list[int]]]
 """Position in the stream and sample ids of each of a rank's batches."""
-NOT_EXACT = {"time", "images_per_s", "data_wait_share", "minutes"}
-"""Numbers of a step that are measured by the clock."""
+BY_THE_CLOCK = re.compile(r"time|images_per_s|minutes|.*_share|slowest_rank.*|start/.*")
+"""Names of the numbers of a step that no two runs have in common."""
 _TIMEOUT_S = 400
 _PARTITIONED_FROM = 100
 """Stage 3 parts weights of more elements than this among the ranks: some of our small networks'.
@@ -61,7 +62,7 @@ class Trained:
         """What was measured at each step, but for times."""
         rows = map(json.loads, (self.folder / "metrics.jsonl").read_text().splitlines())
         return {
-            row["step"]: {name: row[name] for name in row.keys() - NOT_EXACT}
+            row["step"]: {name: row[name] for name in row if not BY_THE_CLOCK.fullmatch(name)}
             for row in rows
             if "train/loss" in row
         }

@@ -110,6 +110,13 @@ def rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+def events(run: Path) -> list[tuple[str, str]]:
+    """Kinds and messages of a run's events, but for those that come with every start and with the
+    removal of older checkpoints."""
+    found = [(row["kind"], row["message"]) for row in rows(run / "events.jsonl")]
+    return [(kind, message) for kind, message in found if kind not in ("ready", "retention")]
+
+
 def wait_until(
     done: Callable[[], Any],
     process: subprocess.Popen[str] | None = None,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch.distributed as dist
-from commands import recipe, rows
+from commands import events, recipe, rows
 from launcher import run_ranks
 
 from manyfaces.configs.load import load
@@ -42,13 +42,13 @@ def test_training_goes_on_and_the_last_one_must_be_written(
     run = tmp_path / "runs" / "run"
     run.mkdir(parents=True)
     run_ranks(2, run_twice, str(config))
-    events = [(row["kind"], row["message"]) for row in rows(run / "events.jsonl")]
+    told = events(run)
     kinds = ["start", "checkpoint_failed", *["checkpoint"] * 4, "stopped"]
-    assert [kind for kind, _ in events] == [*kinds, "start", "checkpoint", "finished"]
+    assert [kind for kind, _ in told] == [*kinds, "start", "checkpoint", "finished"]
     place = r"rank 1: disk full: needs .* MB, free .* MB, at .*/step-\d{8}\.tmp-.*/shard-00002-.*"
     assert re.fullmatch(
         rf"checkpoint of step 5 FAILED \({place}\), training goes on; the last good .* is none",
-        events[1][1],
+        told[1][1],
     )
     assert re.search(
         rf"step 30 FAILED \({place}\): the last of the run; .* is step-00000025; free some space "

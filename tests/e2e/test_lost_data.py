@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 
 import torch.distributed as dist
-from commands import recipe, rows
+from commands import events, recipe, rows
 from launcher import run_ranks
 
 from manyfaces.configs.errors import UserError
@@ -43,14 +43,10 @@ def test_all_ranks_stop_behind_a_checkpoint(dataset_path: Path, tmp_path: Path) 
     run = tmp_path / "runs" / "run"
     run.mkdir(parents=True)
     run_ranks(2, run_worker, str(config))
-    events = [
-        (row["kind"], row["message"])
-        for row in rows(run / "events.jsonl")
-        if row["kind"] != "checkpoint"
-    ]
-    assert [kind for kind, _ in events] == ["start", "stopped", "start", "finished"]
-    assert events[1][1] == "rank 1: shard-000001.tar: gone"
-    assert "resuming step-00000007 at sample 112" in events[2][1]
+    told = [each for each in events(run) if each[0] != "checkpoint"]
+    assert [kind for kind, _ in told] == ["start", "stopped", "start", "finished"]
+    assert told[1][1] == "rank 1: shard-000001.tar: gone"
+    assert "resuming step-00000007 at sample 112" in told[2][1]
     state = json.loads((run / "checkpoints" / "step-00000007" / "state.json").read_text())
     assert state["position"] == LOST_AT
     assert [row["step"] for row in rows(run / "metrics.jsonl") if "train/loss" in row] == list(

@@ -318,7 +318,7 @@ def test_a_rank_that_hangs_is_named_and_replaced(
     short = {
         "cluster": {"step_timeout_s": 40},
         "data": {"store_patience_s": 20},
-        "checkpoint": {"every_steps": EVERY, "keep": 20, "store_patience_s": 20},
+        "checkpoint": {"every_steps": EVERY, "keep": 20},
     }
     config = config_of(tmp_path, dataset_path, **short)
     run = tmp_path / "runs" / "run"

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 from commands import (
+    events,
     forked,
     recipe,
     rows,
@@ -72,8 +73,7 @@ def test_sigterm_saves_the_step_that_is_made(dataset_path: Path, tmp_path: Path)
     assert f"stopped by SIGTERM; the same command goes on from {run}/checkpoints/{name}" in text
     assert "Traceback" not in text
     assert mlflow_status(run) == "KILLED"
-    kinds = [row["kind"] for row in rows(run / "events.jsonl")]
-    assert kinds == ["start", "stopping", "checkpoint", "interrupted"]
+    assert [kind for kind, _ in events(run)] == ["start", "stopping", "checkpoint", "interrupted"]
 
 
 @pytest.mark.slow
@@ -136,9 +136,9 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(
     steps = {len(each) for each in calls}
     assert steps in ({7}, {8})
     assert checkpoints(run) == [f"step-{steps.pop():08d}"]
-    events = [(row["kind"], row["message"]) for row in rows(run / "events.jsonl")]
-    assert [kind for kind, _ in events] == ["start", "stopping", "checkpoint", "interrupted"]
-    assert events[-1][1].startswith("stopped by SIGTERM; the same command goes on from ")
+    told = events(run)
+    assert [kind for kind, _ in told] == ["start", "stopping", "checkpoint", "interrupted"]
+    assert told[-1][1].startswith("stopped by SIGTERM; the same command goes on from ")
 
 
 def test_a_stop_in_an_evaluation_saves_the_steps_before_it(
@@ -157,7 +157,7 @@ def test_a_stop_in_an_evaluation_saves_the_steps_before_it(
     run.mkdir(parents=True)
     run_ranks(2, run_and_go_on, str(config))
     assert checkpoints(run) == ["step-00000003", "step-00000008"]
-    kinds = [row["kind"] for row in rows(run / "events.jsonl") if row["kind"] != "checkpoint"]
+    kinds = [kind for kind, _ in events(run) if kind != "checkpoint"]
     assert kinds == ["start", "stopping", "interrupted", "start", "finished"]
     evaluated = [row["step"] for row in rows(run / "metrics.jsonl") if "pairs/auc" in row]
     assert evaluated == [3, 6, 8]
