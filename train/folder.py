@@ -19,7 +19,7 @@ def work_folder(url: str, work_dir: str) -> Path:
 
 
 def run_url(config: Config) -> str | None:
-    """Where the run is kept besides its folder: an URL with its name, where `run.dir` is one."""
+    """Where the run is kept besides its folder: a URL with its name, where `run.dir` is one."""
     url = url_of(config.run.dir)
     return url and f"{url}/{config.run.name}"
 
@@ -32,7 +32,7 @@ class RunFolder:
 
     @classmethod
     def of(cls, config: Config) -> "RunFolder":
-        """The folder of the run that the configuration names; for a run at an URL the one that it
+        """The folder of the run that the configuration names; for a run at a URL the one that it
         works in."""
         if (url := run_url(config)) is not None:
             return cls(work_folder(url, config.run.work_dir))

@@ -67,7 +67,7 @@ class _Claimed:
     complete: bool
     quantities: QuantitiesByName
     store_lease: StoreLease | None
-    """Of a run at an URL."""
+    """Of a run at a URL."""
 
     def release(self) -> None:
         """Let the next one have the run."""
@@ -303,7 +303,7 @@ def _close(mirror: Mirror, folder: RunFolder, status: Status, console: Console) 
 def _send_record(
     config: Config, folder: RunFolder, store_lease: StoreLease | None, console: Console
 ) -> None:
-    """Have in the store of a run at an URL how it ended."""
+    """Have in the store of a run at a URL how it ended."""
     if (store := run_store(config)) is None or store_lease is None:
         return
     try:

@@ -1,4 +1,4 @@
-"""What writes a run's checkpoints, and what the workers of one at an URL do about its store."""
+"""What writes a run's checkpoints, and what the workers of one at a URL do about its store."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ from manyfaces.train.watchdog import Watchdog
 
 
 def refuse_unseen(config: Config, folder: RunFolder, launch: Launch) -> None:
-    """Raise `UserError` where this node does not see the folder in which a run at an URL works."""
+    """Raise `UserError` where this node does not see the folder in which a run at a URL works."""
     if run_url(config) is not None and launch.lost():
         raise UserError(
             f"{folder.path}: a node does not see the folder in which the run works; with workers "
@@ -35,7 +35,7 @@ def open_checkpointer(
     store_lease: int | None,
 ) -> Checkpointer:
     """Writes the run's checkpoints for as long as rank 0 has the lease, records them, and
-    sends them to the store of a run at an URL. Collective."""
+    sends them to the store of a run at a URL. Collective."""
     hooks = Hooks(
         committed=lambda step, path: record.event("checkpoint", f"checkpoint {path}", step=step),
         failed=lambda step, message: record.event("checkpoint_failed", message, step=step),

@@ -1,4 +1,4 @@
-"""The folder in which a run at an URL works: what the store has that is newer is fetched to it
+"""The folder in which a run at a URL works: what the store has that is newer is fetched to it
 before the run starts."""
 
 import time
@@ -18,7 +18,7 @@ from manyfaces.train.store_lease import refuse_held_in_store
 
 
 def run_store(config: Config) -> RunStore | None:
-    """The store of a run at an URL; None for any other. Raises `UserError`."""
+    """The store of a run at a URL; None for any other. Raises `UserError`."""
     url = run_url(config)
     return None if url is None else RunStore(url, config.checkpoint.store_patience_s)
 

@@ -41,7 +41,7 @@ class Checkpoint(Node):
     `false` needs no copy, and training waits."""
     max_failures: PositiveInt = 3
     """How many in a row may fail to be written, as on a full disk, before training stops; the last
-    one of a run must not. The same holds of sending them to a store, where `run.dir` is an URL."""
+    one of a run must not. The same holds of sending them to a store, where `run.dir` is a URL."""
     store_patience_s: PositiveFloat = 120.0
     """How long the store at `run.dir`'s URL may be away before a checkpoint counts as not sent;
     below `cluster.step_timeout_s`. A run that is asked to stop has `cluster.grace_s` to send its

@@ -48,14 +48,14 @@ class Data(Node):
     (`AWS_PROFILE`, `AWS_ENDPOINT_URL` and their like), set on every node; the store has to let you
     list, so that a missing shard can be told from a forbidden one."""
     cache_dir: Annotated[str, NODE_PATH, ON_FILE_SYSTEM] = "~/.cache/manyfaces"
-    """Where each node keeps the shards of a dataset at an URL; best on its NVMe disk. All datasets
+    """Where each node keeps the shards of a dataset at a URL; best on its NVMe disk. All datasets
     and runs of the node share it. Whole shards are fetched once for all processes of the node, and
     compared with their size and SHA-256 before they are used."""
     cache_gb: PositiveFloat = 100.0
     """Most bytes of shards in it, in 10^9; two windows of the order let the next one be fetched
     while one is trained on, and one is the least."""
     store_patience_s: PositiveFloat = 300.0
-    """How long a store at an URL may be away before the run stops; below
+    """How long a store at a URL may be away before the run stops; below
     `cluster.step_timeout_s`. What may pass (5xx, timeouts, resets, torn bodies) is tried again for
     as long; a shard that is missing or forbidden stops the run at once. A run that stops saves a
     checkpoint first, and the same command resumes it."""

@@ -24,12 +24,12 @@ class Run(Node):
     """The run's folder under `dir`. Typing the same name again resumes the run; other data, another
     model, head, optimiser or seed is then refused with the keys that differ."""
     dir: Annotated[str, PATH] = "runs"
-    """Folder of all runs; on a cluster a path that every node sees. At an URL (`s3://BUCKET/runs`,
+    """Folder of all runs; on a cluster a path that every node sees. At a URL (`s3://BUCKET/runs`,
     `gs://...`) each committed checkpoint and the record are sent there while training goes on, and
     the same command goes on from there on a fresh machine. One process writes a run at a time:
     another one is refused, or stopped by S3's `If-None-Match` where both begin at once."""
     work_dir: Annotated[str, NODE_PATH, ON_FILE_SYSTEM] = "~/.cache/manyfaces/runs"
-    """Where a run whose `dir` is an URL works, in `work_dir/s3/BUCKET/runs/NAME`; best on a disk
+    """Where a run whose `dir` is a URL works, in `work_dir/s3/BUCKET/runs/NAME`; best on a disk
     that outlasts a restart. Workers on several nodes need one that every node sees. MLflow's own
     database stands there too and is not sent: name a server in `tracking.uri` where a run that goes
     on elsewhere has to stay one run of MLflow's."""
@@ -38,4 +38,4 @@ class Run(Node):
     resume_from: Annotated[str | None, PATH] = None
     """A run, its best checkpoint (`runs/OLD@best`), or any of them
     (`runs/OLD/checkpoints/step-...`), to start a new run name from; a run or a checkpoint may be at
-    an URL."""
+    a URL."""

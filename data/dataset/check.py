@@ -35,7 +35,7 @@ def check(dataset: Part, processes: int | None = None) -> list[Fault]:
     A fault has `shard`, `key` (None: the whole shard), `sample` and `reason`; all are written to
     `check.json` in the dataset. Broken is what training would leave out, and also a JPEG with data
     missing in the middle, which training takes with the rest gray. Raises `UserError` for a dataset
-    whose shards are at an URL.
+    whose shards are at a URL.
     """
     if dataset.remote is not None:
         raise UserError(

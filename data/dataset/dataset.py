@@ -68,8 +68,8 @@ class Dataset:
 
 
 def open_part(path: str | Path, config: schema.Data | None = None) -> Part:
-    """Open a dataset folder, or one at an URL; costs no more for 260 million samples than for ten,
-    once an URL's index is in the cache.
+    """Open a dataset folder, or one at a URL; costs no more for 260 million samples than for ten,
+    once a URL's index is in the cache.
 
     `config` says where the cache is, how much it may hold and how long a store may be away. Raises
     `UserError` for a folder that is none, for an index that is not the manifest's, for a store that

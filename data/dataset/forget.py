@@ -34,7 +34,7 @@ def forget(
     to what is forgotten; returns all that is forgotten then.
 
     An identity whose last sample goes is forgotten too. Of several requests at once none is lost in
-    a folder whose file system has locks; at an URL as far as `store_lock` holds. Raises `UserError`
+    a folder whose file system has locks; at a URL as far as `store_lock` holds. Raises `UserError`
     naming each that is not there; then nothing is changed.
     """
     more = Forgotten(_rows(part, keys, processes), _class_ids(part, identities))

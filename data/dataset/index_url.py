@@ -1,4 +1,4 @@
-"""The index of shards that others keep at an URL: they stay there, and each is fetched once, read
+"""The index of shards that others keep at a URL: they stay there, and each is fetched once, read
 and removed."""
 
 import hashlib

@@ -34,7 +34,7 @@ class Part:
     identity_N: NDArray[np.uint32]
     """Number of each sample's identity in this part."""
     remote: RemoteSource | None = None
-    """Where the shards are, if at an URL."""
+    """Where the shards are, if at a URL."""
     first_sample: int = 0
     first_class: int = 0
     first_shard: int = 0

@@ -27,7 +27,7 @@ def verify(part: Part, mode: Literal["auto", "sizes", "hashes"]) -> str:
     what was compared.
 
     Sizes and the first and last member of each shard are compared always; SHA-256 of all bytes for
-    `hashes`, and for `auto` up to 4 GiB. At an URL only sizes are: there the contents are hashed as
+    `hashes`, and for `auto` up to 4 GiB. At a URL only sizes are: there the contents are hashed as
     each shard is fetched. Raises `UserError` listing every shard that is missing, shorter, longer
     or other."""
     where, shards = part.where, part.manifest.shards

@@ -1,4 +1,4 @@
-"""A lock on a folder at an URL: a small object that only one process can create.
+"""A lock on a folder at a URL: a small object that only one process can create.
 
 Stores decide for all at once who creates an object that is not there: S3 (`If-None-Match`), a disk
 (`O_EXCL`). What holds of such a lock is less than of the kernel's:

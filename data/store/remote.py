@@ -1,4 +1,4 @@
-"""A folder at an URL (`s3://`, `gs://`, `https://`, whatever fsspec knows): sizes, reads and whole
+"""A folder at a URL (`s3://`, `gs://`, `https://`, whatever fsspec knows): sizes, reads and whole
 files, with patience. The one file that knows fsspec and tenacity.
 
 Credentials and endpoints are the drivers' own: AWS_ACCESS_KEY_ID, AWS_PROFILE, AWS_ENDPOINT_URL and
@@ -308,7 +308,7 @@ def _driver(url: str, patience_s: float, subject: str) -> tuple[Any, str]:
         ) from error
     except ValueError as error:
         raise UserError(
-            f"{subject} {url}: {error}; give a local folder, or an URL like s3://BUCKET/PREFIX"
+            f"{subject} {url}: {error}; give a local folder, or a URL like s3://BUCKET/PREFIX"
         ) from error
     return fs, str(root).rstrip("/")
 

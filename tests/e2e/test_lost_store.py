@@ -17,7 +17,7 @@ STEPS, PATIENCE_S = 30, 3
 
 @pytest.fixture
 def config(proxy: Proxy, tmp_path: Path) -> Path:
-    """Two workers, 15 shards of 8 images at an URL, and a cache of five: there is always something
+    """Two workers, 15 shards of 8 images at a URL, and a cache of five: there is always something
     to fetch."""
     made = synthesise(tmp_path / "made", 20, 6, seed=7, processes=1, shard_images=8)
     far: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""A run at an URL by the command line, on two gloo ranks: killed with its machine, it goes on from the
+"""A run at a URL by the command line, on two gloo ranks: killed with its machine, it goes on from the
 store on a fresh one to the same bits and the same record, and no credential is left anywhere."""
 
 import contextlib

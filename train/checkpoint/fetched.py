@@ -1,4 +1,4 @@
-"""Checkpoints at an URL, for whatever reads one from a folder."""
+"""Checkpoints at a URL, for whatever reads one from a folder."""
 
 import fcntl
 import re

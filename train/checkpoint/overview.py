@@ -98,7 +98,7 @@ def _why(verdict: Verdict, settings: Checkpoint | None) -> str:
 
 
 def listed_at(url: str) -> list[Listed]:
-    """As `listed`, of the run or the checkpoint at an URL."""
+    """As `listed`, of the run or the checkpoint at a URL."""
     _, found = stored_checkpoints(url)
     return [
         Listed(
@@ -113,7 +113,7 @@ def listed_at(url: str) -> list[Listed]:
 
 
 def corrupt_at(url: str, step: int, count: Callable[[int], None]) -> list[Fault]:
-    """As `corrupt_files`, of a step of the run or the checkpoint at an URL, whose files are fetched
+    """As `corrupt_files`, of a step of the run or the checkpoint at a URL, whose files are fetched
     one after the other."""
     store, found = stored_checkpoints(url)
     return next(store.corrupt_files(each, count) for each in found if each.step == step)

@@ -1,4 +1,4 @@
-"""A run at an URL: what an object store holds of it, and when a checkpoint is there.
+"""A run at a URL: what an object store holds of it, and when a checkpoint is there.
 
     URL/NAME/checkpoints/step-00001000/   the files of the checkpoint as they stand in the folder,
                                           COMMIT.json after all others
@@ -105,7 +105,7 @@ class RunStore:
         removed."""
         if self.remote.read_only:
             raise UserError(
-                f"run.dir {self.where}: nothing can be written there; give a folder, or an URL "
+                f"run.dir {self.where}: nothing can be written there; give a folder, or a URL "
                 "like s3://BUCKET/PREFIX"
             )
         name = f".probe-{os.urandom(4).hex()}"

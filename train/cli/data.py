@@ -106,7 +106,7 @@ IndexFolder = Annotated[
     Path | None,
     typer.Option(
         metavar="FOLDER",
-        help="Where the index goes of shards at an URL that cannot be written to.",
+        help="Where the index goes of shards at a URL that cannot be written to.",
     ),
 ]
 Grid = Annotated[Path, typer.Option(metavar="GRID.png")]
@@ -219,7 +219,7 @@ def synthesise_identities(
 
 @app.command("index")
 def index_shards(folder: FolderOrUrl, out: IndexFolder = None) -> None:
-    """Index WebDataset shards of others, in place or at an URL.
+    """Index WebDataset shards of others, in place or at a URL.
 
     A sample is KEY.jpg beside KEY.cls or KEY.json. Nothing is copied.
     """
@@ -229,7 +229,7 @@ def index_shards(folder: FolderOrUrl, out: IndexFolder = None) -> None:
         from manyfaces.data.dataset.index_shards import index_folder
 
         if out is not None:
-            raise UserError("--out is for shards at an URL; a folder's index goes into it")
+            raise UserError("--out is for shards at a URL; a folder's index goes into it")
         return _tell(folder, index_folder(folder, tell=note))
     from manyfaces.data.dataset.index_url import index_url
 

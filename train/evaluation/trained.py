@@ -40,7 +40,7 @@ class Trained:
 
 def open_trained(run: Path) -> Trained:
     """The network of a run's newest committed checkpoint, of the best one of `RUN@best`, or of the
-    checkpoint folder given; a run or a checkpoint may be at an URL.
+    checkpoint folder given; a run or a checkpoint may be at a URL.
 
     Raises `UserError` where there is none, and as `load_trained` does.
     """

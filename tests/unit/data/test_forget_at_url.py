@@ -1,4 +1,4 @@
-"""What is forgotten at an URL: of requests at once none is lost, and none waits for ever."""
+"""What is forgotten at a URL: of requests at once none is lost, and none waits for ever."""
 
 import os
 import threading

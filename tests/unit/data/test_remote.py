@@ -1,4 +1,4 @@
-"""Datasets at an URL, in the face of every fault of a store: what may pass costs its time, what may
+"""Datasets at a URL, in the face of every fault of a store: what may pass costs its time, what may
 not is one clear line at once."""
 
 import hashlib

@@ -1,4 +1,4 @@
-"""A dataset at an URL with credentials: it is told and kept without them."""
+"""A dataset at a URL with credentials: it is told and kept without them."""
 
 from pathlib import Path
 

@@ -233,7 +233,7 @@ def run_at(url: str) -> RunStore:
     [
         ("s3://no-such-bucket/runs/x", r"s3://no-such-bucket/runs/x/\.probe-.*; make the bucket, or"),
         ("https://host/runs/x", r"run.dir https://host/runs/x: nothing can be written there; give"),
-        ("nonsense://runs/x", r"run.dir nonsense://runs/x: .*; give a local folder, or an URL like"),
+        ("nonsense://runs/x", r"run.dir nonsense://runs/x: .*; give a local folder, or a URL like"),
         ("gs://bucket/runs/x", r"run.dir gs://bucket/runs/x: the driver for gs:// is not installed: "
          r"pip install manyfaces\[gcs\]"),
     ],
