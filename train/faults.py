@@ -4,7 +4,7 @@ a plan of what is to happen to which rank, and when.
     MANYFACES_FAULTS='kill@rank=1,step=7;sleep@rank=0,step=9,phase=data,seconds=4'
 
 The environment of the command that launches a run holds the plan, and it travels to the workers
-with the configuration. Each fault comes true once in a run's life: restarted workers pass it by.
+with the configuration. Each fault is injected once in a run's life: restarted workers pass it by.
 """
 
 import errno
@@ -40,14 +40,17 @@ Phase = Literal[
     "step",
     "checkpoint",
     "evaluation",
+    "replacement",
+    "upload",
     "checkpoint:rows",
     "checkpoint:written",
     "checkpoint:commit",
     "checkpoint:rename",
     "checkpoint:after",
 ]
-"""The watchdog's phases, and the moments of a checkpoint's write: before this rank writes its part,
-behind that, before COMMIT.json, between it and the folder's name, and behind the commit."""
+"""The watchdog's phases, of which `replacement` is the wait of workers that Ray is about to replace,
+and the moments of a checkpoint's write: before this rank writes its part, behind that, before
+COMMIT.json, between it and the folder's name, and behind the commit."""
 _SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "stop": signal.SIGSTOP}
 _FORM = "write faults as 'kill@rank=1,step=7;sleep@rank=0,step=9,phase=data,seconds=4'"
 
@@ -61,10 +64,11 @@ class Fault(BaseModel):
     `enospc` is what a full disk says."""
     rank: NonNegativeInt
     step: NonNegativeInt | None = None
-    """The step that is begun or, in other phases, the number of those that are made; any where it
-    is left out."""
+    """The step that is begun or, in other phases, the number of those that are made; where it is left
+    out the fault is injected at any."""
     phase: Phase | None = None
-    """Any of the watchdog's where it is left out, but no moment of a write."""
+    """Where it is left out the fault is injected in any of the watchdog's phases, but at no moment of
+    a checkpoint's write."""
     seconds: PositiveFloat | None = None
     """How long a `sleep` is."""
 
@@ -87,7 +91,7 @@ class Fault(BaseModel):
         return ":" not in phase if self.phase is None else self.phase == phase
 
     def happen(self, folder: Path) -> None:
-        """Come true, in this process, whose run has this folder."""
+        """Inject the fault into this process, whose run has this folder."""
         if self.kind in _SIGNALS:
             os.kill(os.getpid(), _SIGNALS[self.kind])
         elif self.kind == "enospc":
@@ -133,8 +137,8 @@ class FaultPlan:
         """This rank enters the phase, `step N` or another, after so many steps: what is planned
         for it happens."""
         name, _, begun = phase.partition(" ")
+        at = int(begun) if name == "step" else step
         for marker, fault in self._left:
-            at = int(begun or step)
             if fault.is_met(name, at) and _mark(marker):
                 told = f"rank {self.rank} in {phase!r}: {fault} ({VARIABLE})"
                 facts = {"fault": str(fault), "rank": self.rank, "step": at, "phase": phase}

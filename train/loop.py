@@ -182,7 +182,7 @@ def _pause_if_asked(parts: Parts) -> None:
     seconds = torch.tensor([parts.stop.pause_s])
     dist.all_reduce(seconds, dist.ReduceOp.MAX, group=parts.group)
     if seconds > 0:
-        parts.watchdog.phase("wait to be replaced")
+        parts.watchdog.phase("replacement")
         parts.stop.pause(seconds.item(), parts.watchdog.beat)
 
 

@@ -1,5 +1,5 @@
 """Which samples a run has trained on, where `tracking.log_samples` asks for it: a file for each
-rank in the run's folder, a line for each step.
+rank in the run's folder, a line for each step that has trained on its batch.
 
     {"step": 7, "position": 96, "ids": [311, 5, ...], "left_out": [20]}
 
@@ -9,6 +9,7 @@ loss: its image is broken, or it was forgotten.
 
 import contextlib
 import json
+import math
 import os
 from pathlib import Path
 
@@ -18,8 +19,8 @@ _BLOCK_BYTES = 1 << 20
 
 
 class SampleLog:
-    """What one rank writes. A full disk costs lines, and ends no training: the steps that are
-    missing can be told by their numbers."""
+    """What one rank writes. A full disk costs lines, and ends no training: the numbers of the steps
+    tell which are missing."""
 
     def __init__(self, folder: Path, rank: int) -> None:
         self.path = folder / f"rank-{rank}.jsonl"
@@ -31,8 +32,7 @@ class SampleLog:
         row = {"step": step, "position": batch.position, "ids": ids, "left_out": left_out}
         with contextlib.suppress(OSError):
             self.path.parent.mkdir(exist_ok=True)
-            with self.path.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            _append(self.path, json.dumps(row))
 
 
 class NoSampleLog(SampleLog):
@@ -61,9 +61,18 @@ def rewind(folder: Path, step: int) -> None:
             file.truncate(_end(file.fileno(), step))
 
 
+def _append(path: Path, line: str) -> None:
+    with path.open("ab+") as file:
+        # A full disk or a kill may have torn the last line, which must not swallow this one.
+        if end := file.seek(0, os.SEEK_END):
+            file.seek(end - 1)
+            line = line if file.read(1) == b"\n" else "\n" + line
+        file.write(f"{line}\n".encode())
+
+
 def _end(descriptor: int, step: int) -> int:
-    """Where the last whole line of a step up to this one ends; looked for from the file's end, as
-    the file may be large and what is cut is not."""
+    """Where the last whole line of a step up to this one ends. It is looked for from the file's end,
+    as the file may be large and what is cut is not."""
     size, take = os.fstat(descriptor).st_size, _BLOCK_BYTES
     while True:
         start = max(size - take, 0)
@@ -71,9 +80,16 @@ def _end(descriptor: int, step: int) -> int:
         lines = block.splitlines(keepends=True)
         end = size
         for number in range(len(lines) - 1, -1 if start == 0 else 0, -1):
-            if lines[number].endswith(b"\n") and json.loads(lines[number])["step"] <= step:
+            if lines[number].endswith(b"\n") and _step(lines[number]) <= step:
                 return end
             end -= len(lines[number])
         if start == 0:
             return 0
         take *= 2
+
+
+def _step(line: bytes) -> float:
+    """The step of a line; later than any other where a full disk or a kill has torn it."""
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        return int(json.loads(line)["step"])
+    return math.inf

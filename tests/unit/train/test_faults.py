@@ -1,4 +1,4 @@
-"""A plan of faults: what is read, what is refused, and that each comes true once, in its rank, at
+"""A plan of faults: what is read, what is refused, and that each is injected once, in its rank, at
 its step, in its phase."""
 
 import errno
@@ -26,7 +26,9 @@ WALK = [
     ("step 2", 1),
     ("checkpoint", 2),
     ("checkpoint:rows", 2),
+    ("replacement", 2),
     ("evaluation", 2),
+    ("upload", 2),
 ]
 """The phases of two steps, as the watchdog and the checkpointer tell them, with the steps made."""
 
@@ -36,7 +38,7 @@ def plan(text: str, run: Path, rank: int = 0) -> FaultPlan:
 
 
 def met(text: str, run: Path, rank: int = 0) -> list[tuple[str, int]]:
-    """Where on the walk the fault of this text, a `raise`, comes true."""
+    """Where on the walk the fault of this text, a `raise`, is injected."""
     faults, found = plan(text, run, rank), []
     for phase, step in WALK:
         try:
@@ -58,9 +60,11 @@ def met(text: str, run: Path, rank: int = 0) -> list[tuple[str, int]]:
         ("rank=0,phase=checkpoint:after", ("checkpoint:after", 1)),
         ("rank=0,step=2,phase=checkpoint:rows", ("checkpoint:rows", 2)),
         ("rank=0,phase=evaluation", ("evaluation", 2)),
+        ("rank=0,phase=replacement", ("replacement", 2)),
+        ("rank=0,phase=upload", ("upload", 2)),
     ],
 )
-def test_a_fault_comes_true_once_where_it_was_planned(
+def test_a_fault_is_injected_once_where_it_was_planned(
     tmp_path: Path, where: str, expected: tuple[str, int]
 ) -> None:
     assert met(f"raise@{where}", tmp_path) == [expected]

@@ -1,5 +1,6 @@
 """The list of samples that were trained on: what is made again stands there once."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,20 @@ def test_a_torn_line_is_forgotten(run: Path) -> None:
     assert {step: len(rows) for step, rows in read_samples(run).items()} == dict.fromkeys(
         range(1, 6), 2
     )
+
+
+def test_a_line_that_a_full_disk_has_torn_swallows_no_other(run: Path) -> None:
+    path = run / "rank-0.jsonl"
+    with path.open("a") as file:
+        file.write('{"step": 6, "posi')
+    for step in (7, 8):
+        SampleLog(run, 0).made(step, batch(step, [3, -1, 5]))
+    rewind(run, 7)
+    *_, fifth, torn, seventh = path.read_text().splitlines()
+    assert torn == '{"step": 6, "posi'
+    assert [json.loads(line)["step"] for line in (fifth, seventh)] == [5, 7]
+    rewind(run, 6)
+    assert json.loads(path.read_text().splitlines()[-1])["step"] == 5
 
 
 def test_a_run_that_keeps_none(tmp_path: Path) -> None:
