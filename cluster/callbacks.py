@@ -6,6 +6,7 @@ The callbacks run in Ray's controller, a process of its own, and the other funct
 
 import contextlib
 import pkgutil
+import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -31,6 +32,9 @@ from manyfaces.cluster.stop import current
 
 POLL_S = 0.2
 DRAIN_POLL_S = 1.0
+DRAIN_POLLS_S = 128
+"""Each look for a drained node is a call of every worker to one actor of Ray's, which is given no
+more calls a second than this: more workers look less often."""
 WITHOUT_PLACE = (InitializingState, RestartingState, ReschedulingState)
 """States in which there are no workers, and no place for them was found yet."""
 PAUSE_MARGIN_S = 60.0
@@ -81,7 +85,7 @@ def _cause(error: Exception) -> str:
     return f"failed: {lines[-1] if lines else repr(error)}"
 
 
-class Patience(ControllerCallback):  # type: ignore[misc]
+class PlacementTimeout(ControllerCallback):  # type: ignore[misc]
     """Ends the run where workers cannot be placed for `wait_s` seconds, at its start or after a
     failure: Ray would try without end. `resources` says what they need and what there is."""
 
@@ -131,13 +135,14 @@ class SaveBeforeResize(WorkerGroupCallback, ControllerCallback):  # type: ignore
         if self._workers is None or not self._is_resizing:  # these have failed, or there are none
             return
         # Where they cannot save, the checkpoint before stays.
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(ray.exceptions.RayError, TimeoutError):
             deadline = time.monotonic() + self.grace_s
             now, then = len(self._workers), resize_decision.num_workers
             reason = f"the cluster has a place for {then} workers instead of {now}"
             asked = self._workers.execute_async(save_and_pause, self.grace_s + PAUSE_MARGIN_S)
+            # The record may be slow: nobody waits for it.
+            self._workers.execute_single_async(0, tell, reason)
             ray.get(asked, timeout=self.grace_s)
-            ray.get(self._workers.execute_single_async(0, tell, reason), timeout=self.grace_s)
             while (left_s := deadline - time.monotonic()) > 0:
                 if all(ray.get(self._workers.execute_async(has_paused), timeout=left_s)):
                     return
@@ -155,35 +160,53 @@ def has_paused() -> bool:
 
 
 def tell(reason: str) -> None:
-    """Have it told why this run saves."""
-    current().tell(reason, False)
+    """Have it recorded why this run saves. A record that cannot be written hinders no saving."""
+    with contextlib.suppress(OSError):
+        current().tell(reason, False)
 
 
-def watch_drains(is_elastic: bool, grace_s: float) -> None:
+def watch_drains(is_elastic: bool, grace_s: float, ended: threading.Event) -> None:
     """Turn Ray's notices that it drains nodes of this run into requests: to save and stop, or,
     where the run goes on with fewer workers, to save. `grace_s` seconds before the node goes such a
     run saves again and waits, as the steps until then would be done again. All ranks call it, each
-    in a thread."""
-    # It ends with the workers: what Ray raises then is of no use to anyone.
-    with contextlib.suppress(Exception):
-        is_first = ray.train.get_context().get_world_rank() == 0
-        seen, pauses_at, gone_at = None, float("inf"), 0.0
-        while True:
-            notice = ray.train.get_preemption_info()
-            if notice is not None and notice != seen:
-                seen = notice
-                reason, gone_at = _drain(notice)
-                pauses_at = gone_at - grace_s
-                if not is_elastic:
-                    current().ask(reason)
-                    return
-                current().save()
-                if is_first:
-                    tell(reason)
-            if time.time() >= pauses_at:
-                current().save(pause_s=max(gone_at - time.time(), 0) + PAUSE_MARGIN_S)
-                pauses_at = float("inf")
-            time.sleep(DRAIN_POLL_S)
+    in a thread; `ended` says that the worker's work is over."""
+    try:
+        _watch_drains(is_elastic, grace_s)
+    except (ray.exceptions.RayError, TimeoutError):
+        return  # The workers have ended, or are about to.
+    except Exception as error:
+        while (warn := current().warn) is None and not ended.wait(POLL_S):
+            pass  # The worker has no record yet.
+        if warn is not None and not ended.is_set():
+            with contextlib.suppress(OSError):
+                warn(
+                    "drains_unwatched",
+                    "Ray's notices that it drains nodes cannot be read, and the run goes on "
+                    f"without them: {type(error).__name__}: {error}",
+                )
+
+
+def _watch_drains(is_elastic: bool, grace_s: float) -> None:
+    context = ray.train.get_context()
+    is_first = context.get_world_rank() == 0
+    poll_s = DRAIN_POLL_S * max(1.0, context.get_world_size() / DRAIN_POLLS_S)
+    seen, pauses_at, gone_at = None, float("inf"), 0.0
+    while True:
+        notice = ray.train.get_preemption_info()
+        if notice is not None and notice != seen:
+            seen = notice
+            reason, gone_at = _drain(notice)
+            pauses_at = gone_at - grace_s
+            if not is_elastic:
+                current().ask(reason)
+                return
+            current().save()
+            if is_first:
+                tell(reason)
+        if time.time() >= pauses_at:
+            current().save(pause_s=max(gone_at - time.time(), 0) + PAUSE_MARGIN_S)
+            pauses_at = float("inf")
+        time.sleep(poll_s)
 
 
 def _drain(notice: Any) -> tuple[str, float]:

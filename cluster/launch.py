@@ -309,7 +309,9 @@ def _trainer(
             callbacks=[
                 callbacks.Failures(work.failed, work.payload),
                 callbacks.SaveBeforeResize(config.grace_s),
-                callbacks.Patience(config.schedule_timeout_s, partial(resources_line, config)),
+                callbacks.PlacementTimeout(
+                    config.schedule_timeout_s, partial(resources_line, config)
+                ),
             ],
             failure_config=ray.train.FailureConfig(max_failures=config.max_failures),
         ),
@@ -325,8 +327,12 @@ def _worker(work: Work, config: schema.Cluster) -> Callable[[], None]:
     def worker() -> None:
         warnings.simplefilter("ignore")  # in a worker nobody reads them
         watch = pkgutil.resolve_name("manyfaces.cluster.callbacks:watch_drains")
-        threading.Thread(target=watch, args=(is_elastic, grace_s), daemon=True).start()
-        pkgutil.resolve_name(run)(payload)
+        ended = threading.Event()
+        threading.Thread(target=watch, args=(is_elastic, grace_s, ended), daemon=True).start()
+        try:
+            pkgutil.resolve_name(run)(payload)
+        finally:
+            ended.set()
 
     return worker
 

@@ -54,6 +54,9 @@ class Stop:
         self.tell: Callable[[str, bool], None] = lambda reason, ends: None
         """Told of a request by the process that it came to first, and whether the run is to end or
         only to save."""
+        self.warn: Callable[[str, str], None] | None = None
+        """Records what went wrong beside the training, by kind and message; None until there is a
+        record."""
         self.last_words: Callable[[str], None] = _say
         """Called with the reason before the process ends by force."""
         self._reason: str | None = None

@@ -48,9 +48,9 @@ Phase = Literal[
     "checkpoint:rename",
     "checkpoint:after",
 ]
-"""The watchdog's phases, of which `replacement` is the wait of workers that Ray is about to replace,
-and the moments of a checkpoint's write: before this rank writes its part, behind that, before
-COMMIT.json, between it and the folder's name, and behind the commit."""
+"""The watchdog's phases, of which `replacement` is the wait of workers that Ray is about to
+replace, and the moments of a checkpoint's write: before this rank writes its part, behind that,
+before COMMIT.json, between it and the folder's name, and behind the commit."""
 _SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "stop": signal.SIGSTOP}
 _FORM = "write faults as 'kill@rank=1,step=7;sleep@rank=0,step=9,phase=data,seconds=4'"
 
@@ -64,11 +64,11 @@ class Fault(BaseModel):
     `enospc` is what a full disk says."""
     rank: NonNegativeInt
     step: NonNegativeInt | None = None
-    """The step that is begun or, in other phases, the number of those that are made; where it is left
-    out the fault is injected at any."""
+    """The step that is begun or, in other phases, the number of those that are made; where it is
+    left out the fault is injected at any."""
     phase: Phase | None = None
-    """Where it is left out the fault is injected in any of the watchdog's phases, but at no moment of
-    a checkpoint's write."""
+    """Where it is left out the fault is injected in any of the watchdog's phases, but at no moment
+    of a checkpoint's write."""
     seconds: PositiveFloat | None = None
     """How long a `sleep` is."""
 

@@ -71,8 +71,8 @@ def _append(path: Path, line: str) -> None:
 
 
 def _end(descriptor: int, step: int) -> int:
-    """Where the last whole line of a step up to this one ends. It is looked for from the file's end,
-    as the file may be large and what is cut is not."""
+    """Where the last whole line of a step up to this one ends. It is looked for from the file's
+    end, as the file may be large and what is cut is not."""
     size, take = os.fstat(descriptor).st_size, _BLOCK_BYTES
     while True:
         start = max(size - take, 0)

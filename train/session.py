@@ -76,6 +76,7 @@ def work(payload: dict[str, Any], startup: Startup | None = None) -> None:
         faults.reach,
     )
     stop = share_stop(config, folder, looks=world.rank == 0)
+    stop.warn = record.event
     launch, writer = Launch(folder.path, payload.get("lease")), None
     try:
         watchdog.phase("start")

@@ -1,12 +1,17 @@
 """What is done in Ray's controller before it replaces workers, and while it looks for a place for
 them."""
 
+import inspect
+import threading
 from collections.abc import Callable
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
+import ray.train
+from ray.train.v2._internal.execution import callback as hooks
 from ray.train.v2._internal.execution.controller.state import (
     InitializingState,
     PreemptingState,
@@ -16,9 +21,10 @@ from ray.train.v2._internal.execution.controller.state import (
     RunningState,
     SchedulingState,
 )
+from ray.train.v2._internal.execution.worker_group import WorkerGroup
 
 from manyfaces.cluster import callbacks
-from manyfaces.cluster.callbacks import Patience, SaveBeforeResize
+from manyfaces.cluster.callbacks import PlacementTimeout, SaveBeforeResize, watch_drains
 from manyfaces.cluster.stop import Stop
 
 ERROR: Any = RuntimeError("a worker died")
@@ -37,6 +43,7 @@ class Workers:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, polls: int) -> None:
         self.stops, self.polls, self.told = [Stop(), Stop()], polls, ""
         self.asked: Stop | None = None
+        self.tell_error: OSError | None = None
         monkeypatch.setattr(callbacks, "current", lambda: self.asked)
         monkeypatch.setattr(callbacks.ray, "get", lambda done, timeout: done)
         monkeypatch.setattr(callbacks, "POLL_S", 0.01)
@@ -46,6 +53,8 @@ class Workers:
     def _tell(self, reason: str, ends: bool) -> None:
         assert not ends
         self.told += reason
+        if self.tell_error is not None:
+            raise self.tell_error
 
     def __len__(self) -> int:
         return len(self.stops)
@@ -87,6 +96,103 @@ def test_workers_that_do_not_save_are_waited_for_only_as_long_as_the_time_of_gra
     assert all(stop.wants_checkpoint for stop in workers.stops)
 
 
+def test_a_record_that_cannot_be_written_hinders_no_saving(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    workers = Workers(monkeypatch, polls=4)
+    workers.tell_error = OSError("No space left on device")
+    resize(workers, RUNNING, RESIZING)
+    assert workers.polls == 0
+    assert workers.told
+
+
+def test_workers_that_do_not_answer_are_waited_for_only_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    workers, waits = Workers(monkeypatch, polls=4), list[float]()
+
+    def get(done: Any, timeout: float) -> Any:
+        waits.append(timeout)
+        raise ray.exceptions.GetTimeoutError
+
+    monkeypatch.setattr(callbacks.ray, "get", get)
+    resize(workers, RUNNING, RESIZING)
+    assert waits == [60]
+
+
+def watch(
+    monkeypatch: pytest.MonkeyPatch, notice: Callable[[], object], *, size: int = 2
+) -> tuple[list[tuple[str, str]], list[float]]:
+    """What the first of so many workers warns of where Ray's notices are these, and the pauses
+    between its looks for them."""
+    stop, warned, slept = Stop(), list[tuple[str, str]](), list[float]()
+    stop.warn = lambda *words: warned.append(words)
+    context = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: size)
+    monkeypatch.setattr(callbacks, "current", lambda: stop)
+    monkeypatch.setattr(ray.train, "get_context", lambda: context)
+    monkeypatch.setattr(ray.train, "get_preemption_info", notice)
+    monkeypatch.setattr(callbacks.time, "sleep", slept.append)
+    watch_drains(True, 30, threading.Event())
+    return warned, slept
+
+
+def test_notices_that_cannot_be_read_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def notice() -> object:
+        return SimpleNamespace(ranks=[0])
+
+    ((kind, message),), _ = watch(monkeypatch, notice)
+    assert kind == "drains_unwatched"
+    assert message.endswith(
+        "AttributeError: 'types.SimpleNamespace' object has no attribute 'preempted_ranks'"
+    )
+
+
+def test_workers_that_end_are_no_failure_and_many_look_less_often(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for size, pause_s in ((2, 1.0), (1024, 8.0)):
+        looks = iter([None, None])
+
+        def notice(looks: Any = looks) -> object:
+            try:
+                return next(looks)
+            except StopIteration:
+                raise ray.exceptions.RayActorError from None
+
+        assert watch(monkeypatch, notice, size=size) == ([], [pause_s] * 2)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (PlacementTimeout, hooks.ControllerCallback),
+        (SaveBeforeResize, hooks.ControllerCallback),
+        (SaveBeforeResize, hooks.WorkerGroupCallback),
+        (callbacks.Failures, ray.train.UserCallback),
+        (callbacks.Backend, callbacks.TorchConfig().backend_cls),
+    ],
+)
+def test_ray_still_calls_the_hooks_by_these_names(ours: type, theirs: type) -> None:
+    """A hook that Ray has renamed would never be called."""
+    known = {name for base in ours.__mro__[1:] for name in vars(base)}
+    own = {name for name in vars(ours) if not name.startswith("_")}
+    assert own
+    assert own <= known
+    for name in own & vars(theirs).keys():
+        assert list(inspect.signature(getattr(ours, name)).parameters) == list(
+            inspect.signature(getattr(theirs, name)).parameters
+        )
+
+
+def test_what_is_called_of_ray_still_has_these_names() -> None:
+    for name in ("execute", "execute_async", "execute_single_async", "__len__"):
+        assert hasattr(WorkerGroup, name)
+    notice = ray.train.PreemptionInfo
+    assert "deadline_ms" in notice.__dataclass_fields__
+    assert isinstance(notice.preempted_ranks, property)
+    assert inspect.signature(ray.train.get_preemption_info).parameters == {}
+
+
 def test_workers_that_have_failed_are_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     workers = Workers(monkeypatch, polls=4)
     resize(workers, RUNNING, RESIZING, FAILED)
@@ -94,10 +200,10 @@ def test_workers_that_have_failed_are_not_asked(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_wait_for_a_place_has_an_end_which_says_what_is_missing() -> None:
-    patience = Patience(0.0, lambda: "2 workers are wanted, the cluster has 1 cores")
-    patience.after_controller_state_update(STARTING, RUNNING)
+    timeout = PlacementTimeout(0.0, lambda: "2 workers are wanted, the cluster has 1 cores")
+    timeout.after_controller_state_update(STARTING, RUNNING)
     with pytest.raises(RuntimeError) as told:
-        patience.after_controller_state_update(RUNNING, FAILED)
+        timeout.after_controller_state_update(RUNNING, FAILED)
     assert str(told.value) == (
         "no place for them within 0 s (cluster.schedule_timeout_s=0): 2 workers are wanted, the "
         "cluster has 1 cores; start nodes or lower cluster.workers, and the same command goes on"
@@ -109,19 +215,19 @@ def test_each_wait_for_a_place_is_counted_from_its_beginning(
 ) -> None:
     now = [0.0]
     monkeypatch.setattr(callbacks.time, "monotonic", lambda: now[0])
-    patience = Patience(100, str)
+    timeout = PlacementTimeout(100, str)
     for _ in range(5):
-        patience.after_controller_state_update(RUNNING, FAILED)
+        timeout.after_controller_state_update(RUNNING, FAILED)
         now[0] += 90
-        patience.after_controller_state_update(FAILED, AGAIN)
-        patience.after_controller_state_update(AGAIN, RUNNING)
+        timeout.after_controller_state_update(FAILED, AGAIN)
+        timeout.after_controller_state_update(AGAIN, RUNNING)
         now[0] += 90
     # A node that is drained for long is no wait: its workers train.
-    patience.after_controller_state_update(RUNNING, DRAINED)
+    timeout.after_controller_state_update(RUNNING, DRAINED)
     now[0] += 1000
-    patience.after_controller_state_update(DRAINED, DRAINED)
-    patience.after_controller_state_update(DRAINED, FAILED)
+    timeout.after_controller_state_update(DRAINED, DRAINED)
+    timeout.after_controller_state_update(DRAINED, FAILED)
     now[0] += 101
-    patience.after_controller_state_update(FAILED, PLACED)
+    timeout.after_controller_state_update(FAILED, PLACED)
     with pytest.raises(RuntimeError):
-        patience.after_controller_state_update(PLACED, AGAIN)
+        timeout.after_controller_state_update(PLACED, AGAIN)
