@@ -21,6 +21,9 @@ from dataclasses import dataclass
 from math import exp, expm1, sqrt
 
 HOUR = 3600.0
+_HOPELESS = 700.0
+"""Of an interval so many mean times between failures long none is ever completed; exp of little
+more is above all floating-point numbers."""
 GPU_MTBF_HOURS = 54 * 24 * 16_384 / 419
 """Mean time between failures of a GPU with its share of a node and of the network, 50,676 h: 419
 unexpected interruptions in 54 days on 16,384 H100s (The Llama 3 Herd of Models, arXiv 2407.21783,
@@ -45,6 +48,8 @@ class Interruptions:
         `work_s` seconds of steps."""
         # An interval shorter than the write waits for it.
         span_s = max(work_s + self.stall_s, self.write_s)
+        if span_s > _HOPELESS * self.mtbf_s:
+            return 0.0
         lost = exp(-(self.restart_s + self.write_s) / self.mtbf_s)
         return work_s / self.mtbf_s / expm1(span_s / self.mtbf_s) * lost
 

@@ -1,6 +1,7 @@
 """What a run does with a step that gave no finite loss or gradient: it stops, or goes back to its
 last checkpoint and leaves the batch out."""
 
+import contextlib
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -40,7 +41,7 @@ class NotFinite:
         names = [dataset.name(i) for i in ids]
         batch = LeftOut(position=position, step=step, reason=reason, samples=ids, names=names)
         if len(self.left_out) >= self.policy.most_left_out:
-            self.record.event("not_finite", reason, step=step, position=position, samples=names)
+            self._tell("not_finite", reason, batch)
             raise UserError(self._stopped(batch))
         self.left_out.add(batch)
         good = self.checkpointer.last_good
@@ -49,8 +50,14 @@ class NotFinite:
             f"{good.name if good else 'the start'} and leaving this batch out "
             f"({len(self.left_out)} of at most {self.policy.most_left_out})"
         )
-        self.record.event("left_out", line, step=step, position=position, samples=names)
+        self._tell("left_out", line, batch)
         raise GoingBack
+
+    def _tell(self, kind: str, line: str, batch: LeftOut) -> None:
+        # Only rank 0 has a record: where it cannot be written the others must not learn it.
+        with contextlib.suppress(OSError):
+            where = {"step": batch.step, "position": batch.position}
+            self.record.event(kind, line, **where, samples=batch.names)
 
     def _stopped(self, batch: LeftOut) -> str:
         """Name the step, its samples, the last good checkpoint and what can be done."""

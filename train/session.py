@@ -46,7 +46,7 @@ from manyfaces.train.protocols.open import open_protocols
 from manyfaces.train.protocols.protocol import Protocol
 from manyfaces.train.record import NoRecord, Record
 from manyfaces.train.run_identity import check_worker
-from manyfaces.train.sample_log import open_log
+from manyfaces.train.sample_log import SampleLog, open_log
 from manyfaces.train.saving import begin_sending, open_checkpointer, refuse_unseen, sending
 from manyfaces.train.startup import Startup
 from manyfaces.train.stopping import INTERRUPTED, finishing, share_stop, stopped_line
@@ -178,10 +178,8 @@ def _trained(session: _Session) -> bool:
     )
     on_all_ranks(stop.check)
     progress = _progress(config, found)
-    record.rewind(progress.step)
-    samples = open_log(folder.samples, world.rank, progress.step, config.tracking.log_samples)
     start_line = _start_line(found, world, progress, left_out)
-    record.event("start", start_line, world_size=world.size, step=progress.step)
+    samples = on_all_ranks(lambda: _open_records(session, progress.step, start_line))
     views = objective.views(main_view(config.data))
     with on_all_ranks(partial(_loader, session, views, progress.position, total)) as loader:
         parts = Parts(
@@ -215,6 +213,16 @@ def _trained(session: _Session) -> bool:
         checkpointer.retain(progress.step)  # now the last step is evaluated
     _record_results(session, results, progress.step)
     return True
+
+
+def _open_records(session: _Session, step: int, start_line: str) -> SampleLog:
+    """Record the start behind this step, and open what this rank writes of its samples; what was
+    recorded of steps that are made again is forgotten."""
+    config, world, folder, record = session.config, session.world, session.folder, session.record
+    record.rewind(step)
+    samples = open_log(folder.samples, world.rank, step, config.tracking.log_samples)
+    record.event("start", start_line, world_size=world.size, step=step)
+    return samples
 
 
 def _record_results(session: _Session, results: Sequence[Result], step: int) -> None:

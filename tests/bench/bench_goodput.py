@@ -114,7 +114,7 @@ def settings_of(config: Config, images_per_s: float | None) -> Settings:
     assert images is not None
     assert identities is not None
     found = plan.plan(config, images, identities, WORKERS)
-    step_s = step_seconds(found, plan.machine(config, None)) / 0.4  # of the arithmetic's peak
+    step_s = step_seconds(found, plan.machine(config, None))
     if images_per_s is not None:
         step_s = found.batch_size / images_per_s
     mine = found.network.checkpoint_bytes + found.objective.state_bytes

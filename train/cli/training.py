@@ -11,7 +11,7 @@ from manyfaces.configs.errors import UserError
 from manyfaces.configs.plan import has_gpus
 from manyfaces.train.cli.options import Recipe, RecipeOrNot, Words
 from manyfaces.train.cli.output import console, load_config, note, read_config, say
-from manyfaces.train.cli.verbs import decimal
+from manyfaces.train.cli.verbs import above_zero
 
 Address = Annotated[
     str | None,
@@ -30,7 +30,7 @@ Explain = Annotated[
 MemoryGB = Annotated[
     float | None,
     typer.Option(
-        parser=decimal,
+        parser=above_zero,
         metavar="GB",
         help="Memory of a worker, 10^9 bytes; default: 80 of a GPU, else its share of this "
         "computer's.",
@@ -39,7 +39,7 @@ MemoryGB = Annotated[
 ImagesPerS = Annotated[
     float | None,
     typer.Option(
-        parser=decimal,
+        parser=above_zero,
         metavar="RATE",
         help="Images a second of all workers, as a run of this kind records it; default: estimated "
         "from the arithmetic of a step.",
@@ -48,7 +48,7 @@ ImagesPerS = Annotated[
 MtbfHours = Annotated[
     float | None,
     typer.Option(
-        parser=decimal,
+        parser=above_zero,
         metavar="HOURS",
         help="Mean time between failures of all workers together; default: 50,676 hours over the "
         "number of workers, as the GPUs of Llama 3's training had.",
@@ -57,7 +57,7 @@ MtbfHours = Annotated[
 RestartS = Annotated[
     float | None,
     typer.Option(
-        parser=decimal,
+        parser=above_zero,
         metavar="SECONDS",
         help="From a failure to the first new step; default: 120.",
     ),

@@ -1,5 +1,6 @@
 """How words are read: a group of verbs, and options that take several words."""
 
+import math
 from collections.abc import Callable
 from difflib import get_close_matches
 from typing import Any
@@ -80,3 +81,4 @@ whole = _number(int, "a whole number", lambda number: True)
 positive = _number(int, "a whole number above 0", lambda number: number > 0)
 quality = _number(int, "a JPEG quality from 1 to 100", lambda number: 1 <= number <= 100)
 decimal = _number(float, "a number", lambda number: True)
+above_zero = _number(float, "a number above 0", lambda number: 0 < number < math.inf)
