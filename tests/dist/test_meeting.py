@@ -1,9 +1,10 @@
-"""Workers that torchrun starts again meet, in a store that still has what dead ones said."""
+"""Workers that torchrun starts again meet, in a store that still has the tokens of dead ones."""
 
 import subprocess
 import sys
 import threading
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,7 @@ def attempt(store: dist.Store, order: list[int]) -> list[str]:
 
     def one(rank: int) -> None:
         end = time.monotonic() + 60
-        found[rank] = meeting._get(store, rank, end) if rank else meeting._give(store, 3, end)
+        found[rank] = meeting._accept(store, rank, end) if rank else meeting._propose(store, 3, end)
 
     threads = [threading.Thread(target=one, args=(rank,)) for rank in order]
     for thread in threads:
@@ -75,6 +76,32 @@ def test_who_waits_in_vain_is_told() -> None:
     store = dist.HashStore()
     attempt(store, [0, 1, 2])
     with pytest.raises(UserError, match="have not all met in time"):
-        meeting._give(store, 3, time.monotonic() + 0.2)
+        meeting._propose(store, 3, time.monotonic() + 0.2)
     with pytest.raises(UserError, match="have not all met in time"):
-        meeting._get(store, 1, time.monotonic() + 0.2)
+        meeting._accept(store, 1, time.monotonic() + 0.2)
+
+
+def test_who_finds_nobody_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    short = timedelta(seconds=0.3)
+    for rank in (0, 1):
+        store = dist.HashStore()
+        store.set_timeout(short)
+        monkeypatch.setattr(meeting, "rendezvous", lambda *_, **__: iter([(store, rank, 2)]))  # noqa: B023
+        with pytest.raises(UserError, match="have not all met in time") as told:
+            meeting.meet(short)
+        assert "\n" not in str(told.value)
+    server = dist.TCPStore("localhost", 0, 2, is_master=True, wait_for_workers=False, timeout=short)
+    monkeypatch.setattr(meeting, "rendezvous", lambda *_, **__: iter([(server, 1, 2)]))
+    with pytest.raises(UserError, match="have not all met in time"):
+        meeting.meet(short)
+
+
+def test_a_store_that_cannot_be_reached_is_told_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in {"MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="have not all met in time"):
+        meeting.meet(timedelta(seconds=0.5))
