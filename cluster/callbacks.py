@@ -27,6 +27,7 @@ from ray.train.v2._internal.execution.controller.state import (
 )
 
 from manyfaces.cluster.group import GROUP_TIMEOUT_S
+from manyfaces.cluster.launch import NO_PLACE
 from manyfaces.cluster.signals import take_in_worker
 from manyfaces.cluster.stop import current
 
@@ -102,7 +103,7 @@ class PlacementTimeout(ControllerCallback):  # type: ignore[misc]
         waited_s = time.monotonic() - self._since
         if waited_s > self.wait_s and isinstance(current_state, WITHOUT_PLACE):
             raise RuntimeError(
-                f"no place for them within {waited_s:.0f} s (cluster.schedule_timeout_s="
+                f"{NO_PLACE} {waited_s:.0f} s (cluster.schedule_timeout_s="
                 f"{self.wait_s:g}): {self.resources()}; start nodes or lower cluster.workers, and "
                 "the same command goes on"
             )

@@ -37,6 +37,8 @@ OBJECT_STORE_BYTES = 100 << 20  # nothing but small messages travels through Ray
 QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
 POLL_S = 0.2
 START_TRIES = 3
+NO_PLACE = "no place for them within"
+"""What is told where workers cannot be placed begins so, and says what to do."""
 RAY_SETTINGS = {
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
     # Seconds until a worker's death is noticed; Ray's default is 2.
@@ -85,7 +87,8 @@ def launch(
     work's payload may hold credentials: it travels where Ray's dashboard does not show it.
 
     Raises `UserError` for more workers than there are resources, `WorkersFailedError` after
-    `config.max_failures` restarts without a new checkpoint.
+    about `config.max_failures` restarts without a new checkpoint, and at the latest after twice as
+    many and one more.
     """
     if works_here(config):
         with joined(config):
@@ -151,7 +154,8 @@ def _settings(config: schema.Cluster) -> dict[str, str]:
 def _fit_while_saving(work: Work, config: schema.Cluster, storage: str) -> None:
     """Train, and once Ray has restarted the workers as often as allowed begin to count anew, where
     a checkpoint was committed in between: Ray counts over the whole run, and the longer one is the
-    more workers it loses."""
+    more workers it loses. Which of its restarts came after that checkpoint Ray does not say, so
+    that the limit holds only about."""
     import ray
     import ray.exceptions
     import ray.train
@@ -173,7 +177,7 @@ def _fit_while_saving(work: Work, config: schema.Cluster, storage: str) -> None:
             may_start = died and (limit < 0 or starts <= limit)
             may_count = isinstance(error, ray.train.WorkerGroupError) and has_saved and limit != 0
             if current().requested or not (may_start or may_count):
-                raise WorkersFailedError(_first_failure(error, limit)) from error
+                raise WorkersFailedError(_first_failure(error, limit, max(starts, 1))) from error
 
 
 def _fit(trainer: Any, work: Work) -> None:
@@ -337,12 +341,21 @@ def _worker(work: Work, config: schema.Cluster) -> Callable[[], None]:
     return worker
 
 
-def _first_failure(error: Exception, max_failures: int) -> str:
+def _first_failure(error: Exception, max_failures: int, starts: int) -> str:
+    """What ended the run, in one line; `starts` is how often Ray has tried to start workers."""
     failures = getattr(error, "worker_failures", {})
     rank, cause = next(iter(sorted(failures.items())), (None, error))
     lines = [line for line in str(cause).strip().splitlines() if line.strip()] or [repr(cause)]
     if rank is None:
-        return f"Ray could not start the workers: {lines[-1].strip()}"
+        told = f"Ray could not start the workers: {lines[-1].strip()}"
+        if NO_PLACE in told:  # it says what to do
+            return told
+        times = "once" if starts == 1 else f"{starts} times"
+        return (
+            f"{told.rstrip('.')}; it was tried {times} (cluster.max_failures={max_failures}); look "
+            "at the nodes' free memory and Ray's logs there (/tmp/ray/session_latest/logs); the "
+            "same command goes on"
+        )
     return (
         f"workers failed more than cluster.max_failures={max_failures} times without a new "
         "checkpoint; the last, rank "

@@ -40,8 +40,8 @@ class Cluster(Node):
     gpus_per_worker: Literal["auto", 0, 1] = "auto"
     """GPUs of each worker; `auto` is one where the machine has any."""
     max_failures: Annotated[int, Field(ge=-1)] = 3
-    """How often lost workers are restarted without a new checkpoint in between, by Ray; -1 is
-    without end."""
+    """About how often lost workers are restarted without a new checkpoint in between, by Ray; at
+    most about twice as often, where one was written just before. -1 is without end."""
     step_timeout_s: PositiveFloat = 1800.0
     """A step that takes longer ends its worker with exit code 75, naming rank and phase."""
     grace_s: PositiveFloat = 30.0

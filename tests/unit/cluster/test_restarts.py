@@ -82,8 +82,13 @@ def test_a_node_that_is_lost_does_not_change_what_is_asked_for(
 
 
 def test_what_is_no_lost_worker_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    end = ray.train.ControllerError(RuntimeError("no place for them"))
-    with pytest.raises(launch.WorkersFailedError, match="could not start the workers"):
+    end = ray.train.ControllerError(RuntimeError("no place for them within 9 s: start nodes"))
+    with pytest.raises(launch.WorkersFailedError, match=r"start the workers: no .*: start nodes$"):
+        fits([end], [-1, 40], 3, monkeypatch)
+    end = ray.train.ControllerError(RuntimeError("a mistake"))
+    with pytest.raises(
+        launch.WorkersFailedError, match=r"a mistake; it was tried once .*; look at"
+    ):
         fits([end], [-1, 40], 3, monkeypatch)
 
 
@@ -92,5 +97,5 @@ def test_a_worker_that_dies_before_it_runs_is_started_again(
 ) -> None:
     cut_off = ray.train.ControllerError(ray.exceptions.RayActorError())
     assert fits([cut_off, cut_off, None], [-1] * 4, 2, monkeypatch) == [-1] * 3
-    with pytest.raises(launch.WorkersFailedError):
+    with pytest.raises(launch.WorkersFailedError, match=r"tried 2 times .*max_failures=1\); look"):
         fits([cut_off, cut_off, None], [-1] * 4, 1, monkeypatch)
