@@ -100,32 +100,21 @@ def train(parts: Parts, progress: Progress) -> list[Result]:
         result, last = _step(parts, batch, moment, progress.step + 1, rates.times)
         progress.step += 1
         parts.watchdog.made(progress.step)
-        if parts.startup.end("first step"):
-            with contextlib.suppress(OSError):  # a full disk ends no training
-                seconds = parts.startup.seconds
-                parts.record.event("ready", str(parts.startup), step=progress.step, seconds=seconds)
         progress.position = moment.position + moment.batch_size
         # The step has waited for the device: it knows the gradient's norm.
         progress.seconds += time.monotonic() - began
         rates.times.add("data", waited_s)
-        if result:
-            parts.samples.made(progress.step, batch)
-            rates.count(moment.batch_size)
         is_end = progress.step == num_steps
-        if result and (progress.step % config.tracking.log_every_steps == 0 or is_end):
-            _log(parts, progress, moment, result, rates)
+        _record_step(parts, progress, batch, moment, result, rates, is_end=is_end)
         # What was paid for is saved before an evaluation, which may fail.
         saved = is_end or last or _is_due(progress.step, config.checkpoint.every_steps)
         if saved:
             with rates.times.measured("checkpoint"):
                 _save(parts, progress, last=is_end or (last and _ends(parts, lost)))
         if last:
-            parts.stop.wants_checkpoint = False
-            _end_if_asked(parts, is_complete=is_end and not parts.protocols)
-            if not is_end:
-                _pause_if_asked(parts)
+            _follow_request(parts, rates, is_end=is_end)
         if parts.protocols and (is_end or _is_due(progress.step, config.evaluation.every_steps)):
-            with rates.paused():
+            with rates.paused("evaluation"):
                 results = evaluate_all(parts, progress, saved=saved)
         if last:
             parts.checkpointer.wait()
@@ -168,22 +157,22 @@ def _save(parts: Parts, progress: Progress, *, last: bool) -> None:
     progress.seconds += time.monotonic() - paused
 
 
-def _end_if_asked(parts: Parts, *, is_complete: bool) -> None:
-    """Raise `StoppedError` where some rank was asked to stop, once the checkpoint is committed.
-    Collective."""
-    parts.checkpointer.wait()
-    if not is_complete:
-        on_all_ranks(parts.stop.check)
-
-
-def _pause_if_asked(parts: Parts) -> None:
-    """Wait behind a checkpoint where the workers of some rank are about to be replaced.
-    Collective."""
+def _follow_request(parts: Parts, rates: Rates, *, is_end: bool) -> None:
+    """Do what some rank was asked for, once the checkpoint is committed: raise `StoppedError`, or
+    wait where its worker is about to be replaced. Collective."""
+    parts.stop.wants_checkpoint = False
+    with rates.times.measured("checkpoint"):
+        parts.checkpointer.wait()
+        if not is_end or parts.protocols:
+            on_all_ranks(parts.stop.check)
+    if is_end:
+        return
     seconds = torch.tensor([parts.stop.pause_s])
     dist.all_reduce(seconds, dist.ReduceOp.MAX, group=parts.group)
     if seconds > 0:
         parts.watchdog.phase("replacement")
-        parts.stop.pause(seconds.item(), parts.watchdog.beat)
+        with rates.paused():
+            parts.stop.pause(seconds.item(), parts.watchdog.beat)
 
 
 def _is_due(step: int, every: int) -> bool:
@@ -249,6 +238,29 @@ def _step(
     else:
         return result, result.last
     parts.not_finite.take(batch.position, step, reason)
+
+
+def _record_step(
+    parts: Parts,
+    progress: Progress,
+    batch: Batch,
+    moment: Moment,
+    result: StepResult | None,
+    rates: Rates,
+    *,
+    is_end: bool,
+) -> None:
+    """Record and count what the step gave, None where its batch was left out. Collective."""
+    if parts.startup.end("first step"):
+        with contextlib.suppress(OSError):  # a full disk ends no training
+            seconds = parts.startup.seconds
+            parts.record.event("ready", str(parts.startup), step=progress.step, seconds=seconds)
+    if result is None:
+        return
+    parts.samples.made(progress.step, batch)
+    rates.count(moment.batch_size)
+    if is_end or _is_due(progress.step, parts.config.tracking.log_every_steps):
+        _log(parts, progress, moment, result, rates)
 
 
 def _log(

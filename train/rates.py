@@ -44,12 +44,14 @@ class Rates:
         self._steps, self._images = self._steps + 1, self._images + images
 
     @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Evaluate inside of it, which is no part of the training."""
+    def paused(self, part: str | None = None) -> Iterator[None]:
+        """What runs inside of it is no part of the training. It is counted as this part, if any."""
         began = time.monotonic()
-        with self.times.measured("evaluation"):
-            yield
-        self._since += time.monotonic() - began
+        yield
+        seconds = time.monotonic() - began
+        if part is not None:
+            self.times.add(part, seconds)
+        self._since += seconds
 
     def restart(self) -> None:
         """Begin anew, after what is no part of the training."""

@@ -2,11 +2,10 @@
 
 import gc
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,34 +13,28 @@ import torch.distributed as dist
 
 from manyfaces.cluster.stop import Stop, StoppedError
 from manyfaces.cluster.world import World, on_all_ranks
-from manyfaces.configs import plan, rng
+from manyfaces.configs import plan
 from manyfaces.configs.errors import UserError
 from manyfaces.configs.load import load_stored
 from manyfaces.configs.schema import Config
-from manyfaces.configs.split import batch_share
 from manyfaces.data.dataset.dataset import Dataset, open_data
-from manyfaces.data.dataset.forgotten import read_forgotten
 from manyfaces.data.dataset.verify import verify
 from manyfaces.data.feed.loader import Loader
 from manyfaces.data.feed.quarantine import Quarantine
 from manyfaces.data.feed.view import View, main_view
-from manyfaces.train.checkpoint.finder import Found, find, load_parts
-from manyfaces.train.checkpoint.layout import read_optimizer
-from manyfaces.train.checkpoint.network import Network, build_backbone
-from manyfaces.train.checkpoint.progress import nothing, watched
+from manyfaces.train.build import build
+from manyfaces.train.checkpoint.finder import Found, find
+from manyfaces.train.checkpoint.network import Network
 from manyfaces.train.checkpoint.state import RunState
 from manyfaces.train.checkpoint.writer import Checkpointer
-from manyfaces.train.engine import Engine
-from manyfaces.train.evaluation.encoders import open_encoder
 from manyfaces.train.evaluation.report import save_report
 from manyfaces.train.evaluation.result import Result
 from manyfaces.train.faults import FaultPlan, parse
 from manyfaces.train.folder import RunFolder
-from manyfaces.train.lease import Launch, Lease, take_writer
+from manyfaces.train.lease import Launch, take_writer
 from manyfaces.train.left_out import LeftOutBatches
 from manyfaces.train.loop import Parts, Progress, train
 from manyfaces.train.not_finite import GoingBack, NotFinite
-from manyfaces.train.objectives.objective import Forward, Objective, Setting
 from manyfaces.train.protocols.open import open_protocols
 from manyfaces.train.protocols.protocol import Protocol
 from manyfaces.train.record import NoRecord, Record
@@ -66,15 +59,7 @@ def work(payload: dict[str, Any], startup: Startup | None = None) -> None:
         torch.cuda.set_device(world.device)
     folder = RunFolder.of(config)
     record = Record(folder.path) if world.rank == 0 else NoRecord()
-    faults = FaultPlan(parse(payload.get("faults", "")), world.rank, folder.path, folder.faults)
-    watchdog = Watchdog(
-        config.cluster.step_timeout_s,
-        lambda message: Record(folder.path).event("hung", message),
-        world.rank,
-        world.size,
-        folder.path,
-        faults.reach,
-    )
+    watchdog = _watchdog(config, world, folder, payload.get("faults", ""))
     stop = share_stop(config, folder, looks=world.rank == 0)
     stop.warn = record.event
     launch, writer = Launch(folder.path, payload.get("lease")), None
@@ -82,8 +67,25 @@ def work(payload: dict[str, Any], startup: Startup | None = None) -> None:
         watchdog.phase("start")
         on_all_ranks(lambda: refuse_unseen(config, folder, launch))
         writer = on_all_ranks(lambda: take_writer(launch) if world.rank == 0 else None)
+        _refuse_small_batch(config, world)
+        startup.done("lease")
+        dataset, protocols = on_all_ranks(lambda: _open(config, folder))
+        startup.done("dataset")
         store_lease = payload.get("store_lease")
-        _run(config, world, folder, record, watchdog, writer, stop, startup, store_lease)
+        session = _Session(
+            config,
+            world,
+            folder,
+            record,
+            watchdog,
+            stop,
+            dataset,
+            protocols,
+            open_checkpointer(config, folder, record, watchdog, writer, store_lease),
+            dist.new_group(backend="gloo"),
+            startup,
+        )
+        _run(session)
     except StoppedError as error:
         _record_end(record, INTERRUPTED, stopped_line(folder, str(error)))
     except UserError as error:
@@ -99,6 +101,19 @@ def work(payload: dict[str, Any], startup: Startup | None = None) -> None:
             writer.release()
 
 
+def _watchdog(config: Config, world: World, folder: RunFolder, faults: str) -> Watchdog:
+    """This rank's watchdog, which has the planned faults injected."""
+    planned = FaultPlan(parse(faults), world.rank, folder.path, folder.faults)
+    return Watchdog(
+        config.cluster.step_timeout_s,
+        lambda message: Record(folder.path).event("hung", message),
+        world.rank,
+        world.size,
+        folder.path,
+        planned.reach,
+    )
+
+
 def _record_end(record: Record, kind: str, message: str) -> None:
     """Record how the run ended; where the disk is full that is no reason to start workers again."""
     try:
@@ -109,8 +124,8 @@ def _record_end(record: Record, kind: str, message: str) -> None:
 
 @dataclass(frozen=True)
 class _Session:
-    """What stays while a run goes back to a checkpoint: its lease, its signs of life and the
-    process group, so that nothing outside the workers takes notice."""
+    """What stays while a run goes back to a checkpoint. As its lease, its heartbeats and its
+    process group stay, no process is started again for it."""
 
     config: Config
     world: World
@@ -126,28 +141,12 @@ class _Session:
     startup: Startup
 
 
-def _run(
-    config: Config,
-    world: World,
-    folder: RunFolder,
-    record: Record,
-    watchdog: Watchdog,
-    writer: Lease | None,
-    stop: Stop,
-    startup: Startup,
-    store_lease: int | None,
-) -> None:
-    _refuse_small_batch(config, world)
-    startup.done("lease")
-    dataset, protocols = on_all_ranks(lambda: _open(config, folder))
-    startup.done("dataset")
-    checkpointer = open_checkpointer(config, folder, record, watchdog, writer, store_lease)
-    fixed = config, world, folder, record, watchdog, stop, dataset, protocols
-    session = _Session(*fixed, checkpointer, dist.new_group(backend="gloo"), startup)
+def _run(session: _Session) -> None:
+    """Train to the end, however often the run goes back. Collective."""
     while not _trained(session):
         # Engines refer to themselves: without this the memory of the old one would go later.
         gc.collect()
-        if world.device.type == "cuda":
+        if session.world.device.type == "cuda":
             torch.cuda.empty_cache()
 
 
@@ -158,21 +157,37 @@ def _trained(session: _Session) -> bool:
     A run that goes back builds all of it anew, just as processes that were started again would:
     they come to the same state, whoever launched them and however often.
     """
-    config, world, folder, record = session.config, session.world, session.folder, session.record
-    dataset, checkpointer = session.dataset, session.checkpointer
-    stop, startup = session.stop, session.startup
-    beat = session.watchdog.beat
+    config, folder, checkpointer = session.config, session.folder, session.checkpointer
     session.watchdog.phase("restore")
+    beat = session.watchdog.beat
     found = find(folder.checkpoints, config.run.resume_from, checkpointer.group, beat)
     if found is not None:
         checkpointer.began_with(found.path)
     begin_sending(checkpointer, found)
+    # What is being sent is waited for where the start fails as well.
+    with sending(checkpointer, session.record, session.watchdog):
+        ended = _train_from(session, found)
+    if ended is None:
+        return False
+    results, step = ended
+    checkpointer.retain(step)  # now the last step is evaluated
+    _record_results(session, results, step)
+    return True
+
+
+def _train_from(session: _Session, found: Found | None) -> tuple[Sequence[Result], int] | None:
+    """Build all that trains and let it train: the last evaluation and the last step, or None where
+    the run goes back. Collective."""
+    config, world, folder, record = session.config, session.world, session.folder, session.record
+    dataset, checkpointer = session.dataset, session.checkpointer
+    stop, startup = session.stop, session.startup
     known = found.state.left_out if found else ()
     left_out = LeftOutBatches(folder.left_out, known, checkpointer.group)
     total = plan.total_samples(config, dataset.manifest.num_images)
     _refuse_finished(found, folder, total)
     on_all_ranks(stop.check)
     startup.done("checkpoint compared")
+    beat = session.watchdog.beat
     engine, network, objective = build(
         config, world, dataset, found, checkpointer.group, record, beat, startup
     )
@@ -202,17 +217,11 @@ def _trained(session: _Session) -> bool:
         )
         startup.done("loader")
         try:
-            with (
-                sending(checkpointer, record, session.watchdog),
-                finishing(checkpointer.wait),
-            ):
-                results = train(parts, progress)
+            with finishing(checkpointer.wait):
+                return train(parts, progress), progress.step
         except GoingBack:
             engine.close()
-            return False
-        checkpointer.retain(progress.step)  # now the last step is evaluated
-    _record_results(session, results, progress.step)
-    return True
+            return None
 
 
 def _open_records(session: _Session, step: int, start_line: str) -> SampleLog:
@@ -289,79 +298,6 @@ def _refuse_finished(found: Found | None, folder: RunFolder, total: int) -> None
             f"run.resume_from {found.path} has seen {found.state.position:,} samples of {total:,}; "
             "raise train.epochs"
         )
-
-
-def build(
-    config: Config,
-    world: World,
-    dataset: Dataset,
-    found: Found | None,
-    group: dist.ProcessGroup,
-    record: Record,
-    beat: Callable[[], None] = nothing,
-    startup: Startup | None = None,
-) -> tuple[Engine, Network, Objective]:
-    """The engine, the network in it and the objective, fresh or restored. A fresh start takes the
-    same path with empty moments; what `model.init` brought to it is recorded. `beat` is called
-    while a checkpoint is read, and `startup` told of what is done. Collective."""
-    startup = startup or Startup()
-    objective, network = watched(
-        lambda: _objective_and_network(config, world, dataset, found), group, beat
-    )
-    if (matched := network.built.matched) is not None and found is None:
-        columns = ["model.init", "weights", "of them"]
-        table = {"columns": columns, "rows": matched.rows()}
-        record.event("init", f"model.init {matched}", table=table)
-    startup.done("network")
-    engine = Engine(
-        network.module,
-        on_all_ranks(lambda: objective.groups(network.module, config.train.optimizer)),
-        config.model,
-        config.train,
-        config.engine,
-        world.device,
-        world.size,
-    )
-    first, after = batch_share(config.train.batch_size, world.rank, world.size)
-    images = {
-        name: torch.zeros(after - first, *view.image_hw, 3, dtype=torch.uint8, device=world.device)
-        for name, view in objective.views(main_view(config.data)).items()
-    }
-    startup.done("engine")
-    engine.warm_up(lambda: objective.dry_run(Forward(engine.run, images)))
-    startup.done("warm-up")
-    moments = watched(lambda: read_optimizer(found.path) if found else None, group, beat)
-    engine.load_moments(moments)
-    startup.done("optimizer")
-    if found is not None:
-        load_parts(found.path, objective.state(), group, beat)
-        objective.restore(found.state.numbers, found.state.config)
-    objective.forget(torch.from_numpy(read_forgotten(dataset).identities))
-    startup.done("head")
-    return engine, network, objective
-
-
-def _objective_and_network(
-    config: Config, world: World, dataset: Dataset, found: Found | None
-) -> tuple[Objective, Network]:
-    """The objective and the network with the weights to start from. No collective: what fails here
-    may fail on one rank alone."""
-    objective: Objective = config.objective.build(
-        setting=Setting(
-            config,
-            dataset.manifest.num_identities,
-            tuple(part.first_class for part in dataset.parts),
-            world.device,
-            dist.group.WORLD,
-            lambda file: open_encoder(Path(file), world.device),
-        )
-    )
-    torch.manual_seed(rng.key(config.run.seed, rng.Stream.NETWORK_WEIGHTS) >> 1)
-    built = build_backbone(config, fresh=found is None)
-    network = Network(objective.network(built.backbone), built)
-    if found is not None:
-        network.load(found.path, found.state, config.model.init)
-    return objective, network
 
 
 def _progress(config: Config, found: Found | None) -> Progress:

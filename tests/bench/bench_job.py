@@ -30,9 +30,9 @@ from manyfaces.data.feed.loader import Batch, Loader
 from manyfaces.data.feed.quarantine import Quarantine
 from manyfaces.data.feed.view import main_view
 from manyfaces.models.backbones.output import Output
+from manyfaces.train.build import build
 from manyfaces.train.objectives.objective import Forward, Moment
 from manyfaces.train.record import NoRecord
-from manyfaces.train.session import build
 from manyfaces.train.step import train_step
 
 WARM_UP = 3
