@@ -43,6 +43,10 @@ _HEARD_AT: dict[tuple[Path, int], float] = {}
 """When this process first saw a file with a heartbeat, by a clock that nobody sets."""
 
 
+Tell = Callable[[str], object]
+"""Is given a line for people."""
+
+
 class LeaseHeldError(UserError):
     """Another process has the lease."""
 
@@ -138,10 +142,12 @@ class _Held:
     """It is known to live; else its next heartbeat tells."""
 
 
-def take_launch(folder: Path, *, takeover: bool = False) -> Lease:
+def take_launch(folder: Path, tell: Tell = lambda line: None, *, takeover: bool = False) -> Lease:
     """The lease of the process that launches the run in this folder, which exists. `takeover` takes
-    it from whoever has it. Raises `LeaseHeldError` within about a second."""
-    return _take(folder, LAUNCH, LAUNCH_WAIT_S, takeover=takeover)
+    it from whoever has it. Raises `LeaseHeldError` within about a second, or once a holder that
+    cannot be asked was watched for `WATCH_S` to `STALE_S`; `tell` is given the line that says so
+    before."""
+    return _take(folder, LAUNCH, LAUNCH_WAIT_S, tell, takeover=takeover)
 
 
 def take_writer(launch: Launch) -> Lease:
@@ -153,15 +159,15 @@ def take_writer(launch: Launch) -> Lease:
     return lease
 
 
-def refuse_held(folder: Path, tell: Callable[[str], object] = lambda line: None) -> None:
+def refuse_held(folder: Path, tell: Tell = lambda line: None) -> None:
     """Raise `LeaseHeldError` where another process launched the run and is alive; changes nothing.
 
     One on a machine that cannot be asked is waited for until its next heartbeat, which it is
-    refused for, or until it counts as dead; `tell` is given the line that says so.
+    refused for, or until it counts as dead; `tell` is given the line that says so before.
     """
     deadline = time.monotonic() + LAUNCH_WAIT_S
-    first, is_told = _held(folder, LAUNCH), False
-    while (held := _held(folder, LAUNCH)) is not None:
+    first, is_told = _held(folder, LAUNCH, tell), False
+    while (held := _held(folder, LAUNCH, tell)) is not None:
         is_silent = first is not None and not held.can_be_asked and held.heard_at == first.heard_at
         if not is_silent and time.monotonic() > deadline:
             raise LeaseHeldError(held.told)
@@ -176,13 +182,19 @@ def refuse_held(folder: Path, tell: Callable[[str], object] = lambda line: None)
 
 
 def _take(
-    folder: Path, kind: str, wait_s: float, *, takeover: bool = False, under: Launch | None = None
+    folder: Path,
+    kind: str,
+    wait_s: float,
+    tell: Tell = lambda line: None,
+    *,
+    takeover: bool = False,
+    under: Launch | None = None,
 ) -> Lease:
     deadline = time.monotonic() + wait_s
     while True:
         if under is not None and (told := under.lost()):
             raise LeaseLostError(told)
-        held = None if takeover else _held(folder, kind)
+        held = None if takeover else _held(folder, kind, tell)
         if held is None and (lease := _make_next(folder, kind, under)) is not None:
             return lease
         if time.monotonic() > deadline:
@@ -216,8 +228,9 @@ def _make_next(folder: Path, kind: str, under: Launch | None) -> Lease | None:
     return Lease(file, path, holder, under)
 
 
-def _held(folder: Path, kind: str) -> _Held | None:
-    """Who has the lease and is alive; None where nobody is."""
+def _held(folder: Path, kind: str, tell: Tell) -> _Held | None:
+    """Who has the lease and is alive; None where nobody is. `tell` is given a line before a holder
+    that cannot be asked is watched."""
     _, path = _newest(folder, kind)
     if path is None:
         return None
@@ -233,7 +246,9 @@ def _held(folder: Path, kind: str) -> _Held | None:
         is_dead = None if holder is None else holder.is_dead(is_free)
         heard = os.fstat(file.fileno())
         age_s = _now(folder, holder) - heard.st_mtime
-    if is_dead or (is_dead is None and _is_silent(path, heard.st_mtime_ns, age_s)):
+    if is_dead:
+        return None
+    if is_dead is None and _is_silent(path, heard.st_mtime_ns, age_s, f"{holder}", tell):
         return None
     can_be_asked = holder is None or is_dead is not None
     told = _held_line(folder, holder, age_s)
@@ -255,14 +270,23 @@ def _begun(folder: Path) -> str:
     return f"{folder}: another process has begun to write this run"
 
 
-def _is_silent(path: Path, heard_ns: int, age_s: float) -> bool:
+def _is_silent(path: Path, heard_ns: int, age_s: float, who: str, tell: Tell) -> bool:
     """Whether the holder has given no sign of life for `STALE_S`. `age_s` since the last may be
     wrong, as clocks of several machines make it: a file that is older is watched for `WATCH_S`, and
-    one from the future, which a dead holder may have left, for `STALE_S`."""
+    one from the future, which a dead holder may have left, for `STALE_S`. `tell` is given the line
+    that says so."""
     first_s = _HEARD_AT.setdefault((path, heard_ns), time.monotonic())
     if abs(age_s) <= STALE_S:
         return False
-    while time.monotonic() - first_s < (WATCH_S if age_s > 0 else STALE_S):
+    watched_s = WATCH_S if age_s > 0 else STALE_S
+    if (left_s := first_s + watched_s - time.monotonic()) > 0:
+        last = f"{age_s:.0f} s ago" if age_s > 0 else f"{-age_s:.0f} s from now, as clocks differ"
+        tell(
+            f"{path.parent}: {who} gave its last sign of life {last}; if none comes, it counts as "
+            f"dead and this command goes on in {left_s:.0f} s; manyfaces train --force-takeover "
+            "takes the run at once"
+        )
+    while time.monotonic() - first_s < watched_s:
         time.sleep(_POLL_S)
         try:
             with path.open("rb") as file:  # a look without opening may be an old one on NFS

@@ -25,7 +25,7 @@ def sync_mlflow(run: Path, words: Sequence[str], console: Console) -> None:
     if not folder.identity.exists() or not folder.config.exists():
         raise UserError(f"{run}: no run is there; give a run's folder, as in runs/NAME")
     config = _config(folder, words)
-    lease = take_launch(folder.path)
+    lease = take_launch(folder.path, console.print)
     try:
         mirror = Mirror(folder.path, config, flatten(redacted(config).model_dump()))
         lease.on_lost = lambda _: mirror.abandon()

@@ -206,9 +206,15 @@ def test_no_clock_takes_a_run_from_who_lives_or_keeps_it_for_who_is_dead(
         for second in (refuse_held, take_launch):
             with pytest.raises(LeaseHeldError, match="on node7"):
                 second(tmp_path)
-    began = time.monotonic()
+    began, told = time.monotonic(), list[tuple[str, float]]()
+    refuse_held(tmp_path, lambda line: told.append((line, time.monotonic() - began)))
     take_launch(tmp_path).release()
     assert time.monotonic() - began >= 0.5
+    [(line, told_s)] = told
+    assert told_s < 0.5  # before it is waited for
+    ago = "3600 s ago" if clock_s < 0 else r"36\d\d|35\d\d s from now, as clocks differ"
+    assert re.search(rf"on node7, since .* gave its last sign of life ({ago})", line)
+    assert "manyfaces train --force-takeover takes the run at once" in line
 
 
 def test_a_lease_that_was_taken_by_force_is_lost(tmp_path: Path) -> None:
