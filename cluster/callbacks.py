@@ -112,8 +112,8 @@ class PlacementTimeout(ControllerCallback):  # type: ignore[misc]
 
 
 class SaveBeforeResize(WorkerGroupCallback, ControllerCallback):  # type: ignore[misc]
-    """Lets workers that train save, before Ray replaces them by more or fewer: it would throw away
-    their steps since the last checkpoint. They have `grace_s` seconds."""
+    """Lets workers that train save within `grace_s` seconds, before Ray replaces them by more or
+    fewer and so throws away their steps since the last checkpoint."""
 
     def __init__(self, grace_s: float) -> None:
         self.grace_s = grace_s

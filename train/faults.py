@@ -85,7 +85,7 @@ class Fault(BaseModel):
         return f"{self.kind}@{','.join(f'{name}={value}' for name, value in where)}"
 
     def is_met(self, phase: str, step: int) -> bool:
-        """Whether it is to happen in this phase, after or in this step."""
+        """Whether the fault is planned for this phase, in or after this step."""
         if self.step is not None and self.step != step:
             return False
         return ":" not in phase if self.phase is None else self.phase == phase
@@ -120,8 +120,8 @@ def _fault(word: str) -> Fault:
 
 
 class FaultPlan:
-    """The faults of one rank. That one has happened is known by a file in the folder `markers`,
-    which is on disk before it does; what is named twice happens twice."""
+    """The faults of one rank. A file in the folder `markers`, which is on disk before a fault is
+    injected, says that it was; a fault that is named twice is injected twice."""
 
     def __init__(self, faults: tuple[Fault, ...], rank: int, run: Path, markers: Path) -> None:
         self.rank, self.run, self.markers = rank, run, markers
@@ -134,8 +134,8 @@ class FaultPlan:
                 self._left.append((markers / f"{fault}{again}", fault))
 
     def reach(self, phase: str, step: int) -> None:
-        """This rank enters the phase, `step N` or another, after so many steps: what is planned
-        for it happens."""
+        """Inject what is planned for this rank as it enters the phase, `step N` or another, after
+        so many steps."""
         name, _, begun = phase.partition(" ")
         at = int(begun) if name == "step" else step
         for marker, fault in self._left:
@@ -147,7 +147,7 @@ class FaultPlan:
 
 
 def _mark(marker: Path) -> bool:
-    """Make the file and flush it to disk; False where it was there."""
+    """Make the file and flush it to disk. Returns False where it was there already."""
     marker.parent.mkdir(parents=True, exist_ok=True)
     try:
         descriptor = os.open(marker, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)

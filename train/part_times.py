@@ -13,8 +13,8 @@ import torch
 
 STEP_PARTS = ("forward", "head", "backward", "optimizer")
 """Parts of a step: the network's forward pass; the objective beside it, with what ranks exchange
-there; the backward pass, with the gradients' exchange where it overlaps; the rest of that exchange,
-the optimiser and the wait for the device."""
+there; the backward pass, with the gradients' exchange where it overlaps; the rest of that exchange
+and the optimiser."""
 PARTS = ("data", *STEP_PARTS, "checkpoint", "evaluation")
 """All parts; `data` is the wait for the next batch."""
 _MOST_UNREAD = 256

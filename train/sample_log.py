@@ -3,8 +3,9 @@ rank in the run's folder, a line for each step that has trained on its batch.
 
     {"step": 7, "position": 96, "ids": [311, 5, ...], "left_out": [20]}
 
-Ids count the samples of the dataset from 0. What is left out stands in the batch and not in the
-loss: its image is broken, or it was forgotten.
+Ids count the samples of the dataset from 0. Those in `left_out` stand in the batch and not in the
+loss, as their image is broken or they were forgotten. A step whose whole batch a run leaves out has
+no line. A line that a full disk has torn stays, and is no JSON.
 """
 
 import contextlib
@@ -36,7 +37,7 @@ class SampleLog:
 
 
 class NoSampleLog(SampleLog):
-    """That of a run which keeps none."""
+    """The log of a run that keeps none."""
 
     def __init__(self) -> None:
         pass
@@ -46,7 +47,7 @@ class NoSampleLog(SampleLog):
 
 
 def open_log(folder: Path, rank: int, step: int, is_wanted: bool) -> SampleLog:
-    """What this rank writes down after `step`. Those of steps that are made again are forgotten
+    """What this rank writes down after `step`. The lines of steps that are made again are removed
     before any rank makes one: call it on all ranks before a collective."""
     if rank == 0:
         rewind(folder, step)
@@ -54,8 +55,8 @@ def open_log(folder: Path, rank: int, step: int, is_wanted: bool) -> SampleLog:
 
 
 def rewind(folder: Path, step: int) -> None:
-    """Forget what all ranks have written of steps after `step`, and lines that a kill has torn: a
-    resumed run makes those steps again."""
+    """Remove what all ranks have written of steps after `step`, and torn lines at the end: a resumed
+    run makes those steps again."""
     for path in folder.glob("rank-*.jsonl"):
         with path.open("rb+") as file:
             file.truncate(_end(file.fileno(), step))

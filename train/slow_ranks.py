@@ -9,12 +9,14 @@ SLOW, FAST = 1.5, 1.2
 """A rank becomes slow above the first multiple of the median, and keeps up again below the
 second."""
 SLOW_SHARE, FAST_SHARE = 0.1, 0.05
-"""And it is slow only where it costs more than this share of a whole step."""
+"""Only a rank that costs more than the first share of a whole step becomes slow; one that costs
+less than the second keeps up again."""
 WINDOWS, STEPS = 3, 20
-"""Rows of metrics in a row, and the steps of them, before either is told."""
+"""Either is told only after so many rows of metrics one after another, with so many steps in
+all."""
 
 OwnTimes = Sequence[Mapping[str, float]]
-"""For each rank the seconds a step of the parts in which it waits for no other rank."""
+"""For each rank, the seconds of a step in each part in which it waits for no other rank."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +34,10 @@ class _Episode:
     windows: int = 0
     steps: int = 0
     own_s: float = 0.0
-    """Sums over the steps."""
+    """Its own time, as a sum over the steps; so are the other two."""
     median_s: float = 0.0
     excess_s: dict[str, float] = field(default_factory=dict)
-    """By part, beyond the median of that part."""
+    """How much longer than the median each of its parts took."""
 
 
 def slowest(own: OwnTimes) -> tuple[int, float]:

@@ -15,7 +15,8 @@ class LeaveOut(OnNotFinite):
     kind: Literal["leave_out"] = "leave_out"
 
     at_most: Annotated[int, Field(ge=1, le=100)] = 3
-    """Batches that may be left out in the run's life; the next one stops it."""
+    """Batches that may be left out in the run's life; the next one stops it. Those that the run of
+    `run.resume_from` had left out count as well."""
 
     @property
     def most_left_out(self) -> int:

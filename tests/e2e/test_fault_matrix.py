@@ -1,5 +1,5 @@
-"""What a run survives, a fault a test: the fault comes true, the person reads one line, and the run
-ends bit for bit as if it had not been, every sample of each epoch trained on once."""
+"""What a run survives, a fault a test: the fault is injected, the person reads one line, and the
+run ends bit for bit as if it had not been, every sample of each epoch trained on once."""
 
 import json
 import re
