@@ -55,8 +55,8 @@ def open_log(folder: Path, rank: int, step: int, is_wanted: bool) -> SampleLog:
 
 
 def rewind(folder: Path, step: int) -> None:
-    """Remove what all ranks have written of steps after `step`, and torn lines at the end: a resumed
-    run makes those steps again."""
+    """Remove what all ranks have written of steps after `step`, which a resumed run makes again,
+    and torn lines at the end."""
     for path in folder.glob("rank-*.jsonl"):
         with path.open("rb+") as file:
             file.truncate(_end(file.fileno(), step))

@@ -110,3 +110,34 @@ def test_equal_ranks_are_not_named() -> None:
     for metrics, lines in run_ranks(2, rates_of_a_rank, "nothing", timeout_s=300):
         assert lines == []
         assert all(row["slowest_rank_ratio"] == 1 for row in metrics)
+
+
+def row_behind_a_wait() -> dict[str, float]:
+    """A step of 1 s, a checkpoint that is waited for 2 s, and 100 s until the worker is
+    replaced."""
+    clock = Clock()
+
+    def wait(seconds: float = 2.0, beat: object = None) -> None:
+        clock.now += seconds
+
+    group = dist.new_group(backend="gloo")
+    counted = Rates(PartTimes(torch.device("cpu")), ("data", "forward"), group)
+    parts: Any = SimpleNamespace(
+        stop=SimpleNamespace(pause_s=100.0, pause=wait, check=lambda: None),
+        checkpointer=SimpleNamespace(wait=wait),
+        watchdog=SimpleNamespace(phase=lambda name: None, beat=None),
+        protocols=[],
+        group=group,
+    )
+    clock.now += 1.0
+    counted.count(4)
+    loop._follow_request(parts, counted, is_end=False)
+    row, _ = counted.take()
+    return row
+
+
+def test_the_wait_for_a_replacement_is_no_training() -> None:
+    (row,) = run_ranks(1, row_behind_a_wait, timeout_s=300)
+    assert row["images_per_s"] == pytest.approx(4 / 3)
+    assert row["checkpoint_share"] == pytest.approx(2 / 3)
+    assert row["evaluation_share"] == 0
