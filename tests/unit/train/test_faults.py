@@ -80,6 +80,7 @@ def test_a_fault_is_injected_once_where_it_was_planned(
 
 def test_other_ranks_other_steps_and_no_plan_have_no_faults(tmp_path: Path) -> None:
     assert met("raise@rank=1", tmp_path) == []
+    plan("raise@rank=0,phase=data", tmp_path).reach("a phase of several words", 3)
     assert met("raise@rank=0,step=3", tmp_path) == []
     assert met("", tmp_path) == []
     assert list(tmp_path.iterdir()) == []
