@@ -1,1 +1,1 @@
-"""Kinds of what a run does where a step gives no finite numbers."""
+"""The kinds of what a run does where a step gives no finite numbers."""

@@ -1,4 +1,4 @@
-"""On numbers that are not finite: leave the batch out."""
+"""A run leaves a batch with numbers that are not finite out."""
 
 from typing import Annotated, Literal
 

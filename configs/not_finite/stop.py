@@ -1,4 +1,4 @@
-"""On numbers that are not finite: stop."""
+"""A run stops at numbers that are not finite."""
 
 from typing import Literal
 

@@ -34,14 +34,15 @@ class Checkpoint(Node):
     """Each checkpoint whose step is a multiple of this is kept for ever; a multiple of
     `every_steps`."""
     best: Best | None = None
-    """The best by a metric of the run's evaluation are kept, `{metric: lfw/accuracy}`; `RUN@best`
-    names the first of them wherever a run is asked for."""
+    """Which checkpoints to keep for their score, for example `{metric: lfw/accuracy}`. `RUN@best`
+    names the best of them wherever a run can be given."""
     background: bool = True
-    """Whether training goes on while one is written, from a copy of all it holds in host memory;
-    `false` needs no copy, and training waits."""
+    """Whether training continues while a checkpoint is written. This needs host memory for a copy
+    of the state; with `false` training waits."""
     max_failures: PositiveInt = 3
-    """How many in a row may fail to be written, as on a full disk, before training stops; the last
-    one of a run must not. The same holds of sending them to a store, where `run.dir` is a URL."""
+    """How many checkpoints in a row may fail to be written, for example on a full disk, before
+    training stops; the last checkpoint of a run may not fail. Uploads are counted in the same way
+    where `run.dir` is a URL."""
     store_patience_s: PositiveFloat = 120.0
     """How long the store at `run.dir`'s URL may be away before a checkpoint counts as not sent;
     below `cluster.step_timeout_s`. A run that is asked to stop has `cluster.grace_s` to send its

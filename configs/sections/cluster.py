@@ -40,15 +40,16 @@ class Cluster(Node):
     gpus_per_worker: Literal["auto", 0, 1] = "auto"
     """GPUs of each worker; `auto` is one where the machine has any."""
     max_failures: Annotated[int, Field(ge=-1)] = 3
-    """About how often lost workers are restarted without a new checkpoint in between, by Ray; at
-    most about twice as often, where one was written just before. -1 is without end."""
+    """How often Ray restarts lost workers without a new checkpoint in between, or up to about twice
+    as often where one was written just before; -1 means without limit."""
     step_timeout_s: PositiveFloat = 1800.0
     """A step that takes longer ends its worker with exit code 75, naming rank and phase."""
     grace_s: PositiveFloat = 30.0
     """Longest time from a request to stop (Ctrl-C, SIGTERM, SIGUSR1, a node that Ray drains) to the
     end; a checkpoint has four fifths of it, and the last one stays where that is too short.
     torchrun hands on SIGUSR1 only with `--signals-to-handle SIGTERM,SIGINT,SIGUSR1`. An elastic run
-    does not end with a node: so long before the node goes, it saves and waits to be placed anew."""
+    does not end when a node is drained: it saves this long before the node goes, and is then placed
+    anew."""
     schedule_timeout_s: PositiveFloat = 300.0
     """Longest wait for the workers' resources, at the start and each time that workers were lost;
     then the run ends."""

@@ -7,7 +7,7 @@ torch.distributed.checkpoint.async_save of the same state in the same process.
 
 Needs some eight times the state's bytes free in FOLDER, and three times in memory. One process on
 the CPU; each kind of rows has a process of its own. The state is a Partial-FC head's and nothing
-else; a step takes a batch of 64 and a tenth of the classes. Ours is the dearer of two
+else; a step takes a batch of 64 and a tenth of the classes. Ours is the slower of two
 saves. Extra time is the stall and what all steps until the checkpoint is on disk take beyond the
 median step before; of the processor, in the thread that trains: that does not depend on what else
 the machine does. Memory is the most that was resident at any time (VmHWM) of ours.
@@ -208,7 +208,7 @@ def measure(folder: Path, head: Trained) -> dict[str, Any]:
 
 
 def our_cost(folder: Path, head: Trained) -> tuple[Cost, dict[str, float]]:
-    """The cost of a checkpoint of ours, the dearer of two, and further figures."""
+    """The cost of a checkpoint of ours, the slower of two, and further figures."""
     done = Event()
     hooks = Hooks(committed=lambda step, path: done.set())
     saver = Checkpointer(folder, Checkpoint(), hooks)

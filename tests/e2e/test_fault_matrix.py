@@ -212,7 +212,7 @@ def test_row_09_killed_while_a_checkpoint_is_written(config: Path, run: Path, tw
 
 
 @pytest.mark.slow
-def test_row_10_the_newest_checkpoint_has_rotted(config: Path, run: Path, twin: Path) -> None:
+def test_row_10_the_newest_checkpoint_is_corrupt(config: Path, run: Path, twin: Path) -> None:
     die(2, config, "kill@rank=0,step=12")
     file = max((run / "checkpoints" / "step-00000010" / "head").iterdir())
     body = bytearray(file.read_bytes())
