@@ -107,10 +107,8 @@ def test_what_waiting_does_not_mend_is_told_at_once(
     if scheme == "http":
         url = f"http://127.0.0.1:{proxy.port}/faces/some/made"
     proxy.faults[SHARD] = [fault] * 9
-    began = time.monotonic()
     with pytest.raises(UserError, match=rf"{SHARD}: .*{message}"):
         fetch(url, dataset, tmp_path / "x", patience_s=60)
-    assert time.monotonic() - began < 2
     assert len(proxy.faults[SHARD]) == 8, "asked once"
 
 

@@ -204,11 +204,10 @@ def test_the_watchdog_names_rank_and_phase_and_ends_the_process(tmp_path: Path) 
     program = (
         "import time; from manyfaces.train.watchdog import Watchdog\n"
         "w = Watchdog(0.4, print, 3)\n"
-        "for _ in range(10): w.phase('step'); time.sleep(0.1)\n"
-        "w.phase('stuck'); time.sleep(30)"
+        "w.phase('stuck'); time.sleep(200)"
     )
     ended = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=25, check=False
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False
     )
     assert ended.returncode == 75
     assert "rank 3 has been in 'stuck'" in ended.stdout
@@ -248,17 +247,20 @@ def test_with_a_new_password_the_same_mlflow_run_goes_on_and_none_is_kept(
 LATE = """
 import os, signal, sys, time
 from pathlib import Path
-from manyfaces.train.watchdog import Watchdog
-rank = int(sys.argv[1])
-watchdog = Watchdog(1.2, print, rank, 2, Path(sys.argv[2]))
+from manyfaces.train import watchdog as module
+from manyfaces.train.heartbeat import read_heartbeats
+rank, run = int(sys.argv[1]), Path(sys.argv[2])
+module.PERIOD_S = 0.3
+watchdog = module.Watchdog(60 if rank == 1 else 1.2, print, rank, 2, run)
 watchdog.made(11)
 watchdog.phase("data")
 if rank == 1:
-    time.sleep(0.6)
+    while 1 not in (beats := read_heartbeats(run)) or beats[1].phase != "data":
+        time.sleep(0.01)
     print("stopping", flush=True)
     os.kill(os.getpid(), signal.SIGSTOP)
 watchdog.phase("step 12")
-time.sleep(40)
+time.sleep(200)
 """
 
 
@@ -291,7 +293,7 @@ def test_the_watchdog_names_the_rank_that_did_not_arrive(tmp_path: Path) -> None
         assert late.stdout is not None
         assert late.stdout.readline() == "stopping\n"
         waits = subprocess.run(
-            [*command, "0", str(tmp_path)], capture_output=True, text=True, timeout=40, check=False
+            [*command, "0", str(tmp_path)], capture_output=True, text=True, timeout=120, check=False
         )
     finally:
         late.kill()
