@@ -207,8 +207,7 @@ def test_death_at_random_moments_of_a_write(folder: Folder) -> None:
 
 
 def test_death_in_a_write(folder: Folder) -> None:
-    """Some calls, and one moment: the commit's own among them, near the end of rank 0's."""
+    """Some calls, the commit's own among them, near the end of rank 0's."""
     for death in (Death(0, 20), Death(1, 4, power_loss=True), Death(0, 3, power_loss=True)):
         assert not folder.survives(death)
-    killed_at(folder, 0, 0.4)
     assert folder.survives(Death(0, call=10_000))

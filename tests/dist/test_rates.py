@@ -49,6 +49,11 @@ class Meeting(Objective):
         return Loss(value, value, value.isfinite(), torch.tensor(moment.last))
 
 
+def rates_of_all(*parts: str) -> list[tuple[list[dict[str, float]], list[str]]]:
+    """By each part that is slow."""
+    return [rates_of_a_rank(part) for part in parts]
+
+
 def rates_of_a_rank(slow: str) -> tuple[list[dict[str, float]], list[str]]:
     """Data take 1 s and a forward pass 2 s, with 4 s more on rank 1 for the part that is slow."""
     clock = Clock()
@@ -85,10 +90,18 @@ def rates_of_a_rank(slow: str) -> tuple[list[dict[str, float]], list[str]]:
     return metrics, lines
 
 
-@pytest.mark.parametrize("part", ["data", "forward"])
-def test_the_slow_rank_and_its_part_are_named(part: str) -> None:
-    (metrics, lines), other = run_ranks(2, rates_of_a_rank, part, timeout_s=300)
-    assert other == (metrics, lines)
+def test_a_slow_rank_and_its_part_are_named_and_equal_ranks_are_not() -> None:
+    parts = ("data", "forward")
+    by_rank = run_ranks(2, rates_of_all, *parts, "nothing", timeout_s=300)
+    assert by_rank[0] == by_rank[1]
+    *slow, (metrics, lines) = by_rank[0]
+    for part, told in zip(parts, slow, strict=True):
+        check_slow(part, *told)
+    assert lines == []
+    assert all(row["slowest_rank_ratio"] == 1 for row in metrics)
+
+
+def check_slow(part: str, metrics: list[dict[str, float]], lines: list[str]) -> None:
     (line,) = lines
     assert line == (
         f"rank 1 on {socket.gethostname()} is slow: its own part of a step takes 7 s where the "
@@ -104,12 +117,6 @@ def test_the_slow_rank_and_its_part_are_named(part: str) -> None:
         assert row[name] == pytest.approx(share), name
     for name in ("backward_share", "optimizer_share", "checkpoint_share", "evaluation_share"):
         assert row[name] == 0
-
-
-def test_equal_ranks_are_not_named() -> None:
-    for metrics, lines in run_ranks(2, rates_of_a_rank, "nothing", timeout_s=300):
-        assert lines == []
-        assert all(row["slowest_rank_ratio"] == 1 for row in metrics)
 
 
 def row_behind_a_wait() -> dict[str, float]:

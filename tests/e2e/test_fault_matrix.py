@@ -76,6 +76,7 @@ def command(config: Path, *words: object) -> list[str]:
     return [*TORCHRUN, "-m", "manyfaces.train", "train", str(config), *map(str, words)]
 
 
+@pytest.mark.slow
 def test_row_01_a_worker_is_killed(config: Path, run: Path, twin: Path) -> None:
     die(2, config, "kill@rank=1,step=7")
     live(2, config)
