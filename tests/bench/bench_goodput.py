@@ -4,9 +4,10 @@
 
 CONFIG (default: configs/pretrain/glint360k_r100.yaml) and its words give `checkpoint.every_steps`,
 `keep` and `background`, `cluster.max_failures`, `step_timeout_s`, `grace_s` and
-`schedule_timeout_s`; what a checkpoint costs comes from the plan, as in `manyfaces check`. Goodput
-is the time of the steps that last over the time of the day. All that is assumed is printed. Each
-row is a rate of failures, as published; columns are the settings as they are, those with
+`schedule_timeout_s`; what a checkpoint costs comes from the plan, as in `manyfaces check`. The
+workers and a batch of 32 images each are set here, in place of what CONFIG says. Nothing is
+trained. Goodput is the time of the steps that last over the time of the day. The assumptions are
+printed. Each row is a rate of failures; columns are the settings as they are, those with
 `max_failures` counted over the whole run as Ray counts it, and those with the interval and the
 `step_timeout_s` that are best.
 """
@@ -22,22 +23,33 @@ from rich.table import Table
 
 from manyfaces.configs import plan
 from manyfaces.configs.goodput import GPU_MTBF_HOURS, HOUR, Interruptions
-from manyfaces.configs.interval_lines import interruptions, step_seconds
+from manyfaces.configs.interval_lines import (
+    AGREE_S,
+    COMMIT_S,
+    COPY_BYTES_S,
+    STORE_BYTES_S,
+    WRITE_BYTES_S,
+    interruptions,
+    step_seconds,
+)
 from manyfaces.configs.load import load
 from manyfaces.configs.schema import Config
 
-WORKERS, NODE_GPUS, DAY_S = 1024, 8, 24 * HOUR
+WORKERS, WORKER_BATCH, NODE_GPUS, DAY_S = 1024, 32, 8, 24 * HOUR
 RATES = {
     "Llama 3: 419 in 54 days on 16,384 GPUs (arXiv 2407.21783)": GPU_MTBF_HOURS / WORKERS,
-    "OPT-175B: 105 restarts in 60 days on 992 GPUs (arXiv 2205.01068)": 60 * 24 / 105,
-    "Meta's research clusters: 7.9 h at 1,024 GPUs (arXiv 2410.21680)": 7.9,
-    "Llama 3's whole 16,384 GPUs": GPU_MTBF_HOURS / 16_384,
+    "OPT-175B: at least 105 restarts in two months on 992 GPUs (arXiv 2205.01068)": 60 * 24 / 105,
+    "assumed": 7.9,
+    "that of all of Llama 3's 16,384 GPUs together": GPU_MTBF_HOURS / 16_384,
 }
-"""Mean hours between failures of 1,024 workers, by where they were published."""
+"""Mean hours between failures of 1,024 workers, by where they come from; that of OPT-175B is at
+most so long."""
+PEAK_SHARE = 0.4
+"""Share of the arithmetic's peak that a step reaches. Assumed."""
 PLANNED = 47 / 419
 """Planned interruptions for each unexpected one (Llama 3): they come with a notice."""
 HARDWARE = 0.78
-"""Share of the unexpected ones that is of hardware (Llama 3, section 3.3.4): a node is replaced."""
+"""Share of the unexpected ones that is of hardware (Llama 3): a node is replaced."""
 HUNG = 0.05
 """Share that ends no process: found by `cluster.step_timeout_s`. Assumed."""
 SPARE_S = 60.0
@@ -55,8 +67,9 @@ RESTART_S = {
     "engine": 3.0,
     "warm-up and first step": 11.0,
 }
-"""Seconds of the parts of a restart but for the bytes: as `bench_restart.py` has measured them with
-two workers; placement, the process group of 1,024 and kernels' first use are assumed."""
+"""Seconds of the parts of a restart but for the bytes. Process, imports and engine are what
+`bench_restart.py` gave for two workers on two cores under a load of 8, when more was imported than
+now; the others are assumed."""
 READ_BYTES_S = 1e9
 """What a worker reads and compares in a second of a checkpoint. Assumed."""
 
@@ -89,9 +102,20 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     words = [f"cluster.workers={WORKERS}", "cluster.gpus_per_worker=1", *arguments.overrides]
-    config = load(arguments.config, [f"train.batch_size={32 * WORKERS}", *words])
+    config = load(arguments.config, [f"train.batch_size={WORKER_BATCH * WORKERS}", *words])
     settings = settings_of(config, arguments.images_per_s)
     console = Console()
+    machine = plan.machine(config, None)
+    estimated = (
+        f"{PEAK_SHARE:.0%} of the peak of {machine.name}, {machine.flops:.0e} operations a second"
+    )
+    given = arguments.images_per_s
+    step_by = f"estimated at {estimated}" if given is None else f"at {given:,.0f} images/s"
+    console.print(
+        f"simulated, {arguments.days:,} days, seed {arguments.seed}: {arguments.config} with "
+        f"{WORKERS:,} workers and a batch of {config.train.batch_size:,}; a step {step_by}",
+        highlight=False,
+    )
     for line in assumptions(settings):
         console.print(line, highlight=False)
     table = Table("a failure each", "as they are", "max_failures for good", "at their best")
@@ -145,11 +169,18 @@ def assumptions(settings: Settings) -> list[str]:
         f"checkpoint every {settings.every_steps:,} steps, which wait {lost.stall_s:.2f} s for it; "
         f"committed after {lost.write_s:.1f} s; {settings.keep} kept, of which {DAMAGED:.1%} are "
         "found damaged",
-        f"a restart {lost.restart_s:.0f} s: {parts}, the rest the checkpoint's bytes",
+        f"a checkpoint: the steps wait {AGREE_S:g} s and for the network's copy at "
+        f"{COPY_BYTES_S:.0e} bytes/s; a worker writes {WRITE_BYTES_S:.0e} bytes/s, the storage "
+        f"takes {STORE_BYTES_S:.0e} of all, and the commit {COMMIT_S:g} s",
+        f"a restart {lost.restart_s:.0f} s: {parts}, the rest the checkpoint's bytes, which a "
+        f"worker reads and compares at {READ_BYTES_S:.0e} bytes/s",
+        "failures are independent, at exponential times, also while workers restart; a checkpoint "
+        "is asked for no sooner than the one before it is committed",
         f"{HARDWARE:.0%} of failures cost a node, and a spare comes after {SPARE_S:.0f} s on "
         f"average; {HUNG:.0%} hang, and are found after {settings.step_timeout_s:.0f} s "
         f"(cluster.step_timeout_s); {PLANNED:.0%} more come with a notice of "
-        f"{settings.grace_s:.0f} s; who waits longer than {settings.schedule_timeout_s:.0f} s for "
+        f"{settings.grace_s:.0f} s, of which a checkpoint may take four fifths; who waits longer "
+        f"than {settings.schedule_timeout_s:.0f} s for "
         f"a node, or has used up cluster.max_failures={settings.max_failures}, ends and is typed "
         f"again after {TYPED_AGAIN_S / 60:.0f} min",
     ]

@@ -2,13 +2,13 @@
 
     python tests/bench/bench_soak.py [FOLDER] [--minutes 30] [--every 30] [--seed 1] [--workers 2]
 
-First the quiet run (which takes half of the time that faults are for), then the same command under faults:
-kill -9 and SIGSTOP of a rank, SIGTERM of the command, kill -9 while a checkpoint is written, a
-flipped byte in the newest checkpoint, a full disk (root: a small tmpfs; else an unwritable folder),
-MLflow's server gone, a slow store. Whenever the command ends before the run is finished it is typed
-again, by Ray and by torchrun in turn (with `--workers 1` in the process itself too). Faults end
-after `--minutes`; the run then goes on to its last step. The seed is that of the choices; at which
-moment of a step a fault strikes is the machine's.
+First the quiet run, then the same command under faults: kill -9 and SIGSTOP of a rank, SIGTERM of
+the command, kill -9 while a checkpoint is written, a flipped byte in the newest checkpoint, a full
+disk (root: a small tmpfs; else an unwritable folder), MLflow's server gone, a slow store.
+Whenever the command ends before the run is finished it is typed again, by Ray and by torchrun in
+turn (with `--workers 1` in the process itself too). Faults end after `--minutes`; the run then goes
+on to its last step. The seed is that of the choices; at which moment of a step a fault strikes is
+the machine's.
 
 Fails where the end is not the quiet run's: each step measured once, the last checkpoint's bytes,
 each step once in MLflow. Ctrl-C leaves no process and no mount behind. FOLDER keeps the recipe, the
@@ -45,8 +45,7 @@ from soak_faults import STOPPING, Fault, MlflowServer, Session, faults, own_disk
 from trained_samples import read_samples
 
 STEPS_A_MINUTE = 200
-"""Steps for each minute of faults: two quiet cores make some 450 in a minute of training, and less
-than half of the minute is left for it."""
+"""Steps for each minute of faults, most of which goes to restarts."""
 EVERY, SHARDS = 20, 12
 IMAGES = IDENTITIES * IMAGES_OF_EACH
 PAUSE_S = 1.0
