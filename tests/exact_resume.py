@@ -12,10 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from checkpoint_tensors import differing
 from launcher import run_ranks
-from safetensors.torch import load_file
-from torch import Tensor
 
 from manyfaces.configs.load import load_stored
 
@@ -85,8 +83,8 @@ class Trained:
 
 
 def small_tree(dataset: Path, folder: Path, **sections: Any) -> dict[str, Any]:
-    """The configuration, for `trained`, of a run of three steps of eight images on a network of some thousand
-    weights; `sections` are laid over it, one level deep."""
+    """The configuration, for `trained`, of a run of three steps of eight images on a network of some
+    thousand weights; `sections` are laid over it, one level deep."""
     file = folder / "small_network.py"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(NETWORK)
@@ -154,27 +152,8 @@ def assert_resumes_exactly(folder: Path, tree: Tree, world_size: int = 2) -> Non
 
 def assert_same_state(ours: Path, theirs: Path) -> None:
     """Assert that two checkpoints, of any numbers of ranks, hold the same bits and numbers."""
-    mine, other = tensors(ours), tensors(theirs)
-    assert mine.keys() == other.keys()
-    differing = [name for name, each in mine.items() if not _same_bits(each, other[name])]
-    assert not differing, (str(ours), str(theirs), differing)
+    assert not (names := differing(ours, theirs)), (str(ours), str(theirs), names)
     assert _numbers(ours) == _numbers(theirs)
-
-
-def tensors(checkpoint: Path) -> dict[str, Tensor]:
-    """Every tensor of a checkpoint by `FILE:NAME`; of rows in files of several ranks, `FOLDER:NAME`
-    with all rows in their order."""
-    parts: dict[str, list[Tensor]] = {}
-    for file in sorted(checkpoint.rglob("*.safetensors")):
-        where = file.name if file.parent == checkpoint else file.parent.name
-        for name, each in load_file(file).items():
-            parts.setdefault(f"{where}:{name}", []).append(each)
-    return {name: torch.cat(each) if each[0].dim() else each[0] for name, each in parts.items()}
-
-
-def _same_bits(one: Tensor, other: Tensor) -> bool:
-    alike = one.dtype == other.dtype and one.shape == other.shape
-    return alike and one.numpy(force=True).tobytes() == other.numpy(force=True).tobytes()
 
 
 def _numbers(checkpoint: Path) -> dict[str, Any]:

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from checkpoint_tensors import tensors
 from exact_resume import (
     assert_resumes_exactly,
     assert_same_state,
     small_tree,
-    tensors,
     trained,
 )
 from safetensors.torch import save_file

@@ -1,20 +1,17 @@
 """What a run survives, a fault a test: the fault is injected, the person reads one line, and the
 run ends bit for bit as if it had not been, every sample of each epoch trained on once."""
 
-import json
 import re
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import tarfile
 from pathlib import Path
 
-import psutil
 import pytest
-from commands import TIMEOUT_S, forked, kill_tree, rows, started, wait_until
+from commands import TIMEOUT_S, kill_tree, rows, started, wait_until
 from fault_runs import (
+    ALONE,
     STEPS,
     check_as_if_nothing_had_happened,
     check_same_end,
@@ -25,18 +22,15 @@ from fault_runs import (
     live,
     losses,
     messages,
+    resumed,
 )
-from store_server import Proxy, upload
 
 from manyfaces.data.dataset.dataset import open_dataset
-from manyfaces.data.synthetic.dataset import synthesise
 
 TORCHRUN = [
     *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=3"),
     *("--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"),
 ]
-ALONE = ["cluster.launcher=process", "cluster.workers=1"]
-"""One process, which a person can see, stop and kill."""
 
 
 @pytest.fixture(scope="module")
@@ -65,11 +59,6 @@ def config(dataset_path: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     return tmp_path / "runs" / "run"
-
-
-def resumed(run: Path) -> list[int]:
-    """The step that each launch began after."""
-    return [row["step"] for row in rows(run / "events.jsonl") if row["kind"] == "start"]
 
 
 def command(config: Path, *words: object) -> list[str]:
@@ -138,37 +127,6 @@ def test_row_06_a_shard_is_missing_when_the_run_goes_on(
     (tmp_path / "away.tar").rename(copy / "shard-000002.tar")
     live(2, config)
     check_as_if_nothing_had_happened(config, twin, ["kill@rank=1,step=7"])
-
-
-@pytest.mark.slow
-def test_row_07_a_store_that_is_slow_torn_and_gone(proxy: Proxy, tmp_path: Path, run: Path) -> None:
-    """One shard in the cache at a time, and a fault at each other fetch; then nothing but faults
-    for longer than the patience."""
-    made = synthesise(tmp_path / "made", 20, 6, seed=7, processes=1, shard_images=32)
-    data = {
-        "path": upload(proxy, tmp_path / "made", "faces", "matrix"),
-        "order": {"kind": "shuffle", "window_shards": 1},
-        "cache_dir": str(tmp_path / "cache"),
-        "cache_gb": 2.5 * max(shard.bytes for shard in made.shards) / 1e9,
-        "store_patience_s": 6,
-    }
-    calm = fault_recipe(tmp_path / "calm", tmp_path, data=data)
-    live(1, calm)
-    config = fault_recipe(tmp_path, tmp_path, data={**data, "cache_dir": str(tmp_path / "other")})
-    hurt = ["cut off", "", 503, "", "reset", "", "slow", ""]
-    proxy.faults["shard-"] = [*hurt, *[503] * 10_000]
-    live(1, config)
-    (told,) = messages(run, "stopped")
-    assert "s3://faces/matrix/shard-0000" in told
-    assert "(data.store_patience_s)" in told
-    proxy.forget()
-    proxy.faults["shard-"] = [*hurt]
-    live(1, config)
-    lost_at = resumed(run)[1]
-    assert 0 < lost_at < STEPS
-    assert "checkpoint" in [row["kind"] for row in rows(run / "events.jsonl")][:-1]
-    check_same_end(run, tmp_path / "calm" / "runs" / "run")
-    check_samples(config, run)
 
 
 @pytest.mark.slow
@@ -326,105 +284,3 @@ def test_row_20_no_op_is_compiled_whose_lock_could_be_left(
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "ops"))
     live(1, config)
     assert not (tmp_path / "ops").exists()
-
-
-CLOCK = """
-import sys, time
-from pathlib import Path
-run, real = Path(sys.argv[1]), time.time
-def jumped():
-    if not (run / "events.jsonl").exists():
-        return real()
-    return real() + (-3600 if (run / "checkpoints" / "step-00000010").exists() else 3600)
-time.time = jumped
-from manyfaces.train.cli.main import main
-sys.exit(main(sys.argv[2:]))
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # MLflow's store warns of its own database layer
-def test_the_clock_jumps_an_hour_forward_and_back(config: Path, run: Path, lone_twin: Path) -> None:
-    from mlflow import MlflowClient
-
-    words = [sys.executable, "-c", CLOCK, str(run), "train", str(config), *ALONE]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    times = [row["time"] for row in rows(run / "metrics.jsonl")]
-    assert times != sorted(times)
-    known = json.loads((run / "mlflow.json").read_text())
-    history = MlflowClient(known["uri"]).get_metric_history(known["run_id"], "train/loss")
-    assert {each.step: each.value for each in history} == losses(run)
-    check_as_if_nothing_had_happened(config, lone_twin, [])
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        return int(listening.getsockname()[1])
-
-
-def is_stopped(process: subprocess.Popen[str]) -> bool:
-    return psutil.Process(process.pid).status() == psutil.STATUS_STOPPED
-
-
-def answers(port: int) -> bool:
-    with socket.socket() as asking:
-        return asking.connect_ex(("127.0.0.1", port)) == 0
-
-
-SERVER = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--workers", "1"]
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # MLflow's client warns of its own
-def test_row_14_mlflow_goes_away_and_comes_back(
-    config: Path, run: Path, lone_twin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The run goes on, and the server has each step once: by the end, or by what the command then
-    tells."""
-    from mlflow import MlflowClient
-
-    faults = [f"stop@rank=0,step={step}" for step in (4, 12, 20)]
-    monkeypatch.setenv("MANYFACES_FAULTS", ";".join(faults))
-    port = free_port()
-    uri = f"http://127.0.0.1:{port}"
-    words = [*SERVER, "--port", str(port), "--backend-store-uri", f"sqlite:///{tmp_path}/m.db"]
-
-    def serve() -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            words,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            start_new_session=True,
-        )
-        wait_until(lambda: answers(port))
-        return process
-
-    server = serve()
-    try:
-        with started("train", config, *ALONE, f"tracking.uri={uri}") as process:
-            wait_until(lambda: is_stopped(process), process)
-            process.send_signal(signal.SIGCONT)
-            wait_until(lambda: len(fired(run)) == 2 and is_stopped(process), process)
-            kill_tree(server)
-            process.send_signal(signal.SIGCONT)
-            wait_until(lambda: len(fired(run)) == 3 and is_stopped(process), process)
-            server = serve()
-            process.send_signal(signal.SIGCONT)
-            text = " ".join(process.communicate(timeout=TIMEOUT_S)[0].split())
-            assert process.returncode == 0, text
-        if "MLflow does not" in text:  # the server was too slow at the end, which is told
-            assert "`manyfaces sync-mlflow" in text
-            wait_until(lambda: forked("sync-mlflow", run).returncode == 0)
-        client = MlflowClient(uri)
-        (found,) = client.search_runs([client.get_experiment_by_name("manyfaces").experiment_id])
-        history = client.get_metric_history(found.info.run_id, "train/loss")
-        assert {each.step: each.value for each in history} == losses(run)
-        assert len(history) == STEPS
-        assert found.info.status == "FINISHED"
-    finally:
-        kill_tree(server)
-    away = messages(run, "checkpoint")
-    assert [told[-2:] for told in away] == ["05", "10", "15", "20", "24"]
-    check_as_if_nothing_had_happened(config, lone_twin, faults)

@@ -10,78 +10,18 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import torch.distributed as dist
-import yaml
+from checkpoint_tensors import differing
 from commands import rows
 from launcher import run_ranks
-from safetensors.torch import load_file
+from poisoned_batch import BATCH, STEPS, recipe
 
 from manyfaces.configs.load import load
-from manyfaces.data.dataset.dataset import open_dataset
-from manyfaces.data.orders.build import build_order
 from manyfaces.train import loop, session
 from manyfaces.train.checkpoint.state import RunState
 from manyfaces.train.left_out import LeftOut, LeftOutBatches
 from manyfaces.train.step import StepResult
 
-BATCH, STEPS, LONG_S = 16, 8, 400
-OWN = '''
-import torch
-from torch import nn
-
-from manyfaces.train.objectives.objective import Loss, Objective
-
-
-class Tiny(nn.Sequential):
-    def __init__(self, image_hw):
-        super().__init__(
-            nn.Conv2d(3, 8, 3, stride=4), nn.BatchNorm2d(8), nn.PReLU(8), nn.Flatten(),
-            nn.Linear(8 * 8 * 8, 16),
-        )
-
-
-class Poisoned(Objective):
-    """Beside the head's loss, which stays finite: NaN on the rank that has the sample."""
-
-    def __init__(self, sample):
-        self.sample = sample
-
-    def loss(self, forward, batch, moment):
-        factor = float("nan") if self.sample in batch.ids_N.tolist() else 1e-3
-        value = factor * forward().embeddings["main"].square().mean()
-        return Loss(value, value.detach(), value.isfinite(), torch.tensor(moment.last))
-'''
-
-
-def recipe(folder: Path, dataset: Path, step: int) -> Path:
-    """A run of 8 steps whose sample in the middle of this step gives NaN."""
-    own = folder / "own.py"
-    own.write_text(OWN)
-    tree: dict[str, Any] = {
-        "run": {"name": "run", "dir": str(folder / "runs")},
-        "data": {"path": str(dataset), "image_px": 32},
-        "model": {"kind": "custom", "file": str(own), "name": "Tiny", "embedding_dim": 16},
-        "head": {"margin": {"kind": "adaface", "m": 0.2}, "scale": 32, "sample_rate": 0.5},
-        "train": {
-            "batch_size": BATCH,
-            "epochs": 1,
-            "optimizer": {"kind": "adamw", "lr": 0.01},
-            "on_not_finite": "leave_out",
-        },
-        "checkpoint": {"every_steps": 4, "keep": 20},
-        "tracking": {"log_every_steps": 1},
-        "cluster": {"workers": 1, "launcher": "process"},
-    }
-    path = folder / f"poisoned-{step}.yaml"
-    path.write_text(yaml.safe_dump(tree))
-    config = load(str(path), [])
-    order = build_order(open_dataset(dataset), config.data.order, config.run.seed)
-    # A sample of rank 1; the last batch ends with samples that have come before.
-    place = 3 if step == STEPS else BATCH - 3
-    poison = {"sample": int(order.ids((step - 1) * BATCH + place, 1)[0])}
-    custom = {"kind": "custom", "file": str(own), "name": "Poisoned", "parameters": poison}
-    tree["objective"] = {"kind": "sum", "of": ["margin_softmax", custom]}
-    path.write_text(yaml.safe_dump(tree))
-    return path
+LONG_S = 400
 
 
 class Run(NamedTuple):
@@ -132,17 +72,12 @@ def train(world: int, *runs: Run) -> None:
     """Runs that come to their ends."""
     run_ranks(world, run_workers, list(runs), timeout_s=LONG_S)
     for run in runs:
-        last = rows(run.folder / "events.jsonl")[-1]
-        assert last["kind"] == "finished", last
+        end = rows(run.folder / "events.jsonl")[-1]
+        assert end["kind"] == "finished", end
 
 
-def state(run: Path) -> dict[str, torch.Tensor]:
-    last = run / "checkpoints" / f"step-{STEPS:08d}"
-    return {
-        f"{file.relative_to(last)}:{name}": tensor
-        for file in sorted(last.rglob("*.safetensors"))
-        for name, tensor in load_file(file).items()
-    }
+def last(run: Path) -> Path:
+    return run / "checkpoints" / f"step-{STEPS:08d}"
 
 
 def losses(run: Path) -> dict[int, float]:
@@ -152,14 +87,12 @@ def losses(run: Path) -> dict[int, float]:
 
 def assert_same(run: Path, twin: Path, left_out: int) -> None:
     """The run ended where its twin did, which was made to skip the batch by hand."""
-    mine, theirs = state(run), state(twin)
-    assert mine.keys() == theirs.keys()
-    assert any(name.startswith("head/") for name in mine)
-    assert [name for name in mine if not torch.equal(mine[name], theirs[name])] == []
+    assert list((last(run) / "head").iterdir())
+    assert not differing(last(run), last(twin))
     expected = losses(twin)
     del expected[left_out]
     assert losses(run) == expected
-    stored = [RunState.read(each / "checkpoints" / f"step-{STEPS:08d}") for each in (run, twin)]
+    stored = [RunState.read(last(each)) for each in (run, twin)]
     assert stored[0].numbers == stored[1].numbers
     assert stored[0].position == stored[1].position == STEPS * BATCH
     (listed,) = rows(run / "left_out.jsonl")
@@ -241,8 +174,7 @@ def test_another_world_size_and_another_run_leave_out_the_same(
     assert sorted(losses(run)) == [1, 2, 3, 4, 5, 6, 8]
     assert [batch.step for batch in RunState.read(checkpoint).left_out] == [7]
     assert sorted(losses(other.folder)) == [6, 8]
-    theirs = state(other.folder)
-    assert [name for name, each in state(run).items() if not torch.equal(each, theirs[name])] == []
+    assert not differing(last(run), last(other.folder))
     assert rows(other.folder / "left_out.jsonl") == rows(run / "left_out.jsonl")
     assert sorted(losses(third.folder)) == [6, 7, 8]
 

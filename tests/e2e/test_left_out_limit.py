@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from commands import forked, rows
-from test_left_out import recipe
+from poisoned_batch import recipe
 
 
 def test_one_more_than_may_be_left_out(dataset_path: Path, tmp_path: Path) -> None:

@@ -3,38 +3,46 @@ checkpoint."""
 
 import os
 import signal
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
-from commands import recipe, rows, started, wait_until
+from commands import TIMEOUT_S, recipe, rows, started, wait_until
 
 from manyfaces.train.heartbeat import read_heartbeats
 
 pytestmark = pytest.mark.slow
-STEPS = 30
+STEPS, EVERY = 90, 5
 
 
 def test_the_run_goes_on_for_as_long_as_it_saves(dataset_path: Path, tmp_path: Path) -> None:
     config = recipe(
         tmp_path,
         dataset_path,
-        checkpoint={"every_steps": 5},
+        checkpoint={"every_steps": EVERY},
+        train={"epochs": 12},
         cluster={"workers": 2, "max_failures": 1},
     )
     run = tmp_path / "runs" / "run"
 
-    def told(kind: str) -> list[dict[str, object]]:
+    def told(kind: str) -> list[dict[str, Any]]:
         return [row for row in rows(run / "events.jsonl") if row["kind"] == kind]
 
+    def has_saved(sessions: int) -> bool:
+        """Whether the session of this number has begun, and written a checkpoint of its own."""
+        ready = told("ready")
+        if len(ready) < sessions:
+            return False
+        return any(row["step"] >= ready[-1]["step"] + EVERY for row in told("checkpoint"))
+
     with started("train", config) as process:
-        for step in (5, 10, 15):
-            wait_until(
-                lambda to=step: any(row["step"] >= to for row in told("checkpoint")), process
-            )
-            wait_until(lambda sessions=step // 5: len(told("ready")) >= sessions, process)
+        for number in (1, 2, 3):
+            wait_until(partial(has_saved, number), process)
             os.kill(read_heartbeats(run)[1].pid, signal.SIGKILL)
-            wait_until(lambda times=step // 5: len(told("worker_failed")) >= times, process)
-        assert process.wait(240) == 0, process.communicate()[0]
+            wait_until(lambda times=number: len(told("worker_failed")) >= times, process)
+        text = process.communicate(timeout=TIMEOUT_S)[0]
+        assert process.returncode == 0, text
     failures = [str(row["message"]) for row in told("worker_failed")]
     assert [("restart 1 of 1 goes on" in line) for line in failures] == [True, False, True]
     assert "restart, from which on they are counted anew, goes on from step" in failures[1]

@@ -7,9 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
+from checkpoint_tensors import differing, tensors
 from commands import TIMEOUT_S, forked, kill_tree, manyfaces, recipe, rows, started, wait_until
-from safetensors.torch import load_file
 
 from manyfaces.data.sources.verification_bin import read_bin, write_bin
 from manyfaces.train.checkpoint.state import read_state
@@ -25,14 +24,8 @@ def losses(run: Path) -> list[tuple[int, float]]:
     ]
 
 
-def final_state(run: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of the last checkpoint: weights, optimiser, class rows and their momentum."""
-    checkpoint = run / "checkpoints" / f"step-{STEPS:08d}"
-    return {
-        f"{f.relative_to(checkpoint)}:{k}": t
-        for f in sorted(checkpoint.rglob("*.safetensors"))
-        for k, t in load_file(f).items()
-    }
+def last(run: Path) -> Path:
+    return run / "checkpoints" / f"step-{STEPS:08d}"
 
 
 @pytest.fixture(scope="module")
@@ -75,20 +68,16 @@ def test_kill_9_of_the_whole_tree_and_the_same_command_again(twin: Path) -> None
     assert 5 <= resumed["step"] <= killed_at
     assert f"resuming step-{resumed['step']:08d}" in again.stdout
 
-    whole, ours = final_state(twin / "runs" / "never-stopped"), final_state(run)
-    assert whole.keys() == ours.keys()
-    assert {name.rpartition(":")[2] for name in whole} >= {
+    never_stopped = twin / "runs" / "never-stopped"
+    assert {name.rpartition(":")[2] for name in tensors(last(run))} >= {
         "rows",
         "momentum.1",
         "features.running_mean",
         "step",
     }
-    assert all(torch.equal(whole[name], ours[name]) for name in whole)
-    assert losses(run) == losses(twin / "runs" / "never-stopped")
-    numbers = [
-        read_state(r / "checkpoints" / f"step-{STEPS:08d}")["numbers"]["head"]
-        for r in (twin / "runs" / "never-stopped", run)
-    ]
+    assert not differing(last(run), last(never_stopped))
+    assert losses(run) == losses(never_stopped)
+    numbers = [read_state(last(each))["numbers"]["head"] for each in (never_stopped, run)]
     assert numbers[0] == numbers[1]
     assert numbers[0]["norm_std"] != 100
 

@@ -82,6 +82,7 @@ def test_it_goes_on_from_the_store_on_a_fresh_machine(
         wait_until(lambda: any(row["kind"] == "uploaded" for row in rows(events)), process)
         kill_tree(process)
     at = max(stored())
+    written = files(tmp_path)
     shutil.rmtree(tmp_path / "first" / "work")
 
     fresh = config(tmp_path / "fresh", dataset_path, dir="s3://bucket/runs")
@@ -110,13 +111,19 @@ def test_it_goes_on_from_the_store_on_a_fresh_machine(
     assert known[0] == known[1]
     assert "has no run" not in done.stdout, "the same run of MLflow's went on"
     # Of a finished run nothing is trained again, on whichever machine.
+    written += files(tmp_path)
     shutil.rmtree(tmp_path / "fresh" / "work")
     again = forked("train", fresh, "cluster.launcher=process")
     assert "already complete at step 15" in again.stdout, again.stderr
     objects = [*objects_of(store), (done.stdout + done.stderr).encode()]
-    kept = [path.read_bytes() for path in (tmp_path / "fresh").rglob("*") if path.is_file()]
-    assert not any(SECRET.encode() in body for body in (*objects, *kept))
+    written += files(tmp_path)
+    assert not any(SECRET.encode() in body for body in (*objects, *written))
     assert CREDENTIALS["AWS_SECRET_ACCESS_KEY"] != SECRET
+
+
+def files(folder: Path) -> list[bytes]:
+    """What every file in the folder holds."""
+    return [path.read_bytes() for path in folder.rglob("*") if path.is_file()]
 
 
 def objects_of(store: RunStore) -> list[bytes]:
