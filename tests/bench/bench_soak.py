@@ -32,16 +32,17 @@ from pathlib import Path
 from typing import IO, Any
 
 from rich.console import Console
-from safetensors.torch import load_file
 
 from manyfaces.train.folder import RunFolder
 from manyfaces.train.record import EVENTS, METRICS, read_rows
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from checkpoint_tensors import differing
 from marked import Marked
+from mlflow_server import MlflowServer
 from slow_store import SlowStore
 from small_run import BATCH, IDENTITIES, IMAGES_OF_EACH, command_of, made_faces, write_recipe
-from soak_faults import STOPPING, Fault, MlflowServer, Session, faults, own_disk
+from soak_faults import STOPPING, Fault, Session, faults, own_disk
 from trained_samples import read_samples
 
 STEPS_A_MINUTE = 200
@@ -255,14 +256,8 @@ def same_end(run: Path, quiet: Path, steps: int) -> None:
     expect(losses[0] == losses[1], "the losses are not the quiet run's")
     expect(samples(run) == samples(quiet), "other samples than the quiet run's")
     ours, theirs = (r / "checkpoints" / f"step-{steps:08d}" for r in (run, quiet))
-    names = [
-        sorted(str(f.relative_to(c)) for f in c.rglob("*.safetensors")) for c in (ours, theirs)
-    ]
-    expect(names[0] == names[1] and len(names[0]) > 2, "the checkpoints have other files")
-    for name in names[0]:
-        here, there = load_file(ours / name), load_file(theirs / name)
-        same = here.keys() == there.keys() and all(here[k].equal(there[k]) for k in here)
-        expect(same, f"{name} is not the quiet run's")
+    names = differing(ours, theirs)
+    expect(not names, f"of the last checkpoint {', '.join(names)} are not the quiet run's")
 
 
 def samples(run: Path) -> dict[int, list[dict[str, Any]]]:

@@ -1,5 +1,5 @@
-"""A small run as a person types it, of some 450 steps in a minute on two quiet cores: for benchmarks
-of what happens to it."""
+"""A small run as a person types it, of some 450 steps in a minute on two quiet cores: for benchmarks of
+what happens to it."""
 
 import json
 import subprocess
