@@ -32,7 +32,8 @@ class Run(Node):
     """Where a run whose `dir` is a URL works, in `work_dir/s3/BUCKET/runs/NAME`; best on a disk
     that outlasts a restart. Workers on several nodes need one that every node sees. MLflow's own
     database stands there too and is not sent: name a server in `tracking.uri` where a run that goes
-    on elsewhere has to stay one run of MLflow's."""
+    on elsewhere has to stay one run of MLflow's. What `resume_from` names by a URL is fetched to
+    `work_dir/fetched`."""
     seed: Annotated[int, Field(ge=0, lt=2**32), RESULTS] = 0
     """Seed of the weights, the order, the augmentation and the sampled classes."""
     resume_from: Annotated[str | None, PATH] = None

@@ -9,7 +9,7 @@ from manyfaces.configs.sections.checkpoint import Checkpoint
 from manyfaces.configs.sections.run import Run
 from manyfaces.configs.urls import url_of
 from manyfaces.train.checkpoint.commit import COMMIT, Commit, check_commit, read_commit
-from manyfaces.train.checkpoint.layout import folder_name
+from manyfaces.train.checkpoint.layout import folder_name, sweep
 from manyfaces.train.checkpoint.store import FOLDER, DamagedError, RunStore, Stored
 from manyfaces.train.folder import work_folder
 
@@ -21,7 +21,8 @@ _CHECKPOINT = re.compile(rf"(.+)/{FOLDER}/step-(\d{{8,}})")
 def fetched(where: str | Path, work_dir: str = WORK_DIR) -> Path:
     """A path as it is; for the URL of a run, or of one of its checkpoints, the folder on this
     machine to which the newest committed one, or that one, was fetched, once every byte was
-    compared. What was fetched before is not fetched again.
+    compared. What was fetched before is not fetched again. The folder is another than the one that
+    the run works in, so that no run takes what is here for its own.
 
     Raises `UserError` where there is none, or where it is damaged: no other is taken for it.
     """
@@ -31,11 +32,12 @@ def fetched(where: str | Path, work_dir: str = WORK_DIR) -> Path:
     stored = next((each for each in found if isinstance(each.commit, Commit)), None)
     if stored is None:
         raise UserError(f"{store.where}: no committed checkpoint there: {found[0].commit}")
-    folder = work_folder(store.remote.url, work_dir) / FOLDER
+    folder = work_folder(store.remote.url, str(Path(work_dir) / "fetched")) / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     # Several processes of a machine may want the same one; which waits finds it there.
     with (folder / ".fetch.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        sweep(folder)
         path = folder / folder_name(stored.step)
         if read_commit(path) == stored.commit and check_commit(path) is None:
             return path

@@ -322,11 +322,16 @@ def test_a_checkpoint_at_an_url_is_fetched_once(
     for given, step in ((url, 8), (f"{url}/checkpoints/step-00000007", 7)):
         lost = given.replace("//", "/")  # as a path of the command line has lost it
         path = fetched(Path(lost), work)
-        assert path == tmp_path / "work" / "s3" / url[5:] / "checkpoints" / f"step-0000000{step}"
+        run = tmp_path / "work" / "fetched" / "s3" / url[5:]
+        assert path == run / "checkpoints" / f"step-0000000{step}"
         assert (check_commit(path), corrupt_file(path)) == (None, None)
         assert chosen(path) == path
+    assert not (tmp_path / "work" / "s3").exists(), "the run works there"
+    killed = path.with_name("step-00000009.tmp-1a2b3c4d")
+    killed.mkdir()
     proxy.gets.clear()
     fetched(url, work)
+    assert not killed.exists()
     assert not any("safetensors" in name for name in proxy.gets)
     assert fetched("runs/x", work) == Path("runs/x")
     change(place, 8, "other bytes")
