@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 from manyfaces.configs import plan, plan_lines
 from manyfaces.configs.errors import UserError
@@ -16,12 +17,14 @@ from manyfaces.data.dataset.names import names_sha256, write_names
 from manyfaces.train.checkpoint.commit import Condition
 from manyfaces.train.checkpoint.layout import STATE, candidates
 from manyfaces.train.checkpoint.state import RunState
+from manyfaces.train.checkpoint.store import RunStore
 from manyfaces.train.folder import RunFolder
 from manyfaces.train.lease import Lease, take_launch
 from manyfaces.train.record import EVENTS, last_event
 from manyfaces.train.run_identity import (
     differing,
     identity_here,
+    parsed_identity,
     stored_identity,
     write_identity,
 )
@@ -58,11 +61,28 @@ def claim(config: Config, dataset: Dataset, folder: RunFolder, *, takeover: bool
 
 def refuse_other(config: Config, dataset: Dataset, folder: RunFolder) -> None:
     """Raise `UserError` where the run that stands is of another experiment."""
-    if not folder.identity.exists():
+    if folder.identity.exists():
+        _refuse_differing(config, dataset, stored_identity(folder), str(folder.path))
+
+
+def refuse_other_in_store(config: Config, dataset: Dataset, store: RunStore) -> None:
+    """As `refuse_other`, for the run that the store has."""
+    run = RunFolder(Path())
+    found = store.read_record([run.identity.name, run.config.name])
+    if (body := found.get(run.identity.name)) is None:
         return
-    if told := differing(identity_here(config, dataset), stored_identity(folder)):
+    there = parsed_identity(
+        lambda: body,
+        lambda: found.get(run.config.name, b""),
+        f"{store.where}/{run.identity.name}",
+    )
+    _refuse_differing(config, dataset, there, store.where)
+
+
+def _refuse_differing(config: Config, dataset: Dataset, there: dict[str, Any], where: str) -> None:
+    if told := differing(identity_here(config, dataset), there):
         raise UserError(
-            f"{folder.path}: the run exists with other settings: {told}; give another run.name "
+            f"{where}: the run exists with other settings: {told}; give another run.name "
             "(with run.resume_from to start from its checkpoint), or the old values"
         )
 

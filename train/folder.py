@@ -96,8 +96,9 @@ class RunFolder:
     @property
     def record(self) -> list[str]:
         """The names of the files that tell of the run, but for what is drawn from them."""
-        files = self.identity, self.config, self.plan, self.evaluation, self.quarantine
-        return [*(file.name for file in files), METRICS, EVENTS, RUN_FILE, IDENTITIES]
+        files = self.identity, self.config, self.plan, self.evaluation
+        more = self.quarantine, self.left_out
+        return [*(file.name for file in (*files, *more)), METRICS, EVENTS, RUN_FILE, IDENTITIES]
 
     @property
     def kept(self) -> list[Path]:

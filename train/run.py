@@ -1,5 +1,6 @@
 """A run in the process that a person started: check, claim the folder, launch, show, summarise."""
 
+import contextlib
 import os
 import sys
 import time
@@ -29,7 +30,7 @@ from manyfaces.data.orders.build import check_sizes
 from manyfaces.train.checkpoint.choice import chosen, names_checkpoint
 from manyfaces.train.checkpoint.fetched import fetched
 from manyfaces.train.checkpoint.layout import candidates, newest
-from manyfaces.train.claim import claim, refuse_lost, refuse_other
+from manyfaces.train.claim import claim, refuse_lost, refuse_other, refuse_other_in_store
 from manyfaces.train.evaluation.encoders import checked_file
 from manyfaces.train.evaluation.plots import plot_metrics
 from manyfaces.train.evaluation.result import QuantitiesByName, metric
@@ -49,7 +50,7 @@ from manyfaces.train.stopping import (
 )
 from manyfaces.train.store_lease import StoreLease, take_store_lease
 from manyfaces.train.tracking import Mirror, Status, last_status, tracking_uri
-from manyfaces.train.working_folder import bring, run_store
+from manyfaces.train.working_folder import bring, has_committed, run_store
 
 WORK = "manyfaces.train.worker:work"
 """What every worker runs. Only workers import it: the process that a person started tells mistakes
@@ -67,7 +68,7 @@ class _Claimed:
     complete: bool
     quantities: QuantitiesByName
     store_lease: StoreLease | None
-    """Of a run at a URL."""
+    """The lease of a run at a URL in its store; None for any other run."""
 
     def release(self) -> None:
         """Let the next one have the run."""
@@ -103,9 +104,30 @@ def _claim(config: Config, folder: RunFolder, console: Console, *, takeover: boo
         refuse_held(folder.path, console.print)
     store = run_store(config)
     dataset = open_data(config.data)
-    if store is not None:
-        same = partial(refuse_other, config, dataset, folder)
-        bring(store, folder, console, same, takeover=takeover)
+    with contextlib.ExitStack() as held:
+        store_lease = None
+        if store is not None:
+            store.check()
+            refuse_other(config, dataset, folder)
+            refuse_other_in_store(config, dataset, store)
+            store_lease = take_store_lease(store.remote, takeover=takeover)
+            held.callback(store_lease.release)
+            bring(store, folder, console, takeover=takeover)
+        lease, num_steps, complete, quantities = _checked(
+            config, dataset, folder, console, takeover=takeover
+        )
+        held.callback(lease.release)
+        if store is not None:
+            store.put_record(folder.path, folder.kept)
+        held.pop_all()
+    return _Claimed(lease, num_steps, complete, quantities, store_lease)
+
+
+def _checked(
+    config: Config, dataset: Dataset, folder: RunFolder, console: Console, *, takeover: bool
+) -> tuple[Lease, int, bool, QuantitiesByName]:
+    """Check the dataset and what the run needs besides, and take the lease of its folder: that, the
+    steps in all, whether they are done, and what the protocols give."""
     _refuse(config, dataset, folder)
     _look(config, dataset, console)
     num_steps = plan.num_steps(config, dataset.manifest.num_images)
@@ -116,15 +138,8 @@ def _claim(config: Config, folder: RunFolder, console: Console, *, takeover: boo
     if not complete:
         refuse_lost(folder)
     quantities = _check_protocols(config, images=not complete)
-    lease, store_lease = claim(config, dataset, folder, takeover=takeover), None
-    try:
-        if store is not None:
-            store_lease = take_store_lease(store.remote, takeover=takeover)
-            store.put_record(folder.path, folder.kept)
-    except BaseException:
-        lease.release()
-        raise
-    return _Claimed(lease, num_steps, complete, quantities, store_lease)
+    lease = claim(config, dataset, folder, takeover=takeover)
+    return lease, num_steps, complete, quantities
 
 
 def _run(
@@ -132,9 +147,13 @@ def _run(
 ) -> None:
     """Launch what was claimed, show it and summarise it."""
     lease, quantities = claimed.lease, claimed.quantities
-    mirror = Mirror(folder.path, config, flatten(redacted(config).model_dump()))
-    forget_session(folder)
-    stop = share_stop(config, folder)
+    try:
+        mirror = Mirror(folder.path, config, flatten(redacted(config).model_dump()))
+        forget_session(folder)
+        stop = share_stop(config, folder)
+    except BaseException:
+        claimed.release()
+        raise
 
     def leave(_: str) -> None:
         mirror.abandon()
@@ -276,9 +295,12 @@ def absolute(config: Config) -> Config:
 
 def _with_source(config: Config, folder: RunFolder) -> Config:
     """The same with a folder of this machine in place of the URL that `run.resume_from` may be,
-    where the run is going to start from it."""
+    where the run is going to start from it: not where it has a checkpoint of its own, here or in
+    its store."""
     url = url_of(config.run.resume_from or "")
     if url is None or newest(folder.checkpoints) is not None:
+        return config
+    if (store := run_store(config)) is not None and has_committed(store):
         return config
     update = {"resume_from": str(fetched(url, config.run.work_dir))}
     return config.model_copy(update={"run": config.run.model_copy(update=update)})

@@ -1,6 +1,8 @@
 """What a run is, as `run.json` keeps it: its configuration, and the digests of what it reads."""
 
 import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -33,23 +35,29 @@ def write_identity(folder: RunFolder, config: Config, here: dict[str, Any]) -> N
 
 
 def stored_identity(folder: RunFolder) -> dict[str, Any]:
-    """What the run that stands is, read from the tree that it began with: a field that has come
-    since then has its default. Raises `UserError`."""
+    """What the run that stands is. Raises `UserError`."""
+    return parsed_identity(folder.identity.read_bytes, folder.config.read_bytes, folder.identity)
+
+
+def parsed_identity(
+    read: Callable[[], bytes], read_config: Callable[[], bytes], where: Path | str
+) -> dict[str, Any]:
+    """What a run is, read from the tree that it began with: a field that has come since then has
+    its default. `read` gives the bytes of its `run.json`, which is at `where`, and `read_config`
+    those of its `config.yaml`. Raises `UserError`."""
     try:
-        stored = json.loads(folder.identity.read_bytes())
+        stored = json.loads(read())
         if stored.get("format") == FORMAT:
             tree, digests = stored["config"], stored["digests"]
         else:  # format 1 held the identity's own keys; the tree stood beside it
-            tree = yaml.safe_load(folder.config.read_text())
+            tree = yaml.safe_load(read_config())
             digests = {FINGERPRINT: stored[FINGERPRINT]}
-        known: dict[str, Any] = identity(load_stored(tree, str(folder.identity)))
+        known: dict[str, Any] = identity(load_stored(tree, str(where)))
         return {**known, **digests}
     except UserError:  # of another version's configuration, which it names
         raise
     except (OSError, RecursionError, *_NOT_FITTING) as error:
-        raise UserError(
-            f"{folder.identity}: cannot be read ({error!r}); give another run.name"
-        ) from error
+        raise UserError(f"{where}: cannot be read ({error!r}); give another run.name") from error
 
 
 def differing(here: dict[str, Any], there: dict[str, Any]) -> str:

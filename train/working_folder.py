@@ -2,7 +2,6 @@
 before the run starts."""
 
 import time
-from collections.abc import Callable
 
 from rich.console import Console
 
@@ -14,7 +13,6 @@ from manyfaces.train.checkpoint.layout import candidates, folder_name
 from manyfaces.train.checkpoint.store import DamagedError, RunStore, Stored
 from manyfaces.train.folder import RUN_FILE, RunFolder, run_url
 from manyfaces.train.lease import take_launch
-from manyfaces.train.store_lease import refuse_held_in_store
 
 
 def run_store(config: Config) -> RunStore | None:
@@ -23,20 +21,15 @@ def run_store(config: Config) -> RunStore | None:
     return None if url is None else RunStore(url, config.checkpoint.store_patience_s)
 
 
-def bring(
-    store: RunStore,
-    folder: RunFolder,
-    console: Console,
-    check: Callable[[], None],
-    *,
-    takeover: bool,
-) -> None:
+def has_committed(store: RunStore) -> bool:
+    """Whether the store has a checkpoint, damaged or not. Raises `UserError`."""
+    return any(map(_is_there, store.checkpoints()))
+
+
+def bring(store: RunStore, folder: RunFolder, console: Console, *, takeover: bool) -> None:
     """Have in the folder the record and the newest intact checkpoint of the store, where that is
-    newer than the folder's own. `check` is called between the two, and refuses another experiment's
-    record. Raises `UserError`, also where the store cannot be written."""
-    store.check()
-    if not takeover:
-        refuse_held_in_store(store.remote)
+    newer than the folder's own. This process has the lease of the run in the store, so nothing is
+    added there meanwhile. Raises `UserError`."""
     folder.path.mkdir(parents=True, exist_ok=True)
     lease = take_launch(folder.path, takeover=takeover)
     try:
@@ -47,8 +40,7 @@ def bring(
             _bring_record(store, folder, folder.record)
         elif not folder.identity.exists():
             # Without a checkpoint the run begins anew, with the name and the MLflow run it has.
-            _bring_record(store, folder, [folder.identity.name, RUN_FILE])
-        check()
+            _bring_record(store, folder, [folder.identity.name, RUN_FILE, folder.left_out.name])
         if newer:
             _bring_newest(store, folder, newer, console, has_own=mine is not None)
     finally:

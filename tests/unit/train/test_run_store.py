@@ -4,7 +4,6 @@ taken for it, and every mistake is one line before anything starts."""
 import json
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -66,11 +65,11 @@ def steps(place: RunStore) -> list[int]:
     return [each.step for each in place.checkpoints() if isinstance(each.commit, Commit)]
 
 
-def brought(place: RunStore, run: Path, check: Callable[[], None] = lambda: None) -> str:
+def brought(place: RunStore, run: Path) -> str:
     """What a person is told."""
     console = Console(width=1000)
     with console.capture() as told:
-        bring(place, RunFolder(run), console, check, takeover=False)
+        bring(place, RunFolder(run), console, takeover=False)
     return told.get()
 
 
@@ -108,7 +107,7 @@ def test_one_of_which_a_file_did_not_arrive_is_not_committed(
 def test_a_fresh_machine_gets_every_byte_and_the_record(place: RunStore, tmp_path: Path) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
     path = checkpoint(here, 7)
-    for name in (METRICS, EVENTS, RUN_FILE, "run.json"):
+    for name in (METRICS, EVENTS, RUN_FILE, "run.json", "left_out.jsonl"):
         (here / name).write_text(f"{name}\n")
     place.put_record(here, RunFolder(here).kept)
     send(place, path)
@@ -122,6 +121,7 @@ def test_a_fresh_machine_gets_every_byte_and_the_record(place: RunStore, tmp_pat
         for name in read_commit(path).files  # type: ignore[union-attr]
     )
     assert (there / METRICS).read_text() == f"{METRICS}\n"
+    assert (there / "left_out.jsonl").exists()
     # What is as new as the store's is left alone, and what is newer too.
     (there / METRICS).write_text("mine")
     assert brought(place, there) == ""
@@ -179,23 +179,6 @@ def test_one_that_changes_on_the_way_leaves_nothing(place: RunStore, tmp_path: P
     with pytest.raises(DamagedError, match=r"backbone.safetensors: missing"):
         place.fetch(found, tmp_path / "there")
     assert list((tmp_path / "there").iterdir()) == []
-
-
-def test_another_experiment_of_the_name_is_refused_before_its_bytes_are_fetched(
-    proxy: Proxy, place: RunStore, tmp_path: Path
-) -> None:
-    here, there = tmp_path / "here", tmp_path / "there"
-    path = checkpoint(here, 7)
-    (here / "run.json").write_text("theirs")
-    place.put_record(here, RunFolder(here).kept)
-    send(place, path)
-
-    def check() -> None:
-        raise UserError(f"other settings: {(there / 'run.json').read_text()}")
-
-    with pytest.raises(UserError, match="other settings: theirs"):
-        brought(place, there, check)
-    assert not (there / "checkpoints").exists()
 
 
 def test_older_ones_are_removed_but_for_those_that_the_folder_keeps(
