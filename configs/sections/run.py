@@ -25,8 +25,9 @@ class Run(Node):
     model, head, optimiser or seed is then refused with the keys that differ."""
     dir: Annotated[str, PATH] = "runs"
     """Folder of all runs; on a cluster a path that every node sees. At a URL (`s3://BUCKET/runs`,
-    `gs://...`) each committed checkpoint and the record are sent there while training goes on, and
-    the same command goes on from there on a fresh machine. One process writes a run at a time:
+    `gs://...`) each committed checkpoint and the record are sent there while training goes on (one
+    that is committed while another is still on its way is left out, but for the last), and the same
+    command goes on from there on a fresh machine. One process writes a run at a time:
     another one is refused, or stopped by S3's `If-None-Match` where both begin at once."""
     work_dir: Annotated[str, NODE_PATH, ON_FILE_SYSTEM] = "~/.cache/manyfaces/runs"
     """Where a run whose `dir` is a URL works, in `work_dir/s3/BUCKET/runs/NAME`; best on a disk

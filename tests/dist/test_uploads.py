@@ -4,6 +4,7 @@ and made up for, the last one waited for, and nothing of a process that was kill
 import os
 import re
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from manyfaces.configs.sections.checkpoint import Checkpoint
 from manyfaces.train.checkpoint.commit import COMMIT, Commit, corrupt_file
 from manyfaces.train.checkpoint.store import RunStore
 from manyfaces.train.checkpoint.uploads import UploadHooks, Uploads
-from manyfaces.train.checkpoint.writer import Checkpointer
+from manyfaces.train.checkpoint.writer import Checkpointer, Hooks
 
 PATIENCE_S = 60.0
 Told = list[tuple[str, int, str]]
@@ -65,7 +66,10 @@ def steps(name: str) -> list[int]:
 
 def work(folder: Path) -> dict[str, Any]:
     """All that ends by itself, in one group of ranks."""
-    return {each.__name__: each(folder / each.__name__) for each in (sends, fails, slow, shared)}
+    return {
+        each.__name__: each(folder / each.__name__)
+        for each in (sends, fails, slow, shared, unlucky)
+    }
 
 
 @pytest.fixture(scope="module")
@@ -264,6 +268,32 @@ def shared(run: Path) -> list[str]:
     errors.append(finished(saver))
     assert [what for what, _, _ in told] == ["sent"] * 2
     return errors
+
+
+def unlucky(run: Path) -> tuple[Told, str, str]:
+    """What was told, what is wrong in the end, and who else is taken for a writer, where the disk
+    refuses all that comes after a checkpoint and after its upload."""
+    told: Told = []
+    saver = saver_of(run, told)
+    assert saver.uploads is not None
+
+    def refused(*given: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    saver.hooks = Hooks(committed=refused)
+    saver.uploads.hooks = replace(saver.uploads.hooks, failed=refused)
+    saver.uploads.store.retain = refused  # type: ignore[method-assign]
+    save(saver, 1)
+    return told, finished(saver), saver.uploads._other_writer(0)
+
+
+def test_what_comes_after_a_checkpoint_does_not_keep_it_from_the_store(
+    answers: list[dict[str, Any]],
+) -> None:
+    for each in answers:
+        told, wrong, other = each["unlucky"]
+        assert ([(what, step) for what, step, _ in told], wrong, other) == ([("sent", 1)], "", "")
+    assert steps("unlucky") == [1]
 
 
 def copy_as_step_9(store: RunStore) -> None:

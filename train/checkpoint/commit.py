@@ -3,6 +3,7 @@ checkpoint goes through here, so that no other file and no other byte is ever ta
 
 import json
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -181,7 +182,7 @@ def commit_folder(
 def _check_files(checkpoint: Path, commit: Commit) -> Fault | None:
     """What the names of a checkpoint's files and their sizes tell is wrong."""
     for name, facts in commit.files.items():
-        size = (checkpoint / name).stat().st_size if (checkpoint / name).is_file() else -1
+        size = _size(checkpoint / name)
         if size != facts.bytes:
             has = "missing" if size < 0 else f"{size} bytes"
             return _damaged(f"{name}: {has}, expected {facts.bytes}")
@@ -189,6 +190,15 @@ def _check_files(checkpoint: Path, commit: Commit) -> Fault | None:
         told = f"{unlisted[0]}: is not one of the files that {COMMIT} lists; move it elsewhere"
         return Fault(Condition.UNLISTED, told)
     return None
+
+
+def _size(file: Path) -> int:
+    """Bytes of a regular file; -1 where there is none, as another process may remove it."""
+    try:
+        found = file.stat()
+    except OSError:
+        return -1
+    return found.st_size if stat.S_ISREG(found.st_mode) else -1
 
 
 def _corrupt(checkpoint: Path, name: str, commit: Commit) -> Fault | None:

@@ -178,11 +178,9 @@ class RunStore:
         judged = verdicts([_candidate(step), *map(_candidate_of, older)], settings, scores)
         kept = {*standing, *(each.checkpoint.step for each in judged if each.reasons)}
         for each in older:
-            is_whole = isinstance(each.commit, Commit)
-            is_foreign = (
-                isinstance(each.commit, Fault) and each.commit.condition is Condition.OTHER_FORMAT
-            )
-            if not is_foreign and not (is_whole and each.step in kept):
+            condition = each.commit.condition if isinstance(each.commit, Fault) else None
+            stays = each.step in kept and condition is not Condition.UNCOMMITTED
+            if not stays and condition is not Condition.OTHER_FORMAT:
                 self.withdraw(each.step)
                 there = f"{FOLDER}/{folder_name(each.step)}"
                 _each(self.remote.remove, [f"{there}/{name}" for name in {*each.sizes} - {COMMIT}])

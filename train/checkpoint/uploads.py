@@ -27,7 +27,7 @@ POLL_S = 0.5
 
 @dataclass(frozen=True)
 class UploadHooks:
-    """Whom uploads tell what, on every rank."""
+    """Functions that uploads call, on every rank."""
 
     sent: Callable[[int, str], None] = lambda step, message: None
     """The store has a checkpoint of this step."""
@@ -41,7 +41,8 @@ class Uploads:
     """Sends one checkpoint at a time to the store, from a background thread on every rank; its
     collectives use a gloo group of their own.
 
-    What is committed while another one is sent is left out, and told. An upload that fails is told
+    What is committed while another one is sent is left out for good, and told; but for the last
+    one, which `finish` sends. An upload that fails is told
     too, and the next checkpoint is tried; `settings.max_failures` in a row make the next `offer`
     raise `UserError`, on every rank alike. `record` gives the files of the run's record, which go
     along. `may_write` is asked on rank 0 before anything is changed there, and raises `UserError`
@@ -67,7 +68,8 @@ class Uploads:
         self._latest: tuple[int, Path] | None = None
         """What was offered last."""
         self._began_with: set[int] | None = None
-        """Steps that the store had when the session began; None where it did not say."""
+        """Steps that the store had when the session began, and those that this session has sent; on
+        rank 0. None where the store did not say."""
         self._thread: threading.Thread | None = None
         self._moved, self._got_on = Moved(), threading.Event()
         self._failures = 0
@@ -88,6 +90,7 @@ class Uploads:
             with contextlib.suppress(UserError):  # the upload that follows meets the same
                 there = [self._has(checkpoint)]
         dist.broadcast_object_list(there, 0, group=self.group)
+        self.stored, self._latest = None, None
         if checkpoint is None:
             return
         step = on_all_ranks(lambda: committed(checkpoint).step, self.group)
@@ -110,7 +113,7 @@ class Uploads:
         dist.all_reduce(busy, dist.ReduceOp.MAX, group=group)
         self._latest = (step, checkpoint)
         if busy.item():
-            self.hooks.failed(
+            self._tell_failed(
                 step,
                 f"step {step} is left out of {self.store.where}, as {self._sent_now()} is still on "
                 "its way; the next checkpoint is sent",
@@ -165,7 +168,7 @@ class Uploads:
         """Send the checkpoint; what it comes to is the same on all ranks."""
         began = time.monotonic()
         try:
-            if (told := self._strange(step)) or (told := self._taken_over()):
+            if (told := self._other_writer(step)) or (told := self._taken_over()):
                 self._error = told
                 return
             commit = on_all_ranks(lambda: committed(checkpoint), self.group)
@@ -206,15 +209,17 @@ class Uploads:
         checkpoint is forgotten by a resume, and what it lacks would be lost."""
         run = checkpoint.parent.parent
         self.store.put_record(run, self.record())
+        if self._began_with is not None:
+            self._began_with.add(step)
         self.store.put_commit(checkpoint, step, commit)
-        standing = {each.step for each in candidates(checkpoint.parent) if each.fault is None}
-        try:
+        try:  # the checkpoint is there, whatever becomes of the older ones
+            standing = {each.step for each in candidates(checkpoint.parent) if each.fault is None}
             scores = read_scores(run, self.settings.best)
             self.store.retain(step, self.settings, scores, standing)
-        except UserError as error:
-            self.hooks.failed(step, f"older checkpoints are not removed: {error}")
+        except (UserError, OSError) as error:
+            self._tell_failed(step, f"older checkpoints are not removed: {error}")
 
-    def _strange(self, step: int) -> str:
+    def _other_writer(self, step: int) -> str:
         """Who else has written to the store since the session began, in a line for people; "" where
         nobody has. Collective."""
 
@@ -258,5 +263,8 @@ class Uploads:
                 f"stops; {self._known()}; see to the store, and run the same command to resume"
             )
             return
-        with contextlib.suppress(OSError):
-            self.hooks.failed(step, f"{what}, training goes on; {self._known()}")
+        self._tell_failed(step, f"{what}, training goes on; {self._known()}")
+
+    def _tell_failed(self, step: int, message: str) -> None:
+        with contextlib.suppress(OSError):  # a full disk may not take the line
+            self.hooks.failed(step, message)

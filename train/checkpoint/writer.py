@@ -259,16 +259,16 @@ class Checkpointer:
                 f"checkpoint of step {step} is committed, but what comes after it FAILED ({error})"
             )
             self._failed(step, told, last=False)
-            return
         except RuntimeError as error:  # some rank is gone
             self._error = f"what comes after the checkpoint of step {step}: {error}"
             return
-        self._failures = 0
+        else:
+            self._failures = 0
         try:
             if self.uploads is not None:
                 self.uploads.offer(step, final, self.group)
         except (UserError, RuntimeError) as error:
-            self._error = str(error)
+            self._error = self._error or str(error)
 
     def _prepared(
         self, step: int, copied: Callable[[], Snapshot], last: bool, beat: Callable[[], None]

@@ -199,8 +199,13 @@ def test_older_ones_are_removed_but_for_those_that_the_folder_keeps(
     assert steps(place) == [9, 4, 2]
     place.retain(4, Checkpoint(every_steps=1, keep=1, keep_every_steps=2), {}, standing=[])
     assert steps(place) == [9, 4, 2]
+    change(place, 2, "shorter")
+    place.retain(4, Checkpoint(every_steps=1, keep=1, keep_every_steps=2), {}, standing=[])
+    assert [each.step for each in place.checkpoints()] == [9, 4, 2], (
+        "damaged, and kept for its step"
+    )
     place.retain(4, Checkpoint(keep=1), {}, standing=[])
-    assert steps(place) == [9, 4]
+    assert [each.step for each in place.checkpoints()] == [9, 4]
     assert all(
         "step-00000009" in n or "step-00000004" in n for n in place.remote.tree("checkpoints")
     )
