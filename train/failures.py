@@ -8,7 +8,7 @@ from typing import Any
 
 from manyfaces.configs.load import load_stored
 from manyfaces.configs.schema import Config
-from manyfaces.train.checkpoint.layout import candidates
+from manyfaces.train.checkpoint.layout import newest_step
 from manyfaces.train.folder import RunFolder
 from manyfaces.train.heartbeat import Heartbeat, read_heartbeats
 from manyfaces.train.lease import Launch
@@ -40,7 +40,7 @@ def workers_failed(payload: Mapping[str, Any], causes: Mapping[int, str], count:
     where = beats[rank].where if rank in beats else f"rank {rank}"
     measured = [row["step"] for row in read_rows(folder.path / METRICS)]
     step = max([*measured, *(beat.step for beat in beats.values())], default=0)
-    good = next((each.step for each in candidates(folder.checkpoints) if each.fault is None), 0)
+    good = newest_step(folder.checkpoints) or 0
     going_on = next_line(config, count, step, good, saved=good > payload.get("saved", good))
     Record(folder.path).event(
         "worker_failed",

@@ -29,7 +29,7 @@ from manyfaces.data.dataset.verify import verify
 from manyfaces.data.orders.build import check_sizes
 from manyfaces.train.checkpoint.choice import chosen, names_checkpoint
 from manyfaces.train.checkpoint.fetched import fetched
-from manyfaces.train.checkpoint.layout import candidates, newest
+from manyfaces.train.checkpoint.layout import newest, newest_step
 from manyfaces.train.claim import claim, refuse_lost, refuse_other, refuse_other_in_store
 from manyfaces.train.evaluation.encoders import checked_file
 from manyfaces.train.evaluation.plots import plot_metrics
@@ -207,15 +207,14 @@ def _launch(config: Config, folder: RunFolder, claimed: _Claimed | None) -> None
             payload["store_lease"] = claimed.store_lease.number
     if faults := os.environ.get(VARIABLE):
         payload["faults"] = faults
-    saved = partial(_newest_step, folder)
-    work = launch.Work(WORK, FAILED, payload, count_starts(folder), saved)
+    work = launch.Work(WORK, FAILED, payload, count_starts(folder), lambda: _saved(folder))
     launch.launch(work, config.cluster, folder.path, jobs.package)
 
 
-def _newest_step(folder: RunFolder) -> int:
+def _saved(folder: RunFolder) -> int:
     """The step of the newest checkpoint that is committed; -1 without one."""
-    found = (each.step for each in candidates(folder.checkpoints) if each.fault is None)
-    return next(found, -1)
+    step = newest_step(folder.checkpoints)
+    return -1 if step is None else step
 
 
 def _look(config: Config, dataset: Dataset, console: Console) -> None:

@@ -96,12 +96,13 @@ def refuse_held_in_store(remote: Remote) -> None:
 def refuse_lost_in_store(remote: Remote, number: int) -> None:
     """Raise `LeaseLostError` where another process has taken the run over from the launch of this
     generation; a store that does not answer takes nothing away."""
-    newest = number
+    newest, holder = number, None
     with contextlib.suppress(UserError):
         newest = _newest(remote)
+        holder = _holder(remote, newest) if newest > number else None
     if newest > number:
-        holder = _holder(remote, newest) or "another process"
-        raise LeaseLostError(f"{remote.url}: this run was taken over by {holder}")
+        by = holder or "another process"
+        raise LeaseLostError(f"{remote.url}: this run was taken over by {by}")
 
 
 def _name(number: int) -> str:

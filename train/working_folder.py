@@ -8,8 +8,8 @@ from rich.console import Console
 from manyfaces.configs.errors import UserError
 from manyfaces.configs.files import write_atomic
 from manyfaces.configs.schema import Config
-from manyfaces.train.checkpoint.commit import Condition, Fault
-from manyfaces.train.checkpoint.layout import candidates, folder_name
+from manyfaces.train.checkpoint.commit import Condition, Fault, corrupt_file
+from manyfaces.train.checkpoint.layout import candidates, folder_name, newest_step
 from manyfaces.train.checkpoint.store import DamagedError, RunStore, Stored
 from manyfaces.train.folder import RUN_FILE, RunFolder, run_url
 from manyfaces.train.lease import take_launch
@@ -28,23 +28,34 @@ def has_committed(store: RunStore) -> bool:
 
 def bring(store: RunStore, folder: RunFolder, console: Console, *, takeover: bool) -> None:
     """Have in the folder the record and the newest intact checkpoint of the store, where that is
-    newer than the folder's own. This process has the lease of the run in the store, so nothing is
-    added there meanwhile. Raises `UserError`."""
+    newer than the folder's own, whose bytes are compared. This process has the lease of the run in
+    the store, so nothing is added there meanwhile. Raises `UserError`."""
     folder.path.mkdir(parents=True, exist_ok=True)
     lease = take_launch(folder.path, takeover=takeover)
     try:
-        mine = next((each for each in candidates(folder.checkpoints) if not each.fault), None)
-        step = -1 if mine is None else mine.step
-        newer = [each for each in store.checkpoints() if each.step > step and _is_there(each)]
+        there = [each for each in store.checkpoints() if _is_there(each)]
+        step = _newest_intact(folder, console) if there else newest_step(folder.checkpoints)
+        newer = [each for each in there if step is None or each.step > step]
         if newer:
             _bring_record(store, folder, folder.record)
         elif not folder.identity.exists():
             # Without a checkpoint the run begins anew, with the name and the MLflow run it has.
             _bring_record(store, folder, [folder.identity.name, RUN_FILE, folder.left_out.name])
         if newer:
-            _bring_newest(store, folder, newer, console, has_own=mine is not None)
+            _bring_newest(store, folder, newer, console, has_own=step is not None)
     finally:
         lease.release()
+
+
+def _newest_intact(folder: RunFolder, console: Console) -> int | None:
+    """The step of the folder's newest checkpoint that is as it was committed, byte for byte; None
+    where there is none."""
+    for each in candidates(folder.checkpoints):
+        if each.fault is None:
+            if (fault := corrupt_file(each.path)) is None:
+                return each.step
+            console.print(f"{each.path}: {fault}; the store's are looked at")
+    return None
 
 
 def _is_there(stored: Stored) -> bool:

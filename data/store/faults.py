@@ -68,7 +68,7 @@ def remedy(error: BaseException, local: Path | None = None, advice: Advice = DAT
     if isinstance(error, OSError) and (
         error.errno in _LOCAL or (local is not None and error.filename == str(local))
     ):
-        return f"{advice.no_room} (it was written to {local})"
+        return advice.no_room if local is None else f"{advice.no_room} (it was written to {local})"
     # This is asked before the status, as aiohttp gives a torn body the status 400.
     if any(_TRANSPORT & {c.__name__ for c in type(e).__mro__} for e in _chain(error)):
         return None

@@ -147,13 +147,21 @@ class Remote:
         self, name: str, file: Path, count: Callable[[int], None] = lambda num_bytes: None
     ) -> None:
         """Put a local file there, which object stores show whole or not at all; in parts where it
-        is large, of which one is held in memory. `count` is told of bytes as they go."""
+        is large, of which one is held in memory. `count` is told of bytes as they go. Raises
+        `UserError` also for a local file that cannot be read, which is not tried again."""
 
         def once() -> None:
             options = {"chunksize": PART_BYTES} if self._in_parts else {}
             callback = _Pace(math.inf, self.stopping, count)
             self._fs.put_file(str(file), self._at(name), callback=callback, **options)
 
+        try:
+            file.open("rb").close()
+        except OSError as error:
+            raise UserError(
+                f"{file}: cannot be read to be sent to {self.url}/{name} "
+                f"({error.strerror or error}); see to the disk, and that nothing else removes it"
+            ) from error
         self._patiently(name, once)
 
     def write(self, name: str, body: bytes) -> None:

@@ -1,7 +1,8 @@
-"""Folders that edits of heads are being written to, and what killed ones have left.
+"""Folders that commands write a checkpoint or its files to, such as `manyfaces head remap` and
+`manyfaces checkpoint reshard`, and what killed ones have left.
 
     OUT.tmp-1a2b3c4d          is being written, or its writing was cut off
-    .OUT.tmp-1a2b3c4d.lock    locked for as long as the edit that writes it lives
+    .OUT.tmp-1a2b3c4d.lock    locked for as long as the command that writes it lives
 
 The lock is the kernel's (flock): it ends with its process, however that ends. Where a file system
 knows no such lock, nothing is ever taken for left behind.
@@ -36,7 +37,7 @@ def unfinished_folder(out: Path) -> Iterator[Path]:
 
 
 def sweep_edits(parent: Path) -> None:
-    """Remove what edits that were killed have left in this folder. A failed removal stops
+    """Remove what such commands that were killed have left in this folder. A failed removal stops
     nothing."""
     for lock in parent.glob(".*.lock"):
         name = _LOCK.fullmatch(lock.name)
@@ -53,7 +54,7 @@ def sweep_edits(parent: Path) -> None:
 
 
 def is_being_written(folder: Path) -> bool:
-    """Whether an edit that lives writes to the folder."""
+    """Whether such a command that lives writes to the folder."""
     try:
         with _lock_of(folder).open("r+") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

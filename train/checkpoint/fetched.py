@@ -32,7 +32,7 @@ def fetched(where: str | Path, work_dir: str = WORK_DIR) -> Path:
     stored = next((each for each in found if isinstance(each.commit, Commit)), None)
     if stored is None:
         raise UserError(f"{store.where}: no committed checkpoint there: {found[0].commit}")
-    folder = work_folder(store.remote.url, str(Path(work_dir) / "fetched")) / FOLDER
+    folder = fetched_folder(store, work_dir)
     folder.mkdir(parents=True, exist_ok=True)
     # Several processes of a machine may want the same one; which waits finds it there.
     with (folder / ".fetch.lock").open("w") as lock:
@@ -47,6 +47,12 @@ def fetched(where: str | Path, work_dir: str = WORK_DIR) -> Path:
             raise UserError(
                 f"{store.where}/{FOLDER}/{path.name}: {error}; give another of its checkpoints"
             ) from error
+
+
+def fetched_folder(store: RunStore, work_dir: str = WORK_DIR) -> Path:
+    """The folder on this machine for checkpoints that are fetched from the store, which need not be
+    there."""
+    return work_folder(store.remote.url, str(Path(work_dir) / "fetched")) / FOLDER
 
 
 def stored_checkpoints(url: str) -> tuple[RunStore, list[Stored]]:

@@ -84,6 +84,11 @@ def newest(folder: Path) -> Path | None:
     return next((each.path for each in candidates(folder) if each.fault is None), None)
 
 
+def newest_step(folder: Path) -> int | None:
+    """The step of that checkpoint; None without one."""
+    return next((each.step for each in candidates(folder) if each.fault is None), None)
+
+
 def read_backbone(path: Path) -> dict[str, Tensor]:
     """Weights and buffers of the backbone, float32, on the CPU. Raises `UserError` where their
     bytes are not as committed, as the functions below do."""
@@ -104,7 +109,7 @@ def read_optimizer(path: Path) -> dict[str, Tensor]:
 
 def sweep(folder: Path) -> None:
     """Remove what writes that were cut off have left, and what was found damaged; while none is
-    going on but edits of heads, whose folders stay. A failed removal stops nothing."""
+    going on but those to an `unfinished_folder`, which stay. A failed removal stops nothing."""
     sweep_edits(folder)
     for path in folder.glob("step-*"):
         if _LEFTOVER.fullmatch(path.name) and not is_being_written(path):

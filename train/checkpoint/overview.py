@@ -2,20 +2,23 @@
 what is in one."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from rich.filesize import decimal
 
 from manyfaces.configs.errors import UserError
 from manyfaces.configs.sections.checkpoint import Checkpoint
+from manyfaces.configs.urls import url_of
 from manyfaces.train.checkpoint.choice import chosen, names_checkpoint, retention_settings
 from manyfaces.train.checkpoint.commit import Condition, Fault, committed, corrupt_file, read_commit
-from manyfaces.train.checkpoint.fetched import stored_checkpoints
+from manyfaces.train.checkpoint.fetched import fetched_folder, stored_checkpoints
 from manyfaces.train.checkpoint.layout import candidates, folder_name
 from manyfaces.train.checkpoint.retention import Reason, Verdict, read_scores, verdicts
 from manyfaces.train.checkpoint.state import RunState
+from manyfaces.train.checkpoint.store import RunStore, Stored
 from manyfaces.train.record import METRICS, read_rows
 
 Rows = list[tuple[str, str]]
@@ -99,7 +102,10 @@ def _why(verdict: Verdict, settings: Checkpoint | None) -> str:
 
 def listed_at(url: str) -> list[Listed]:
     """As `listed`, of the run or the checkpoint at a URL."""
-    _, found = stored_checkpoints(url)
+    return _listed_of(stored_checkpoints(url)[1])
+
+
+def _listed_of(found: Sequence[Stored]) -> list[Listed]:
     return [
         Listed(
             Path(folder_name(each.step)),
@@ -112,11 +118,21 @@ def listed_at(url: str) -> list[Listed]:
     ]
 
 
-def corrupt_at(url: str, step: int, count: Callable[[int], None]) -> list[Fault]:
-    """As `corrupt_files`, of a step of the run or the checkpoint at a URL, whose files are fetched
-    one after the other."""
+def verifiable(run: Path) -> list[tuple[Listed, Callable[[Callable[[int], None]], list[Fault]]]]:
+    """The checkpoints of a run, or the one that is given, each with what compares its bytes as
+    `corrupt_files` does; the files of one at a URL are fetched one after the other."""
+    if (url := url_of(run)) is None:
+        return [(each, partial(corrupt_files, each.path)) for each in listed(run)]
     store, found = stored_checkpoints(url)
-    return next(store.corrupt_files(each, count) for each in found if each.step == step)
+    compare = [partial(_corrupt_at, store, stored) for stored in found]
+    return list(zip(_listed_of(found), compare, strict=True))
+
+
+def _corrupt_at(store: RunStore, stored: Stored, count: Callable[[int], None]) -> list[Fault]:
+    faults = store.corrupt_files(stored, fetched_folder(store), count)
+    if faults and store.commit(stored.step) != stored.commit:
+        return [Fault(Condition.UNCOMMITTED, "removed or written again since it was listed")]
+    return faults
 
 
 def is_damaged(fault: Fault | None) -> bool:

@@ -13,7 +13,6 @@ multipart uploads.
 import os
 import re
 import shutil
-import tempfile
 import threading
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +35,7 @@ from manyfaces.train.checkpoint.commit import (
     flush,
     parse_commit,
 )
+from manyfaces.train.checkpoint.edit_lock import sweep_edits, unfinished_folder
 from manyfaces.train.checkpoint.layout import (
     FREE_SPACE_FACTOR,
     Candidate,
@@ -66,7 +66,7 @@ class DamagedError(UserError):
 
 
 def no_count(num_bytes: int) -> None:
-    """What is told of bytes that nobody counts."""
+    """Take no notice of bytes, where nobody counts them."""
 
 
 @dataclass(frozen=True)
@@ -185,17 +185,22 @@ class RunStore:
                 there = f"{FOLDER}/{folder_name(each.step)}"
                 _each(self.remote.remove, [f"{there}/{name}" for name in {*each.sizes} - {COMMIT}])
 
-    def corrupt_files(self, stored: Stored, count: Callable[[int], None] = no_count) -> list[Fault]:
+    def corrupt_files(
+        self, stored: Stored, folder: Path, count: Callable[[int], None] = no_count
+    ) -> list[Fault]:
         """What is wrong with the bytes of each file of a committed checkpoint, empty if nothing is;
-        each is fetched to a temporary folder. `count` is told of bytes as they come."""
+        one after the other is fetched to a temporary folder in this one. `count` is told of bytes
+        as they come."""
         if isinstance(stored.commit, Fault):
             return [stored.commit]
         faults = []
-        for name, facts in stored.commit.files.items():
-            there = f"{FOLDER}/{folder_name(stored.step)}/{name}"
-            with tempfile.TemporaryDirectory() as folder:
+        folder.mkdir(parents=True, exist_ok=True)
+        sweep_edits(folder)
+        with unfinished_folder(folder / folder_name(stored.step)) as temporary:
+            for name, facts in stored.commit.files.items():
+                there = f"{FOLDER}/{folder_name(stored.step)}/{name}"
                 try:
-                    self._fetch(there, Path(folder, "file"), facts, count)
+                    self._fetch(there, temporary / "file", facts, count)
                 except DamagedError as error:
                     faults.append(Fault(Condition.DAMAGED, f"{name}: {error}"))
         return faults

@@ -88,26 +88,13 @@ def verify(run: TrainedRun) -> None:
     """
     from rich.filesize import decimal
 
-    from manyfaces.train.checkpoint.overview import (
-        corrupt_at,
-        corrupt_files,
-        is_damaged,
-        listed,
-        listed_at,
-    )
+    from manyfaces.train.checkpoint.overview import is_damaged, verifiable
 
-    url = url_of(run)
-    found = listed(run) if url is None else listed_at(url)
+    found = verifiable(run)
     damaged = []
-    with _counted("reading", sum(each.num_bytes for each in found)) as count:
-        for each in found:
-            faults = [each.fault] if each.fault else []
-            if not faults:
-                faults = (
-                    corrupt_files(each.path, count)
-                    if url is None
-                    else corrupt_at(url, each.step, count)
-                )
+    with _counted("reading", sum(each.num_bytes for each, _ in found)) as count:
+        for each, compare in found:
+            faults = [each.fault] if each.fault else compare(count)
             for fault in faults:
                 say(f"{each.path.name}: {fault}")
             if not faults:
@@ -116,8 +103,8 @@ def verify(run: TrainedRun) -> None:
                 damaged.append(each.path.name)
     if damaged:
         raise UserError(
-            f"{url or run}: damaged: {', '.join(damaged)}; restore the files named above, or "
-            "remove the folder: a resume takes the newest checkpoint that is intact"
+            f"{url_of(run) or run}: damaged: {', '.join(damaged)}; restore the files named above, "
+            "or remove the folder: a resume takes the newest checkpoint that is intact"
         )
 
 

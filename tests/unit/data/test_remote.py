@@ -321,3 +321,12 @@ def test_a_file_is_created_once(url: str) -> None:
     remote.remove("lock")
     assert remote.read_if_there("lock") is None
     assert remote.create("lock", b"theirs")
+
+
+def test_a_local_file_that_is_gone_is_told_before_the_store_is_asked(
+    proxy: Proxy, url: str, tmp_path: Path
+) -> None:
+    proxy.writes.clear()
+    with pytest.raises(UserError, match=rf"^{tmp_path}/gone: cannot be read to be sent to .*/x \("):
+        Remote(url, 60).upload("x", tmp_path / "gone")
+    assert not proxy.writes

@@ -4,6 +4,7 @@ taken for it, and every mistake is one line before anything starts."""
 import json
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from manyfaces.train.checkpoint.commit import (
     corrupt_file,
     read_commit,
 )
-from manyfaces.train.checkpoint.fetched import fetched
+from manyfaces.train.checkpoint.fetched import fetched, fetched_folder
 from manyfaces.train.checkpoint.layout import candidates
 from manyfaces.train.checkpoint.store import DamagedError, RunStore
 from manyfaces.train.cli.main import main
@@ -38,8 +39,14 @@ PATIENCE_S = 60.0
 
 
 @pytest.fixture
-def place(proxy: Proxy, request: pytest.FixtureRequest) -> RunStore:
+def place(
+    proxy: Proxy,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> RunStore:
     """Of a run of its own for each test."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     proxy.put("/bucket")
     return RunStore(f"s3://bucket/runs/{request.node.name.partition('[')[0]}", PATIENCE_S)
 
@@ -128,6 +135,16 @@ def test_a_fresh_machine_gets_every_byte_and_the_record(place: RunStore, tmp_pat
     checkpoint(there, 9)
     assert brought(place, there) == ""
     assert (there / METRICS).read_text() == "mine"
+    # What is not as it was committed is fetched again, and no byte of it is lost.
+    for each in candidates(there / "checkpoints"):
+        body = bytearray((each.path / "backbone.safetensors").read_bytes())
+        body[-1] ^= 1
+        (each.path / "backbone.safetensors").write_bytes(body)
+    told = brought(place, there)
+    assert "step-00000009: backbone.safetensors: digest differs; the store's are" in told
+    assert "fetched step-00000007 to" in told
+    assert corrupt_file(found.path) is None
+    assert len(list((there / "checkpoints").glob("step-00000007.bad-*"))) == 1
 
 
 def change(place: RunStore, step: int, how: str) -> None:
@@ -354,6 +371,35 @@ def test_the_command_line_shows_and_compares_them_there(
     assert "step-00000007: intact" in told.out
     (line,) = told.err.splitlines()
     assert f"{place.remote.url}: damaged: step-00000008; restore the files" in line
+
+
+def test_one_that_is_removed_while_it_is_compared_is_not_called_damaged(
+    place: RunStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for step in (7, 8):
+        send(place, checkpoint(tmp_path / "here", step))
+    compared = RunStore.corrupt_files
+
+    def removed_meanwhile(store: RunStore, stored: Any, *given: Any) -> Any:
+        if stored.step == 7:
+            store.retain(8, Checkpoint(keep=1), {}, standing=[])
+        return compared(store, stored, *given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunStore, "corrupt_files", removed_meanwhile)
+        assert main(["checkpoint", "verify", place.remote.url]) == 0
+    told = capsys.readouterr().out
+    assert "step-00000008: intact" in told
+    assert "step-00000007: removed or written again since it was listed" in told
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunStore, "_fetch", partial(_stands, place))
+        assert main(["checkpoint", "verify", place.remote.url]) == 0
+    assert not list(fetched_folder(place).iterdir())
+
+
+def _stands(place: RunStore, there: str, path: Path, *given: Any) -> None:
+    assert path.parent.parent == fetched_folder(place)
+    path.write_bytes(b"")
 
 
 def test_it_needs_room(place: RunStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
