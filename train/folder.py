@@ -9,6 +9,8 @@ from manyfaces.configs.urls import url_of
 from manyfaces.data.dataset.manifest import IDENTITIES
 from manyfaces.train.record import EVENTS, METRICS
 
+CHECKPOINTS = "checkpoints"
+"""The folder of a run that holds its checkpoints."""
 RUN_FILE = "mlflow.json"
 """Which MLflow run continues the run."""
 
@@ -56,7 +58,7 @@ class RunFolder:
     @property
     def checkpoints(self) -> Path:
         """The folder of the checkpoints."""
-        return self.path / "checkpoints"
+        return self.path / CHECKPOINTS
 
     @property
     def plots(self) -> Path:

@@ -110,8 +110,8 @@ class Rows(ABC):
     local_ids_C: Tensor | None = None
     """int32: where these are copies (`staged_copy`), the local ids of the rows that they copy."""
     before_change: BeforeChange | None = None
-    """Whom every change of the state is told before it, but for what is done before the first step:
-    to fill it from a checkpoint and `refresh_norms_`."""
+    """Called before every change of the state, except when it is filled from a checkpoint or by
+    `refresh_norms_` before the first step."""
 
     def __init__(
         self, config: schema.Rows, seed: int, lo: int, hi: int, dim: int, device: torch.device

@@ -121,6 +121,9 @@ def update_chunk_(
 ) -> None:
     """Update the rows of a chunk, as `Rows.update_`; by torch's operations where the optimiser has
     no kernel."""
+    if not isinstance(rows, SGDRows | RowwiseRows):
+        rows.update_(call.ids, rows.take(call.ids), inverse_norms_n, d_rows_nD, mask)
+        return
     rows.tell_change(call.ids)
     dropped, noise = rows.rounding_noise(mask.position)
     constants: dict[str, Any] = {
@@ -141,12 +144,10 @@ def update_chunk_(
         momenta = rows.rows_CD if rows.momentum_CD is None else rows.momentum_CD
         constants["HAS_MOMENTUM"] = rows.momentum_CD is not None
         kernels.update_sgd[call.n,](rows.rows_CD, momenta, *arguments, **constants)
-    elif isinstance(rows, RowwiseRows):
+    else:
         kernels.update_rowwise[call.n,](
             rows.rows_CD, rows.lengths_C, rows.inverse_norms_C, *arguments, **constants
         )
-    else:
-        rows.update_(call.ids, rows.take(call.ids), inverse_norms_n, d_rows_nD, mask)
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from launcher import run_ranks
 from test_checkpoint import load, snapshot
 
 from manyfaces.configs.sections.checkpoint import Checkpoint
-from manyfaces.train.checkpoint import progress, tensor_file, writer
+from manyfaces.train.checkpoint import progress, tensor_file
 from manyfaces.train.checkpoint.finder import find
 from manyfaces.train.checkpoint.progress import MOVED, watched
 from manyfaces.train.checkpoint.writer import Checkpointer, Hooks
@@ -60,7 +60,7 @@ def test_all_ranks_beat_as_often_as_one_moves_bytes() -> None:
 
 def slow_save_and_restore(folder: Path) -> int:
     """Each part that the last rank writes waits until the one before has beaten."""
-    progress.ROUND_S = writer.POLL_S = 0.01
+    progress.ROUND_S = progress.POLL_S = 0.01
     tensor_file.PART_BYTES = 64
     beats, real = Beats(), os.write
     parts = 0

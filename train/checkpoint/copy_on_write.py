@@ -53,7 +53,7 @@ class RowsCopy:
         Waits at most for what another thread is just copying of them."""
         if not self._left:
             return
-        touched = np.zeros(len(self._state) + 1, np.bool_)
+        touched = np.zeros(len(self._state), np.bool_)
         if isinstance(ids, slice):
             first, end, _ = ids.indices(self._num_rows)
             if first < end:

@@ -8,14 +8,15 @@ from manyfaces.configs.errors import UserError
 from manyfaces.configs.sections.checkpoint import Checkpoint
 from manyfaces.configs.sections.run import Run
 from manyfaces.configs.urls import url_of
+from manyfaces.train.checkpoint.choice import BEST
 from manyfaces.train.checkpoint.commit import COMMIT, Commit, check_commit, read_commit
 from manyfaces.train.checkpoint.layout import folder_name, sweep
-from manyfaces.train.checkpoint.store import FOLDER, DamagedError, RunStore, Stored
-from manyfaces.train.folder import work_folder
+from manyfaces.train.checkpoint.store import DamagedError, RunStore, Stored
+from manyfaces.train.folder import CHECKPOINTS, work_folder
 
 PATIENCE_S = Checkpoint().store_patience_s
 WORK_DIR = Run().work_dir
-_CHECKPOINT = re.compile(rf"(.+)/{FOLDER}/step-(\d{{8,}})")
+_CHECKPOINT = re.compile(rf"(.+)/{CHECKPOINTS}/step-(\d{{8,}})")
 
 
 def fetched(where: str | Path, work_dir: str = WORK_DIR) -> Path:
@@ -45,26 +46,31 @@ def fetched(where: str | Path, work_dir: str = WORK_DIR) -> Path:
             return store.fetch(stored, folder)
         except DamagedError as error:
             raise UserError(
-                f"{store.where}/{FOLDER}/{path.name}: {error}; give another of its checkpoints"
+                f"{store.where}/{CHECKPOINTS}/{path.name}: {error}; give another of its checkpoints"
             ) from error
 
 
 def fetched_folder(store: RunStore, work_dir: str = WORK_DIR) -> Path:
     """The folder on this machine for checkpoints that are fetched from the store, which need not be
     there."""
-    return work_folder(store.remote.url, str(Path(work_dir) / "fetched")) / FOLDER
+    return work_folder(store.remote.url, str(Path(work_dir) / "fetched")) / CHECKPOINTS
 
 
 def stored_checkpoints(url: str) -> tuple[RunStore, list[Stored]]:
     """The store of the run at the URL and its checkpoints, newest first, or the one that the URL
     is of. Raises `UserError` where there is none."""
+    if url.endswith(BEST):
+        raise UserError(
+            f"{url}: {BEST} is for runs in a folder; give the URL of the checkpoint, as "
+            "`manyfaces checkpoint show URL` lists them"
+        )
     run, step = _split(url)
     store = RunStore(run, PATIENCE_S)
     found = [each for each in store.checkpoints() if step in (None, each.step)]
     if not found:
         raise UserError(
             f"{store.where}: no checkpoint there; give the URL of a run, whose checkpoints are at "
-            f"URL/{FOLDER}/step-.../{COMMIT}, or of one of these"
+            f"URL/{CHECKPOINTS}/step-.../{COMMIT}, or of one of these"
         )
     return store, found
 

@@ -19,6 +19,7 @@ from manyfaces.train.checkpoint.layout import candidates, folder_name
 from manyfaces.train.checkpoint.retention import Reason, Verdict, read_scores, verdicts
 from manyfaces.train.checkpoint.state import RunState
 from manyfaces.train.checkpoint.store import RunStore, Stored
+from manyfaces.train.folder import CHECKPOINTS
 from manyfaces.train.record import METRICS, read_rows
 
 Rows = list[tuple[str, str]]
@@ -55,8 +56,8 @@ def listed(run: Path) -> list[Listed]:
     `RUN@best`. Raises `UserError` where there is none."""
     if names_checkpoint(run) and not run.exists():
         run = chosen(run)
-    single = run.parent.name == "checkpoints"
-    folder = run.parent if single else run / "checkpoints"
+    single = run.parent.name == CHECKPOINTS
+    folder = run.parent if single else run / CHECKPOINTS
     settings, every = retention_settings(folder.parent), candidates(folder)
     scores = read_scores(folder.parent, settings.best if settings else None)
     judged = verdicts(every, settings or Checkpoint(), scores)

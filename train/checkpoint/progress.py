@@ -11,6 +11,8 @@ import torch.distributed as dist
 from manyfaces.cluster.world import on_all_ranks
 
 T = TypeVar("T")
+POLL_S = 0.5
+"""Seconds between two looks at a thread that is waited for."""
 ROUND_S = 0.5
 """Seconds between two rounds in which the ranks tell how far they are."""
 
@@ -64,6 +66,16 @@ def watched(
             rounds.join()
 
     return on_all_ranks(worked, group)
+
+
+def joined(thread: threading.Thread, got_on: threading.Event, beat: Callable[[], None]) -> None:
+    """Wait until the thread has ended. `beat` is called each time that `got_on` was set, which is
+    cleared then."""
+    while thread.is_alive():
+        thread.join(POLL_S)
+        if got_on.is_set():
+            got_on.clear()
+            beat()
 
 
 def _rounds(

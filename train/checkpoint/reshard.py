@@ -23,6 +23,7 @@ from manyfaces.train.checkpoint.edit_lock import unfinished_folder
 from manyfaces.train.checkpoint.new_folder import make_room, refuse_out
 from manyfaces.train.checkpoint.sharded import row_files, write_file
 from manyfaces.train.checkpoint.tensor_file import Stored, read_rows, stored_tensors
+from manyfaces.train.folder import CHECKPOINTS
 
 Count = Callable[[int], None]
 """Is told how many more bytes were read."""
@@ -48,7 +49,7 @@ _Pieces = dict[str, list[_Piece]]
 def default_out(checkpoint: Path, workers: int) -> Path:
     """Where a checkpoint of a run is resharded to where nothing else is said: beside the run."""
     run = checkpoint.absolute().parent.parent
-    return run.with_name(f"{run.name}-for-{workers}") / "checkpoints" / checkpoint.name
+    return run.with_name(f"{run.name}-for-{workers}") / CHECKPOINTS / checkpoint.name
 
 
 def num_bytes(checkpoint: Path) -> int:

@@ -13,7 +13,6 @@ multipart uploads.
 import os
 import re
 import shutil
-import threading
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -43,6 +42,7 @@ from manyfaces.train.checkpoint.layout import (
     make_way,
 )
 from manyfaces.train.checkpoint.retention import Scores, verdicts
+from manyfaces.train.folder import CHECKPOINTS
 
 T = TypeVar("T")
 ADVICE = Advice(
@@ -55,10 +55,9 @@ ADVICE = Advice(
     no_room="make room or set another run.work_dir",
     then="",
 )
-FOLDER = "checkpoints"
 TRANSFERS = 4
 """Files that a process sends or fetches at a time; each takes two parts' bytes of memory."""
-_NAME = re.compile(rf"{FOLDER}/step-(\d{{8,}})/(.+)")
+_NAME = re.compile(rf"{CHECKPOINTS}/step-(\d{{8,}})/(.+)")
 
 
 class DamagedError(UserError):
@@ -94,9 +93,8 @@ class RunStore:
         url: str,
         patience_s: float,
         tell: Callable[[str], None] = lambda line: None,
-        stopping: threading.Event | None = None,
     ) -> None:
-        self.remote = Remote(url, patience_s, tell, stopping, ADVICE)
+        self.remote = Remote(url, patience_s, tell, advice=ADVICE)
         self.where = redact(self.remote.url)
         """The URL for people, without credentials."""
 
@@ -115,7 +113,7 @@ class RunStore:
     def checkpoints(self) -> list[Stored]:
         """All that is named as a checkpoint, newest step first."""
         sizes: dict[int, dict[str, int | None]] = {}
-        for name, size in self.remote.tree(FOLDER).items():
+        for name, size in self.remote.tree(CHECKPOINTS).items():
             if (fits := _NAME.fullmatch(name)) is not None:
                 sizes.setdefault(int(fits[1]), {})[fits[2]] = size
         return [self._stored(step, sizes[step]) for step in sorted(sizes, reverse=True)]
@@ -130,27 +128,27 @@ class RunStore:
 
     def commit(self, step: int) -> Commit | Fault:
         """What the step's COMMIT.json says."""
-        body = self.remote.read_if_there(f"{FOLDER}/{folder_name(step)}/{COMMIT}")
+        body = self.remote.read_if_there(f"{CHECKPOINTS}/{folder_name(step)}/{COMMIT}")
         if body is None:
             return Fault(Condition.UNCOMMITTED, "not committed")
         return parse_commit(body)
 
     def withdraw(self, step: int) -> None:
         """What stands under this step is no checkpoint from now on, and may be overwritten."""
-        self.remote.remove(f"{FOLDER}/{folder_name(step)}/{COMMIT}")
+        self.remote.remove(f"{CHECKPOINTS}/{folder_name(step)}/{COMMIT}")
 
     def put(
         self, checkpoint: Path, names: Iterable[str], count: Callable[[int], None] = no_count
     ) -> None:
         """Send these files of a checkpoint's folder, several at a time. `count` is told of bytes
         as they go."""
-        there = f"{FOLDER}/{checkpoint.name}"
+        there = f"{CHECKPOINTS}/{checkpoint.name}"
         _each(lambda name: self.remote.upload(f"{there}/{name}", checkpoint / name, count), names)
 
     def put_commit(self, checkpoint: Path, step: int, commit: Commit) -> None:
         """Make a checkpoint of what was sent: its COMMIT.json is put once all other files are there
         in their sizes, and nothing else is."""
-        there = f"{FOLDER}/{folder_name(step)}"
+        there = f"{CHECKPOINTS}/{folder_name(step)}"
         sizes = {
             name.removeprefix(f"{there}/"): size for name, size in self.remote.tree(there).items()
         }
@@ -182,7 +180,7 @@ class RunStore:
             stays = each.step in kept and condition is not Condition.UNCOMMITTED
             if not stays and condition is not Condition.OTHER_FORMAT:
                 self.withdraw(each.step)
-                there = f"{FOLDER}/{folder_name(each.step)}"
+                there = f"{CHECKPOINTS}/{folder_name(each.step)}"
                 _each(self.remote.remove, [f"{there}/{name}" for name in {*each.sizes} - {COMMIT}])
 
     def corrupt_files(
@@ -198,7 +196,7 @@ class RunStore:
         sweep_edits(folder)
         with unfinished_folder(folder / folder_name(stored.step)) as temporary:
             for name, facts in stored.commit.files.items():
-                there = f"{FOLDER}/{folder_name(stored.step)}/{name}"
+                there = f"{CHECKPOINTS}/{folder_name(stored.step)}/{name}"
                 try:
                     self._fetch(there, temporary / "file", facts, count)
                 except DamagedError as error:
@@ -238,7 +236,7 @@ class RunStore:
                 (temporary / name).parent.mkdir(parents=True, exist_ok=True)
 
             def one(name: str) -> None:
-                there, path = f"{FOLDER}/{final.name}/{name}", temporary / name
+                there, path = f"{CHECKPOINTS}/{final.name}/{name}", temporary / name
                 try:
                     self._fetch(there, path, commit.files[name], count)
                 except DamagedError as error:

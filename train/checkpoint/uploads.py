@@ -17,12 +17,9 @@ from manyfaces.configs.errors import UserError
 from manyfaces.configs.sections.checkpoint import Checkpoint
 from manyfaces.train.checkpoint.commit import Commit, committed, read_commit
 from manyfaces.train.checkpoint.layout import candidates, folder_name
-from manyfaces.train.checkpoint.progress import Moved, nothing, watched
+from manyfaces.train.checkpoint.progress import Moved, joined, nothing, watched
 from manyfaces.train.checkpoint.retention import read_scores
 from manyfaces.train.checkpoint.store import RunStore, largest_first
-
-POLL_S = 0.5
-"""Seconds between two looks at a transfer that is waited for."""
 
 
 @dataclass(frozen=True)
@@ -142,13 +139,9 @@ class Uploads:
             )
 
     def _wait(self) -> None:
-        while self._thread is not None:
-            self._thread.join(POLL_S)
-            if self._got_on.is_set():
-                self._got_on.clear()
-                self.hooks.beat()
-            if not self._thread.is_alive():
-                self._thread = None
+        if self._thread is not None:
+            joined(self._thread, self._got_on, self.hooks.beat)
+            self._thread = None
 
     def _sent_now(self) -> str:
         return self.in_use.name if self.in_use is not None else "another one"

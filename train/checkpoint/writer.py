@@ -33,7 +33,7 @@ from manyfaces.train.checkpoint.layout import (
     make_way,
     sweep,
 )
-from manyfaces.train.checkpoint.progress import nothing, watched
+from manyfaces.train.checkpoint.progress import joined, nothing, watched
 from manyfaces.train.checkpoint.retention import Retention
 from manyfaces.train.checkpoint.sharded import write_rows
 from manyfaces.train.checkpoint.snapshot import HostCopy, Snapshot
@@ -41,13 +41,10 @@ from manyfaces.train.checkpoint.tensor_file import write_tensors
 from manyfaces.train.checkpoint.uploads import Uploads
 from manyfaces.train.objectives.objective import ShardedRows
 
-POLL_S = 0.5
-"""Seconds between two looks at a write that is waited for."""
-
 
 @dataclass(frozen=True)
 class Hooks:
-    """Whom a checkpointer tells what, on every rank."""
+    """Functions that a checkpointer calls, on every rank."""
 
     committed: Callable[[int, Path], None] = lambda step, path: None
     """A checkpoint of this step stands."""
@@ -68,9 +65,9 @@ class Checkpointer:
     where another process has taken the run over. What is committed goes on to the store that
     `uploads` sends to.
 
-    All methods are collective. A write that fails is told and the next one is tried;
-    `settings.max_failures` in a row, one of the last checkpoint of a run, or a state that is not
-    finite make the next `save` or `wait` raise `UserError`, on every rank alike.
+    All methods but `began_with` and `last_good` are collective. A write that fails is told and the
+    next one is tried; `settings.max_failures` in a row, one of the last checkpoint of a run, or a
+    state that is not finite make the next `save` or `wait` raise `UserError`, on every rank alike.
     """
 
     def __init__(
@@ -97,6 +94,7 @@ class Checkpointer:
         self._failures = 0
         """Writes that failed since the last that did not; the same on all ranks."""
         self._error: str | None = None
+        self._upload_error: str | None = None
 
     @property
     def last_good(self) -> Path | None:
@@ -147,13 +145,9 @@ class Checkpointer:
 
     def wait(self) -> None:
         """Wait until what is being written is committed or has failed."""
-        while self._thread is not None:
-            self._thread.join(POLL_S)
-            if self._got_on.is_set():
-                self._got_on.clear()
-                self.hooks.beat()
-            if not self._thread.is_alive():
-                self._thread = None
+        if self._thread is not None:
+            joined(self._thread, self._got_on, self.hooks.beat)
+            self._thread = None
         self._raise()
 
     def retain(self, step: int) -> None:
@@ -174,6 +168,8 @@ class Checkpointer:
     def _raise(self) -> None:
         if self._error is not None:
             raise UserError(f"{self.folder}: {self._error}")
+        if self._upload_error is not None:  # which names the store
+            raise UserError(self._upload_error)
 
     def _refuse_taken_over(self) -> None:
         if self.rank == 0:
@@ -181,19 +177,19 @@ class Checkpointer:
 
     def _make_room(self, needed_bytes: int) -> None:
         """Give back what writes that were cut off had taken of the free space."""
-        with self._told(needed_bytes):
+        with self._as_user_error(needed_bytes):
             self.folder.mkdir(parents=True, exist_ok=True)
             if self.rank == 0:
                 sweep(self.folder)
 
     def _refuse_full_disk(self, needed_bytes: int) -> None:
         """Raise `UserError` where the free space is too little for all ranks' parts."""
-        with self._told(needed_bytes):
+        with self._as_user_error(needed_bytes):
             if shutil.disk_usage(self.folder).free < needed_bytes:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder))
 
     @contextlib.contextmanager
-    def _told(self, needed_bytes: int) -> Iterator[None]:
+    def _as_user_error(self, needed_bytes: int) -> Iterator[None]:
         """Raises what the system refuses as `UserError` that says where, and what is missing."""
         try:
             yield
@@ -268,7 +264,7 @@ class Checkpointer:
             if self.uploads is not None:
                 self.uploads.offer(step, final, self.group)
         except (UserError, RuntimeError) as error:
-            self._error = self._error or str(error)
+            self._upload_error = str(error)
 
     def _prepared(
         self, step: int, copied: Callable[[], Snapshot], last: bool, beat: Callable[[], None]
@@ -321,7 +317,7 @@ class Checkpointer:
 
     def _write_local(self, folder: Path, snapshot: Snapshot, needed_bytes: int) -> Files:
         """Write this rank's part; facts of its files."""
-        with self._told(needed_bytes):
+        with self._as_user_error(needed_bytes):
             folder.mkdir(parents=True, exist_ok=True)
             self.hooks.moment("checkpoint:rows", snapshot.state.step)
             files: Files = {}
@@ -361,7 +357,7 @@ class Checkpointer:
     def _commit(
         self, temporary: Path, final: Path, step: int, files: Files, needed_bytes: int
     ) -> None:
-        with self._told(needed_bytes):
+        with self._as_user_error(needed_bytes):
             self.hooks.moment("checkpoint:commit", step)
             if self.rank == 0:
                 self.may_write()
@@ -370,7 +366,7 @@ class Checkpointer:
                 commit_folder(temporary, final, step, self.world_size, files, named)
 
     def _after_commit(self, step: int, final: Path, needed_bytes: int) -> None:
-        with self._told(needed_bytes):
+        with self._as_user_error(needed_bytes):
             self.hooks.moment("checkpoint:after", step)
             self.hooks.committed(step, final)
             self._retain(step)

@@ -186,6 +186,9 @@ def test_a_run_without_a_best_is_one_line(tmp_path: Path, section, told) -> None
     run = run_of(tmp_path / "run", {10: 0.1}, **section)
     with pytest.raises(UserError, match=told):
         chosen(Path(f"{run}@best"))
+    (run / "config.yaml").unlink()
+    with pytest.raises(UserError, match=r"config\.yaml is missing or cannot be read, so nothing"):
+        chosen(Path(f"{run}@best"))
 
 
 def test_a_table_tells_why_each_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

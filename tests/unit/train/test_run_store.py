@@ -348,6 +348,8 @@ def test_a_checkpoint_at_an_url_is_fetched_once(
         UserError, match=r"/none: no checkpoint there; give the URL of a run, whose"
     ):
         fetched("s3://bucket/none", work)
+    with pytest.raises(UserError, match=r"@best: @best is for runs in a folder; give the URL of"):
+        fetched(f"{url}@best", work)
     place.withdraw(7)
     with pytest.raises(UserError, match="no committed checkpoint there: not committed"):
         fetched(f"{url}/checkpoints/step-00000007", work)
