@@ -27,6 +27,7 @@ from manyfaces.configs.interval_lines import (
     AGREE_S,
     COMMIT_S,
     COPY_BYTES_S,
+    PEAK_SHARE,
     STORE_BYTES_S,
     WRITE_BYTES_S,
     interruptions,
@@ -44,8 +45,6 @@ RATES = {
 }
 """Mean hours between failures of 1,024 workers, by where they come from; that of OPT-175B is at
 most so long."""
-PEAK_SHARE = 0.4
-"""Share of the arithmetic's peak that a step reaches. Assumed."""
 PLANNED = 47 / 419
 """Planned interruptions for each unexpected one (Llama 3): they come with a notice."""
 HARDWARE = 0.78
