@@ -203,7 +203,7 @@ def test_a_run_whose_checkpoints_are_gone_does_not_start_afresh(
 def test_the_watchdog_names_rank_and_phase_and_ends_the_process(tmp_path: Path) -> None:
     program = (
         "import time; from manyfaces.train.watchdog import Watchdog\n"
-        "w = Watchdog(0.4, print, 3)\n"
+        "w = Watchdog(0.4, lambda line: print(line, flush=True), 3)\n"
         "w.phase('stuck'); time.sleep(200)"
     )
     ended = subprocess.run(
@@ -251,7 +251,8 @@ from manyfaces.train import watchdog as module
 from manyfaces.train.heartbeat import read_heartbeats
 rank, run = int(sys.argv[1]), Path(sys.argv[2])
 module.PERIOD_S = 0.3
-watchdog = module.Watchdog(60 if rank == 1 else 1.2, print, rank, 2, run)
+tell = lambda line: print(line, flush=True)
+watchdog = module.Watchdog(60 if rank == 1 else 1.2, tell, rank, 2, run)
 watchdog.made(11)
 watchdog.phase("data")
 if rank == 1:
