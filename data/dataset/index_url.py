@@ -39,16 +39,7 @@ def index_url(
     """
     config = config or schema.Data()
     remote = Remote(url, config.store_patience_s)
-    if out is None and remote.read_only:
-        raise UserError(
-            f"{url}: nothing can be written there; give --out FOLDER for the index, the shards "
-            "stay where they are"
-        )
-    if out is not None and redact(url) != url:
-        raise UserError(
-            f"{url}: --out keeps the URL for whoever reads {out}, so that it may hold no "
-            "credentials; give it without them, and set the store's own in the environment"
-        )
+    _refuse_place(remote, url, out)
     shards = remote.listing(".tar")
     if not shards:
         raise UserError(
@@ -84,6 +75,20 @@ def index_url(
             f"{error}; the index is in {folder}, which is a data.path as it is"
         ) from error
     return there, url
+
+
+def _refuse_place(remote: Remote, url: str, out: Path | None) -> None:
+    """Raise `UserError` where the index cannot be kept there."""
+    if out is None and remote.read_only:
+        raise UserError(
+            f"{url}: nothing can be written there; give --out FOLDER for the index, the shards "
+            "stay where they are"
+        )
+    if out is not None and redact(url) != url:
+        raise UserError(
+            f"{url}: --out keeps the URL for whoever reads {out}, so that it may hold no "
+            "credentials; give it without them, and set the store's own in the environment"
+        )
 
 
 def _as_json(manifest: Manifest) -> str:
