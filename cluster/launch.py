@@ -5,27 +5,25 @@ Ray places, starts and restarts the workers; it is given no checkpoint, because 
 newest committed one by itself.
 """
 
-import contextlib
 import os
 import pkgutil
 import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from manyfaces.cluster.connection import connected
 from manyfaces.cluster.device import HIDE_GPUS, count_gpus
 from manyfaces.cluster.group import joined
 from manyfaces.cluster.memory import KEEP_MEMORY, under_torchrun, works_here
-from manyfaces.cluster.signals import held_back
 from manyfaces.cluster.stop import current
 from manyfaces.configs import schema
-from manyfaces.configs.redact import redact
 from manyfaces.configs.schema import Elastic, UserError
 
 PLACE_TIMEOUT_S = 60
@@ -33,24 +31,14 @@ PLACE_TIMEOUT_S = 60
 PLACE_ELASTIC_TIMEOUT_S = 20
 """The same where the number of workers may change: Ray looks every 20 s how many nodes there are,
 and waits for one that was just lost in vain."""
-OBJECT_STORE_BYTES = 100 << 20  # nothing but small messages travels through Ray
-QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
 POLL_S = 0.2
-START_TRIES = 3
 NO_PLACE = "no place for them within"
 """What is told where workers cannot be placed begins so, and says what to do."""
-RAY_SETTINGS = {
+TRAIN_SETTINGS = {
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
     # Seconds until a worker's death is noticed; Ray's default is 2.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    # Training is what the machine is for; Ray's default is 15.
-    "RAY_worker_niceness": "0",
-    # For a Ray of this process's own: its one node cannot be lost alone, and answers late where the
-    # machine has too much to do. Ray's default is 5, after which all that runs there is killed.
-    "RAY_health_check_failure_threshold": "60",
-    # This silences a warning about a future default.
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 
 
@@ -115,32 +103,15 @@ def _run_on_ray(
     scratch: Path,
     code: Callable[[], AbstractContextManager[Path]],
 ) -> None:
-    for name, value in _settings(config).items():
-        os.environ.setdefault(name, value)
-    import ray
-    import ray.train
-
-    started = not ray.is_initialized()
-    if started:
-        # Ray takes SIGTERM for itself, and what ends all processes of a job must not end Ray's
-        # before the checkpoint.
-        with held_back():
-            if config.address is None:
-                _start_ray()
-            else:
-                _join_cluster(config, code)
-    try:
-        with (
-            tempfile.TemporaryDirectory(
-                prefix=".ray-", dir=scratch, ignore_cleanup_errors=True
-            ) as storage,
-            warnings.catch_warnings(),
-        ):
-            warnings.simplefilter("ignore")  # Ray's about itself
-            _fit_while_saving(work, config, storage)
-    finally:
-        if started:
-            ray.shutdown()
+    with (
+        connected(config.address, code, _settings(config)),
+        tempfile.TemporaryDirectory(
+            prefix=".ray-", dir=scratch, ignore_cleanup_errors=True
+        ) as storage,
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")  # Ray's about itself
+        _fit_while_saving(work, config, storage)
 
 
 def _settings(config: schema.Cluster) -> dict[str, str]:
@@ -148,7 +119,7 @@ def _settings(config: schema.Cluster) -> dict[str, str]:
     is_elastic = isinstance(config.workers, Elastic)
     longest_s = PLACE_ELASTIC_TIMEOUT_S if is_elastic else PLACE_TIMEOUT_S
     place_s = min(longest_s, config.schedule_timeout_s)
-    return RAY_SETTINGS | {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(place_s)}
+    return TRAIN_SETTINGS | {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(place_s)}
 
 
 def _fit_while_saving(work: Work, config: schema.Cluster, storage: str) -> None:
@@ -218,66 +189,6 @@ def resources_line(config: schema.Cluster) -> str:
     if _uses_gpu(config, gpus):
         needs += ", GPUs each: 1"
     return f"{number} workers are wanted ({needs}), the cluster has {cpus} cores, {gpus} GPUs"
-
-
-def _start_ray() -> None:
-    """A Ray of this process's own on this machine."""
-    import ray
-
-    for tries_left in reversed(range(START_TRIES)):
-        try:
-            # The dashboard and its metrics are for clusters.
-            with _redacted_command():
-                ray.init(
-                    address="local",
-                    num_cpus=os.cpu_count(),
-                    include_dashboard=False,
-                    object_store_memory=OBJECT_STORE_BYTES,
-                    **QUIET,
-                )
-            return
-        except Exception as error:
-            ray.shutdown()
-            # What Ray raises when its daemons take longer than its 30 s is a bare Exception.
-            if tries_left and type(error) is Exception:
-                continue
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise UserError(
-                f"no local Ray could be started: {reason} Try again when this computer has less to "
-                "do, or use cluster.launcher=process"
-            ) from error
-
-
-def _join_cluster(config: schema.Cluster, code: Callable[[], AbstractContextManager[Path]]) -> None:
-    import ray
-
-    try:
-        # A job's workers inherit the job's code; a driver started by hand brings its own.
-        if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
-            with _redacted_command():
-                ray.init(address=config.address, **QUIET)
-            return
-        with code() as package, _redacted_command():
-            ray.init(address=config.address, runtime_env={"py_modules": [str(package)]}, **QUIET)
-    except ConnectionError as error:
-        raise UserError(
-            f"cluster.address {config.address}: no Ray cluster answers there; `ray start --head` "
-            "starts one"
-        ) from error
-
-
-@contextlib.contextmanager
-def _redacted_command() -> Iterator[None]:
-    """Let Ray, whose dashboard shows the command line of each driver that joins, see this one's
-    without credentials."""
-    from ray._private import utils
-
-    told = utils.get_entrypoint_name
-    utils.get_entrypoint_name = lambda: redact(told())
-    try:
-        yield
-    finally:
-        utils.get_entrypoint_name = told
 
 
 def _trainer(

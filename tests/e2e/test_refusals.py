@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from commands import forked, recipe, rows
 
-from manyfaces.cluster.launch import START_TRIES
+from manyfaces.cluster.connection import START_TRIES
 from manyfaces.train.__main__ import main
 
 

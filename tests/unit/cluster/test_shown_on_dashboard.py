@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from ray._private import utils
 
-from manyfaces.cluster import jobs, launch
+from manyfaces.cluster import connection, jobs, launch
 from manyfaces.configs.load import load
 from manyfaces.configs.schema import Cluster
 from manyfaces.train.cli.main import main
@@ -38,7 +38,7 @@ def test_the_drivers_command_line_is_shown_without_credentials(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(utils, "get_entrypoint_name", lambda: f"train tracking.uri={URI}")
-    with launch._redacted_command():
+    with connection._redacted_command():
         assert utils.get_entrypoint_name() == "train tracking.uri=http://***@host:5000"
     assert utils.get_entrypoint_name().endswith(URI)
 
