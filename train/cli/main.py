@@ -10,7 +10,16 @@ import typer
 
 from manyfaces.cluster.stop import StoppedError, exit_code
 from manyfaces.configs.errors import UserError
-from manyfaces.train.cli import checkpoint, data, evaluation, head, jobs, output, training
+from manyfaces.train.cli import (
+    checkpoint,
+    data,
+    evaluation,
+    head,
+    jobs,
+    output,
+    preflight,
+    training,
+)
 from manyfaces.train.cli.training import ProcessOwner
 from manyfaces.train.cli.verbs import Verbs, usage_line
 
@@ -46,6 +55,7 @@ for verb in (
     training.check,
     evaluation.evaluate,
     evaluation.export,
+    preflight.preflight,
     jobs.submit,
     training.sync_mlflow,
 ):

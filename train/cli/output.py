@@ -1,6 +1,7 @@
 """What the verbs print: results on stdout, notes and errors on stderr."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -49,6 +50,17 @@ def fail(text: str) -> None:
 def stopped(text: str) -> None:
     """A line on stderr about an end that was asked for."""
     _stderr.print(text)
+
+
+@contextlib.contextmanager
+def progress(text: str) -> Iterator[Callable[[str], None]]:
+    """Show on stderr that something goes on, and what of it, on a terminal alone; gives a function
+    that is told what comes next."""
+    if not _stderr.is_terminal:
+        yield lambda what: None
+        return
+    with _stderr.status(text) as shown:
+        yield lambda what: shown.update(f"{text}: {what}")
 
 
 def load_config(recipe: str, words: Sequence[str]) -> "Config":
