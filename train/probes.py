@@ -110,8 +110,8 @@ def _refuse_missing(remote: Remote, manifest: Manifest) -> None:
     ]
     if missing:
         raise UserError(
-            f"{remote.url}: {missing[0]} and {len(missing) - 1} more shards are missing or of "
-            "another size"
+            f"{remote.url}: {len(missing)} shards are missing or of another size than the manifest "
+            f"says, the first {missing[0]}"
         )
 
 

@@ -57,7 +57,7 @@ def all_reduce_bytes_s() -> float:
     send, 2 (n - 1) / n of the message, over the time. Collective."""
     size, message = dist.get_world_size(), _message()
     seconds = _best(lambda: dist.all_reduce(message))
-    return float(message.nbytes) * 2 * (size - 1) / size / seconds
+    return float(message.nbytes * 2 * (size - 1) / size / seconds)
 
 
 def pair_bytes_s(partners: Sequence[int | None]) -> list[float | None]:

@@ -4,6 +4,7 @@ needs."""
 import shutil
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from manyfaces.configs.load import load
@@ -32,13 +33,14 @@ def test_a_dataset_is_read(dataset_path: Path) -> None:
 def test_a_dataset_of_a_url_is_looked_at_and_not_fetched(
     dataset_path: Path, tmp_path: Path
 ) -> None:
-    there = config(f"file://{dataset_path}", f"data.cache_dir={tmp_path / 'cache'}")
+    store = fsspec.filesystem("memory")
+    store.put(str(dataset_path), "/preflight/faces", recursive=True)
+    there = config("memory://preflight/faces", f"data.cache_dir={tmp_path / 'cache'}")
     assert probes.dataset(payload(there))["images"] == 120
     assert not (tmp_path / "cache").exists()
-    copy = shutil.copytree(dataset_path, tmp_path / "copy")
-    next(copy.glob("*.tar")).unlink()
-    with pytest.raises(UserError, match=r"\.tar and 0 more shards are missing"):
-        probes.dataset(payload(config(f"file://{copy}")))
+    store.rm(next(path for path in store.ls("/preflight/faces", False) if path.endswith(".tar")))
+    with pytest.raises(UserError, match=r"1 shards are missing .*\.tar$"):
+        probes.dataset(payload(there))
 
 
 def test_a_dataset_that_is_not_there(tmp_path: Path, dataset_path: Path) -> None:
@@ -50,13 +52,12 @@ def test_a_dataset_that_is_not_there(tmp_path: Path, dataset_path: Path) -> None
         probes.dataset(payload(config(copy)))
 
 
-def test_a_store_is_written(tmp_path: Path, dataset_path: Path) -> None:
-    there = config(dataset_path, f"run.dir=file://{tmp_path}/runs", "run.name=new")
+def test_a_store_is_written(dataset_path: Path) -> None:
+    there = config(dataset_path, "run.dir=memory://preflight/runs", "run.name=new")
     assert probes.store(payload(there)) == {}
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError):
-        probes.store(payload(config(dataset_path, f"run.dir=file://{tmp_path}/file")))
+    assert fsspec.filesystem("memory").find("/preflight/runs") == []
+    with pytest.raises(UserError, match="nothing can be written there"):
+        probes.store(payload(config(dataset_path, "run.dir=http://127.0.0.1:1/runs")))
 
 
 def test_images_are_decoded(dataset_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
