@@ -6,9 +6,11 @@ The callbacks run in Ray's controller, a process of its own, and the other funct
 
 import contextlib
 import pkgutil
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -28,6 +30,7 @@ from ray.train.v2._internal.execution.controller.state import (
 
 from manyfaces.cluster.group import GROUP_TIMEOUT_S
 from manyfaces.cluster.launch import NO_PLACE
+from manyfaces.cluster.rank_logs import print_to
 from manyfaces.cluster.signals import take_in_worker
 from manyfaces.cluster.stop import current
 
@@ -38,6 +41,8 @@ DRAIN_POLLS_S = 128
 more calls a second than this: more workers look less often."""
 WITHOUT_PLACE = (InitializingState, RestartingState, ReschedulingState)
 """States in which there are no workers, and no place for them was found yet."""
+_NODE_FULL = re.compile(r"Memory on the node .* was ([\d.]+)GB used / ([\d.]+)GB limit")
+"""What Ray says, among much advice, of a process that it has killed for its node's memory."""
 PAUSE_MARGIN_S = 60.0
 """Workers that are about to be replaced wait so much longer for it than it should take."""
 
@@ -79,6 +84,9 @@ class Failures(ray.train.UserCallback):  # type: ignore[misc]
 def _cause(error: Exception) -> str:
     """Why a worker failed, in one line."""
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    if isinstance(error, ray.exceptions.RayError) and (full := _NODE_FULL.search(str(error))):
+        used, limit = full.groups()
+        return f"died: Ray killed its process, as its node was out of memory: {used} of {limit} GB"
     if isinstance(error, ray.exceptions.RayActorError):
         if "node" in str(error) and "died" in str(error):
             return "died: its node was lost"
@@ -148,6 +156,13 @@ class SaveBeforeResize(WorkerGroupCallback, ControllerCallback):  # type: ignore
                 if all(ray.get(self._workers.execute_async(has_paused), timeout=left_s)):
                     return
                 time.sleep(POLL_S)
+
+
+def keep_output(logs: Path) -> None:
+    """Have what this worker prints from now on in the log of its rank, in the folder `logs`."""
+    context = ray.train.get_context()
+    with contextlib.suppress(OSError):  # the run itself tells that it cannot write there
+        print_to(logs, context.get_world_rank(), context.get_world_size())
 
 
 def save_and_pause(seconds: float) -> None:

@@ -10,6 +10,7 @@ import pkgutil
 import tempfile
 import threading
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -58,6 +59,8 @@ class Work:
     """Called with `payload`, what Ray says of each rank that failed first, and how many times
     workers have failed so far, before Ray starts them again; in a process of Ray's."""
     payload: dict[str, Any]
+    logs: Path
+    """The folder that has what each of Ray's workers prints, in a file a rank."""
     has_trained: Callable[[], bool]
     """Whether workers have made steps since the launch, which a stop has to save."""
     saved: Callable[[], int] = lambda: -1
@@ -236,16 +239,20 @@ def _trainer(
 def _worker(work: Work, config: schema.Cluster) -> Callable[[], None]:
     """What a worker runs. It holds the payload itself: Ray shows what is given as
     `train_loop_config` on its dashboard."""
-    run, payload = work.run, work.payload
+    run, payload, logs = work.run, work.payload, work.logs
     is_elastic, grace_s = isinstance(config.workers, Elastic), config.grace_s
 
     def worker() -> None:
-        warnings.simplefilter("ignore")  # in a worker nobody reads them
+        warnings.simplefilter("ignore")  # dependencies warn of each other
+        pkgutil.resolve_name("manyfaces.cluster.callbacks:keep_output")(logs)
         watch = pkgutil.resolve_name("manyfaces.cluster.callbacks:watch_drains")
         ended = threading.Event()
         threading.Thread(target=watch, args=(is_elastic, grace_s, ended), daemon=True).start()
         try:
             pkgutil.resolve_name(run)(payload)
+        except BaseException:
+            traceback.print_exc()  # Ray passes it on, and prints it nowhere on this node
+            raise
         finally:
             ended.set()
 

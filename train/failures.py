@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
+from manyfaces.cluster.rank_logs import last_lines, log_path
 from manyfaces.configs.load import load_stored
 from manyfaces.configs.schema import Config
 from manyfaces.train.checkpoint.layout import newest_step
@@ -42,11 +43,14 @@ def workers_failed(payload: Mapping[str, Any], causes: Mapping[int, str], count:
     step = max([*measured, *(beat.step for beat in beats.values())], default=0)
     good = newest_step(folder.checkpoints) or 0
     going_on = next_line(config, count, step, good, saved=good > payload.get("saved", good))
+    reason = f"{cause}{memory_words(cause, beats.get(rank), payload.get('planned_bytes', 0))}"
     Record(folder.path).event(
         "worker_failed",
-        f"{where} {cause}; step {step}; {going_on}",
+        f"{where} {reason}; step {step}; {going_on}",
         rank=rank,
         step=step,
+        log=str(log_path(folder.logs, rank)),
+        last_lines=last_lines(folder.logs, rank),
     )
 
 
@@ -97,6 +101,19 @@ def _hung(
         f"has hung: it was last heard of in {beats[rank].phase!r}, and the others waited for "
         "longer than cluster.step_timeout_s"
     )
+
+
+def memory_words(cause: str, beat: Heartbeat | None, planned_bytes: int) -> str:
+    """What is said of memory besides the cause, where that is or may be the reason: what the rank
+    held, what its node had left, and what the plan had said that a worker takes; "" otherwise."""
+    is_told = "out of memory" in cause.lower()
+    held = ""
+    if cause == KILLED and beat is not None and beat.memory.is_nearly_full:
+        held = f"{beat.memory}; "
+    if not is_told and not held:
+        return ""
+    planned = f"the run's plan is {planned_bytes / 1e9:.1f} GB a worker, see plan.txt"
+    return f" ({held}{planned})"
 
 
 def _is_of_another(fault: str) -> bool:

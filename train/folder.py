@@ -81,6 +81,11 @@ class RunFolder:
         return self.path / "samples"
 
     @property
+    def logs(self) -> Path:
+        """The folder of what each rank has printed, where Ray started it."""
+        return self.path / "logs"
+
+    @property
     def faults(self) -> Path:
         """An empty file for each fault on purpose that has happened."""
         return self.path / ".faults"

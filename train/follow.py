@@ -4,6 +4,7 @@ from the run's record, so it is the same whether the workers are threads away or
 import threading
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,8 @@ class Follower:
         self.resources = resources
         self._waiting: Waiting | None = Waiting(time.monotonic(), resources)
         self._world_size: int | None = None
+        self._nodes: int | None = None  # not counted yet since the workers were started
+        self._starts = 0
         self._looked_at = 0.0
         self._read_to = {
             name: (folder / name).stat().st_size if (folder / name).exists() else 0
@@ -94,6 +97,8 @@ class Follower:
                 self._print(row["time"], row["message"])
                 if "table" in row:
                     self.console.print(_table(**row["table"]))
+                if row.get("last_lines"):
+                    self._print_log(row)
             for row in self._new_rows(METRICS):
                 self._last |= row
                 if {"train/loss", "images_per_s"} <= row.keys():
@@ -109,7 +114,9 @@ class Follower:
     def _follow_workers(self, event: dict[str, Any]) -> None:
         """How many workers there are, and whether they still have something to do."""
         if event["kind"] == "start":
-            self._world_size = event.get("world_size")
+            self._world_size, self._nodes = event.get("world_size"), None
+        elif event["kind"] == "ready":  # the first step of workers that were just started
+            self._starts += 1
         if event["kind"] in ("start", "worker_failed"):
             self._waiting = Waiting(time.monotonic(), self.resources)
         elif event["kind"] in ("finished", "stopped", INTERRUPTED):
@@ -119,16 +126,39 @@ class Follower:
         clock = time.strftime("%H:%M:%S", time.localtime(time_s))
         self.console.print(Text.assemble((clock, "dim"), f" {message}"))
 
+    def _print_log(self, failed: dict[str, Any]) -> None:
+        """What the rank that failed had printed last."""
+        self.console.print(Text(f"the last lines of {failed['log']}:", "dim"))
+        for line in failed["last_lines"]:
+            self.console.print(Text(f"  {line}", "dim"))
+
     def _show(self, row: dict[str, Any]) -> None:
         figures = f"loss {row['train/loss']:.3f}  {row['images_per_s']:,.0f} images/s"
         if results := headlines(self.quantities, self._last):
             figures += f"  {results}"
+        figures += self._workers()
         self._bar.update(self._task, completed=row["step"], figures=figures)
         if not self.console.is_terminal and (
             time.monotonic() - self._shown_at > PLAIN_PERIOD_S or row["step"] == self.num_steps
         ):
             self._shown_at = time.monotonic()
+            if "train/lr" in row:
+                figures += f"  lr {row['train/lr']:.3g}"
+            left_s = self._bar.tasks[0].time_remaining
+            if left_s:
+                figures += f"  {timedelta(seconds=round(left_s))} left"
             self.console.print(Text(f"step {row['step']}/{self.num_steps}  {figures}"))
+
+    def _workers(self) -> str:
+        """On how many nodes the workers are, where that is more than one, and how often they were
+        started anew; "" where there is nothing to tell."""
+        if self._nodes is None:
+            beats = read_heartbeats(self.folder)
+            ranks = range(self._world_size or 0)
+            self._nodes = len({beats[rank].node for rank in ranks if rank in beats})
+        told = f"  {self._world_size} workers on {self._nodes} nodes" * (self._nodes > 1)
+        restarts = max(self._starts - 1, 0)
+        return told + f"  {restarts} restart{'s' * (restarts > 1)}" * (restarts > 0)
 
     def _new_rows(self, name: str) -> list[dict[str, Any]]:
         path = self.folder / name

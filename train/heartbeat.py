@@ -11,10 +11,11 @@ import socket
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from manyfaces.configs.redact import redact
+from manyfaces.train.memory_use import MemoryUse, memory_use
 
 FOLDER = ".ranks"
 PERIOD_S = 5.0
@@ -40,6 +41,8 @@ class Heartbeat:
     """The error that has ended it."""
     failed_at: float = 0.0
     """When, in seconds since 1970."""
+    memory: MemoryUse = field(default_factory=MemoryUse)
+    """What it held at its last beat, and what its node had left."""
 
     @property
     def where(self) -> str:
@@ -83,7 +86,7 @@ class Heart:
 
     def _write(self) -> None:
         with self._lock:
-            self.last = replace(self.last, beats=self.last.beats + 1)
+            self.last = replace(self.last, beats=self.last.beats + 1, memory=memory_use())
             beat = self.last
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{beat.rank}.json"
@@ -98,7 +101,8 @@ def read_heartbeats(run: Path) -> dict[int, Heartbeat]:
     beats = {}
     for path in (run / FOLDER).glob("[0-9]*.json"):
         with contextlib.suppress(OSError, ValueError, TypeError):
-            beat = Heartbeat(**json.loads(path.read_bytes()))
+            told = json.loads(path.read_bytes())
+            beat = Heartbeat(**{**told, "memory": MemoryUse(**told.get("memory", {}))})
             beats[beat.rank] = beat
     return beats
 

@@ -98,6 +98,8 @@ def _is_event(row: dict[str, Any]) -> bool:
         and isinstance(table, dict)
         and table.keys() == {"columns", "rows"}
         and all(isinstance(column, str) for column in _listed(table["columns"]))
+        and all(isinstance(line, str) for line in _listed(row.get("last_lines", [])))
+        and isinstance(row.get("log", ""), str)
         and all(isinstance(cells, list) for cells in _listed(table["rows"]))
     )
 

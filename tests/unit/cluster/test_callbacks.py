@@ -231,3 +231,14 @@ def test_each_wait_for_a_place_is_counted_from_its_beginning(
     timeout.after_controller_state_update(FAILED, PLACED)
     with pytest.raises(RuntimeError):
         timeout.after_controller_state_update(PLACED, AGAIN)
+
+
+def test_a_worker_that_ray_killed_for_memory_says_so_and_how_full_its_node_was() -> None:
+    advice = "Refer to the documentation on how to address the out of memory issue: https://x."
+    text = (
+        "1 worker(s) were killed due to the node running low on memory. Memory on the node (IP: "
+        f"127.0.0.1, ID: ab) was 22.10GB used / 23.00GB limit (0.96). {advice}"
+    )
+    assert callbacks._cause(ray.exceptions.OutOfMemoryError(text)) == (
+        "died: Ray killed its process, as its node was out of memory: 22.10 of 23.00 GB"
+    )

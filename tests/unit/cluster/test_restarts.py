@@ -34,7 +34,7 @@ def fits(
     monkeypatch.setattr(ray, "cluster_resources", dict)
     monkeypatch.setattr(launch, "_trainer", trainer)
     monkeypatch.setattr(launch, "_fit", fit)
-    work = launch.Work("", "", {}, lambda: True, lambda: saved[len(told)])
+    work = launch.Work("", "", {}, Path(), lambda: True, lambda: saved[len(told)])
     launch._fit_while_saving(work, Cluster(max_failures=max_failures), str(Path()))
     return told
 
@@ -76,7 +76,7 @@ def test_a_node_that_is_lost_does_not_change_what_is_asked_for(
     monkeypatch.setattr(launch, "_trainer", lambda work, config, there, where: given.append(there))
     monkeypatch.setattr(launch, "_fit", fit)
     saved = iter([-1, 40, 40])
-    work = launch.Work("", "", {}, lambda: True, lambda: next(saved))
+    work = launch.Work("", "", {}, Path(), lambda: True, lambda: next(saved))
     launch._fit_while_saving(work, Cluster(workers=2), str(Path()))
     assert given == [{"CPU": 2.0}] * 2
 

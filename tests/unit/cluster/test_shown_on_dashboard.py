@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from ray._private import utils
 
-from manyfaces.cluster import connection, jobs, launch
+from manyfaces.cluster import callbacks, connection, jobs, launch
 from manyfaces.configs.load import load
 from manyfaces.configs.schema import Cluster
 from manyfaces.train.cli.main import main
@@ -23,13 +23,16 @@ def keep(payload: dict[str, Any]) -> None:
     GIVEN.append(payload)
 
 
-def test_the_payload_is_no_configuration_of_rays(tmp_path: Path) -> None:
+def test_the_payload_is_no_configuration_of_rays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     payload = {"name": "run", "config": {"tracking": {"uri": URI}}}
     cluster = Cluster(workers=1, gpus_per_worker=0)
-    work = launch.Work(f"{__name__}:keep", f"{__name__}:keep", payload, lambda: False)
+    work = launch.Work(f"{__name__}:keep", f"{__name__}:keep", payload, Path(), lambda: False)
     trainer = launch._trainer(work, cluster, {"CPU": 1}, str(tmp_path))
     assert trainer.train_loop_config is None
     assert "PLANTED" not in repr(vars(trainer))
+    monkeypatch.setattr(callbacks, "keep_output", lambda logs: None)  # it would take pytest's
     trainer.train_loop_per_worker()
     assert [payload] == GIVEN
 

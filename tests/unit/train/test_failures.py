@@ -10,11 +10,22 @@ from pathlib import Path
 
 import pytest
 import yaml
+from rich.console import Console
 
+from manyfaces.cluster.rank_logs import log_path
 from manyfaces.configs.load import load
 from manyfaces.configs.schema import Config
-from manyfaces.train.failures import KILLED, first_to_fail, next_line, workers_failed
-from manyfaces.train.heartbeat import FOLDER, Heart, Heartbeat
+from manyfaces.train.failures import (
+    KILLED,
+    first_to_fail,
+    memory_words,
+    next_line,
+    workers_failed,
+)
+from manyfaces.train.folder import RunFolder
+from manyfaces.train.follow import Follower
+from manyfaces.train.heartbeat import FOLDER, Heart, Heartbeat, read_heartbeats
+from manyfaces.train.memory_use import MemoryUse
 from manyfaces.train.record import METRICS, Record, last_event
 
 RESET = "gloo: Read error: Connection reset by peer"
@@ -149,3 +160,57 @@ def test_the_event_tells_rank_node_cause_and_steps(tmp_path: Path, ended_pid: in
     )
     assert (event["rank"], event["step"]) == (1, 12)
     assert (run / METRICS).exists()
+
+
+def test_what_the_rank_printed_last_is_told_with_it(tmp_path: Path) -> None:
+    tree = {"run": {"dir": str(tmp_path), "name": "r"}, "model": {"kind": "vit"}}
+    config = Config.model_validate(tree)
+    folder = RunFolder.of(config)
+    folder.logs.mkdir(parents=True)
+    log_path(folder.logs, 1).write_text("manyfaces started: now\nTraceback\nno label 7\n")
+    payload = {"config": config.model_dump(mode="json")}
+    console = Console(width=150, record=True, file=(tmp_path / "shown").open("w"))
+    with Follower(folder.path, 20, console, {}):
+        workers_failed(payload, {1: "failed: no label 7"}, 1)
+    console.file.close()
+    shown = console.export_text().splitlines()
+    assert "failed: no label 7" in shown[0]
+    assert shown[1:] == [
+        f"the last lines of {log_path(folder.logs, 1)}:",
+        "  Traceback",
+        "  no label 7",
+    ]
+
+
+FULL = MemoryUse(used=8_600_000_000, free=200_000_000, total=23_000_000_000)
+
+
+def test_a_rank_that_had_no_memory_left_says_so_and_what_was_planned() -> None:
+    beat = Heartbeat(1, "a", memory=FULL)
+    assert memory_words(KILLED, beat, 5_400_000_000) == (
+        " (its process held 8.6 GB, and its node had 0.2 GB of 23.0 GB left; the run's plan is "
+        "5.4 GB a worker, see plan.txt)"
+    )
+    told = "failed: CUDA out of memory. Tried to allocate 2.00 GiB"
+    assert memory_words(told, None, 5_400_000_000) == (
+        " (the run's plan is 5.4 GB a worker, see plan.txt)"
+    )
+
+
+def test_nothing_is_said_of_memory_where_there_was_enough_or_another_reason() -> None:
+    spacious = Heartbeat(1, "a", memory=replace(FULL, free=9_000_000_000))
+    assert memory_words(KILLED, spacious, 1) == ""
+    assert memory_words(KILLED, None, 1) == ""
+    assert memory_words("failed: no label 7", Heartbeat(1, "a", memory=FULL), 1) == ""
+    assert memory_words(KILLED, Heartbeat(1, "a"), 1) == ""  # the system does not tell
+
+
+def test_each_beat_tells_the_memory_of_this_process_and_node(tmp_path: Path) -> None:
+    heart = Heart(tmp_path, 0, period_s=60)
+    heart.fail("the end")
+    heart.close()
+    told = read_heartbeats(tmp_path)[0].memory
+    meminfo = Path("/proc/meminfo").read_text()
+    in_all = int(meminfo.split("MemTotal:")[1].split()[0]) * 1024
+    assert 0 < told.used < told.total <= in_all
+    assert 0 < told.free < told.total

@@ -1,6 +1,7 @@
 """A result as each of its readers shows or keeps it, whatever its protocol."""
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +9,13 @@ import pytest
 from rich.console import Console
 
 from manyfaces.configs.errors import UserError
+from manyfaces.train import follow
 from manyfaces.train.evaluation.plots import plot_metrics
 from manyfaces.train.evaluation.report import save_report
 from manyfaces.train.evaluation.result import Curve, Histogram, Quantity, Result
 from manyfaces.train.evaluation.tables import headlines, results_tables, summary_rows
 from manyfaces.train.follow import Follower, summary_table
+from manyfaces.train.heartbeat import FOLDER
 from manyfaces.train.protocols.verification import Verification
 from manyfaces.train.record import Record, read_rows
 
@@ -120,6 +123,35 @@ def test_the_progress_line_has_the_headlines(tmp_path: Path) -> None:
     console.file.close()
     line = "step 20/20  loss 7.500  336 images/s  pairs 89.3% gallery 50.0%"
     assert console.export_text().splitlines() == [line]
+
+
+def test_without_a_terminal_the_line_has_all_that_the_progress_bar_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follow, "PLAIN_PERIOD_S", 0.0)
+    monkeypatch.setattr(follow, "PERIOD_S", 0.02)
+    console = Console(width=150, record=True, file=(tmp_path / "shown").open("w"))
+    record = Record(tmp_path)
+    for rank, node in enumerate(("a", "a", "b")):
+        beat = json.dumps({"rank": rank, "node": node})
+        (tmp_path / FOLDER).mkdir(exist_ok=True)
+        (tmp_path / FOLDER / f"{rank}.json").write_text(beat)
+    with Follower(tmp_path, 400, console, {}):
+        for start in range(2):
+            record.event("start", "3 workers", world_size=3, step=0)
+            record.event("ready", "first step", step=1)
+            for step in range(10 * start + 1, 10 * start + 4):
+                time.sleep(0.1)
+                record.metrics(step, **{"train/loss": 7.5, "train/lr": 0.02, "images_per_s": 336.0})
+            time.sleep(0.1)
+    console.file.close()
+    first, *_, last = (
+        line for line in console.export_text().splitlines() if line.startswith("step ")
+    )
+    figures = "loss 7.500  336 images/s  3 workers on 2 nodes"
+    assert first == f"step 1/400  {figures}  lr 0.02"
+    assert last.startswith(f"step 13/400  {figures}  1 restart  lr 0.02  0:00:")
+    assert last.endswith(" left")
 
 
 def test_what_the_progress_shows_of_others_is_as_it_is(tmp_path: Path) -> None:
