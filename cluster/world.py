@@ -1,5 +1,6 @@
 """Who this process is among the workers, and how all of them learn that something went well."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -27,6 +28,13 @@ class World:
     def current(cls) -> "World":
         """The place of this process, whose process group is up, whoever made it."""
         return cls(dist.get_rank(), dist.get_world_size(), worker_device())
+
+
+def spare_cores(threads_per_worker: int) -> int:
+    """The cores of this node that fall to this worker, whoever launched it, less the threads that
+    it computes with; at least 1."""
+    on_node = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return max(len(os.sched_getaffinity(0)) // on_node - threads_per_worker, 1)
 
 
 def on_all_ranks(work: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:

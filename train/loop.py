@@ -21,6 +21,7 @@ from manyfaces.train.checkpoint.snapshot import Snapshot
 from manyfaces.train.checkpoint.state import RunState
 from manyfaces.train.checkpoint.writer import Checkpointer
 from manyfaces.train.engine import Engine, NotFiniteError
+from manyfaces.train.evaluation.decoding import worker_decode_threads
 from manyfaces.train.evaluation.embedder import Embedder
 from manyfaces.train.evaluation.evaluate import evaluate
 from manyfaces.train.evaluation.result import Result
@@ -331,7 +332,7 @@ def evaluate_all(parts: Parts, progress: Progress, *, saved: bool) -> list[Resul
                 parts.world.device,
                 autocast=parts.engine.autocast,
                 batch_size=config.evaluation.batch_size,
-                decode_threads=config.data.decode_threads,
+                decode_threads=worker_decode_threads(config),
             )
             for protocol in parts.protocols:
                 result = evaluate(protocol, embedder, partial(_is_evaluating, parts))

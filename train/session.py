@@ -27,6 +27,7 @@ from manyfaces.train.checkpoint.finder import Found, find
 from manyfaces.train.checkpoint.network import Network
 from manyfaces.train.checkpoint.state import RunState
 from manyfaces.train.checkpoint.writer import Checkpointer
+from manyfaces.train.evaluation.decoding import worker_decode_threads
 from manyfaces.train.evaluation.report import save_report
 from manyfaces.train.evaluation.result import Result
 from manyfaces.train.faults import FaultPlan, parse
@@ -285,6 +286,7 @@ def _loader(session: _Session, views: Mapping[str, View], position: int, end: in
         position=position,
         end=end,
         device=world.device,
+        decode_threads=worker_decode_threads(config),
         quarantine=quarantine,
         tell=lambda line: Record(folder.path).event("store", line),
     )

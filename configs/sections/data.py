@@ -72,8 +72,9 @@ class Data(Node):
     images as the parts have. They are taken as disjoint people, all classes of one softmax; sets
     that share people are merged by `manyfaces data convert --identity-map` instead, or have a head
     each (`head.label_spaces`)."""
-    decode_threads: PositiveInt = 1
-    """DALI's CPU threads of each worker."""
+    decode_threads: PositiveInt | Literal["auto"] = "auto"
+    """DALI's CPU threads of each worker; `auto` is its share of its node's cores, less
+    `cluster.threads_per_worker`: at least 1, at most 8."""
     prefetch_batches: PositiveInt = 2
     """Batches decoded ahead of the step."""
     max_bad_share: Probability = 0.001

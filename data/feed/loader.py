@@ -68,7 +68,8 @@ class Loader:
     batch of `batch_size`, each image in each of the `views` (the main one unless given).
 
     An error in the background is raised by the iterator. `close` ends the thread; so does leaving a
-    `with` block. `tell` gets a line about a remote store that goes on failing.
+    `with` block. `decode_threads` are the decoder's on the CPU. `tell` gets a line about a remote
+    store that goes on failing.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Loader:
         end: int,
         device: torch.device,
         quarantine: Quarantine,
+        decode_threads: int = 1,
         tell: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.dataset, self.batch_size, self.device = dataset, batch_size, device
@@ -100,7 +102,7 @@ class Loader:
                 seed=seed,
                 batch_size=batch_size,
                 share=(self.lo, self.hi),
-                threads=config.decode_threads,
+                threads=decode_threads,
                 device=device,
             )
             for name, view in views.items()

@@ -219,7 +219,7 @@ def manyfaces(
     from manyfaces.data.feed.quarantine import Quarantine
 
     dataset = open_dataset(shards)
-    config = Data(decode_threads=CORES)
+    config = Data()
     quarantine = Quarantine(Path(tempfile.mkdtemp()) / "quarantine.jsonl", dataset, 0.0)
     loader = Loader(
         dataset,
@@ -232,6 +232,7 @@ def manyfaces(
         end=2**62,
         device=torch.device("cpu"),
         quarantine=quarantine,
+        decode_threads=CORES,
     )
     with loader:
         for item in loader:

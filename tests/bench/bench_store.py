@@ -89,7 +89,6 @@ def one_pass(place: str, window: int) -> float:
         config = Data(
             path=place,
             augment=(Flip(),),
-            decode_threads=2,
             order=Shuffle(window_shards=window),
             cache_dir=f"{folder}/cache",
         )
@@ -112,6 +111,7 @@ def one_pass(place: str, window: int) -> float:
             end=steps * BATCH,
             device=torch.device("cpu"),
             quarantine=Quarantine(Path(folder) / "quarantine.jsonl", dataset, 0.0),
+            decode_threads=2,
         )
         began, counted = 0.0, 0
         with loader:

@@ -1,5 +1,6 @@
 """`manyfaces train`, `manyfaces check` and `manyfaces sync-mlflow`."""
 
+import contextlib
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +19,16 @@ Address = Annotated[
     typer.Option(
         metavar="ADDRESS",
         help="Join this Ray cluster (`auto` or HOST:PORT), as cluster.address does.",
+    ),
+]
+SimulateNodes = Annotated[
+    int | None,
+    typer.Option(
+        "--simulate-nodes",
+        min=2,
+        metavar="N",
+        help="Start a Ray cluster of N nodes on this machine for this command, and train there, "
+        "one worker a node where cluster.workers is auto: to see what a loss of nodes does.",
     ),
 ]
 Explain = Annotated[
@@ -84,6 +95,7 @@ def train(
     words: Words = None,
     address: Address = None,
     force_takeover: Takeover = False,
+    simulate_nodes: SimulateNodes = None,
 ) -> None:
     """Train, or resume from the last checkpoint.
 
@@ -119,7 +131,12 @@ def train(
     if not force_takeover and not under_torchrun():
         refuse_held(RunFolder.of(absolute(tree)).path, note)  # before what takes seconds to import
     # Torch takes seconds to import, which are interrupted as well.
-    with listening(tree.cluster.grace_s):
+    with listening(tree.cluster.grace_s), contextlib.ExitStack() as nodes:
+        if simulate_nodes is not None:
+            from manyfaces.cluster.simulated import simulated_nodes
+
+            cluster = nodes.enter_context(simulated_nodes(simulate_nodes, tree.cluster, note))
+            tree = tree.model_copy(update={"cluster": cluster})
         from manyfaces.train.run import run
 
         run(tree, console, takeover=force_takeover)

@@ -9,13 +9,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from manyfaces.cluster.world import spare_cores
 from manyfaces.configs.errors import UserError
+from manyfaces.configs.schema import Config
 from manyfaces.data.feed.decode import Decoder, Decoding
 
 Encoded = bytes | NDArray[np.uint8]
 """The bytes of a JPEG or PNG."""
 
 _MOST_THREADS = 8
+"""More of them gain nothing beside what waits for the images."""
 
 
 class Decoded(NamedTuple):
@@ -66,6 +69,15 @@ def as_array(image: Encoded) -> NDArray[np.uint8]:
 def decode_threads() -> int:
     """Threads that decode where nothing else needs the cores."""
     return min(os.cpu_count() or 1, _MOST_THREADS)
+
+
+def worker_decode_threads(config: Config) -> int:
+    """Threads that decode in a worker of this run: where `data.decode_threads` is `auto`, the cores
+    of its node that are left to it."""
+    threads = config.data.decode_threads
+    if threads == "auto":
+        return min(spare_cores(config.cluster.threads_per_worker), _MOST_THREADS)
+    return threads
 
 
 def not_decodable(name: str) -> UserError:
