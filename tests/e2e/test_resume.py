@@ -151,7 +151,8 @@ def test_evaluate_a_finished_run(
     }
 
 
-@pytest.mark.parametrize("stage", [1, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 3])
 def test_torchrun_resumes_what_ray_began_at_another_world_size(twin: Path, stage: int) -> None:
     """The same worker function, one process then three, at another ZeRO stage: the samples go on
     exactly, the samples' order does not know the ranks."""

@@ -266,7 +266,12 @@ print(json.dumps(shared))
 
 
 @pytest.mark.parametrize(
-    ("card", "kib"), [(80, 163), (89, 99), (90, 227)], ids=["A100", "L40", "H100"]
+    ("card", "kib"),
+    [
+        pytest.param(80, 163, id="A100", marks=pytest.mark.slow),
+        pytest.param(89, 99, id="L40"),  # the one with the least
+        pytest.param(90, 227, id="H100", marks=pytest.mark.slow),
+    ],
 )
 def test_kernels_compile_and_fit_a_cards_shared_memory(card: int, kib: int, tmp_path: Path) -> None:
     environment = {
