@@ -7,7 +7,7 @@ Letters: C classes, D dimensions, B images of a step, W workers.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
-from math import ceil
+from math import ceil, sqrt
 
 from manyfaces.configs.objectives.objective import ObjectiveCost, Sizes
 from manyfaces.configs.sections.head import Head
@@ -41,16 +41,36 @@ def chunk_classes(head: Head, *, is_gpu: bool) -> int:
     return head.chunk_classes
 
 
+def undrawn_columns(rate: float, batch_size: int, num_rows: int, num_classes: int) -> int:
+    """Columns that a worker which holds `num_rows` of the classes gives to those of the batch's
+    classes that were not drawn.
+
+    Of class ids in random order mu = (1 - rate) B n / C are expected, or fewer where identities
+    repeat; eight standard deviations more are exceeded in less than one step of 1e9, whichever
+    classes are frequent. Ids in another order may exceed them: `models/head/sampling.py` gives such
+    a step as many columns as it needs.
+    """
+    expected = (1 - rate) * batch_size * num_rows / num_classes
+    return min(ceil(expected + 8 * sqrt(expected) + 16), batch_size, num_rows)
+
+
+def scored_columns(head: Head, sizes: Sizes) -> int:
+    """Columns that the fullest worker scores in a step."""
+    rows = ceil(sizes.num_identities / sizes.world_size)
+    if head.sample_rate >= 1:
+        return rows
+    rate = head.sample_rate
+    own = undrawn_columns(rate, sizes.batch_size, rows, sizes.num_identities)
+    return min(rows, ceil(rate * rows) + own)
+
+
 def head_cost(head: Head, sizes: Sizes) -> ObjectiveCost:
     """The cost of a step of this head."""
     world, batch, dim = sizes.world_size, sizes.batch_size, sizes.dim
     rows, item = ceil(sizes.num_identities / world), _ITEM[head.rows.dtype]
     centers, state = head.sub_centers, _state_bytes(head, dim)
     row_bytes = item * dim
-    # The drawn share, and a column for each of the batch's own classes wherever they live
-    # (`models/head/sampling.py`: nothing waits for a GPU).
-    sampled = head.sample_rate < 1
-    scored = min(rows, ceil(head.sample_rate * rows) + batch * sampled)
+    sampled, scored = head.sample_rate < 1, scored_columns(head, sizes)
     chunk = min(chunk_classes(head, is_gpu=sizes.is_gpu), scored)
     # A byte for each sub-centre but the first comes with each stored logit.
     stored = (_STORED_LOGIT + centers - 1) * (head.logits == "store16")

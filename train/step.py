@@ -48,9 +48,10 @@ def train_step(
         with times.part("forward"):
             return engine.run(images_NHWC)
 
+    forward = Forward(run, batch.images)
     with times.part("head"):
-        objective.prefetch(moment)
-        loss = objective.loss(Forward(run, batch.images), batch, moment)
+        objective.prefetch(forward, batch, moment)
+        loss = objective.loss(forward, batch, moment)
     with times.part("backward"):
         engine.backward(loss.surrogate)
     with times.part("optimizer"):

@@ -5,7 +5,8 @@ Rank r holds samples [r B // W, (r + 1) B // W) of a global batch of B. On the w
 padded to P = ceil(B / W) places with label -1, so that the collectives are even; the shared batch
 has W P places.
 
-Shapes: N this rank's samples, B the places of the shared batch, D the embedding.
+Shapes: N this rank's samples, B the places of the shared batch, D the embedding, X the embedding
+and its norm on the wire.
 """
 
 from typing import Any, NamedTuple
@@ -19,6 +20,17 @@ from manyfaces.models.head.collectives import Ranks
 
 SHORTEST_EMBEDDING = 1e-12
 """Embeddings are divided by no less than this."""
+
+
+class Told(NamedTuple):
+    """What every rank knows of a global batch before its embeddings."""
+
+    labels_B: Tensor
+    """int64: -1 for ignored samples and padding."""
+    weights_B: Tensor | None
+    """As in `Shared`."""
+    last: Tensor
+    """bool []: some rank said that it can make no further step."""
 
 
 class Shared(NamedTuple):
@@ -48,7 +60,8 @@ class Shared(NamedTuple):
 
 
 class Exchange:
-    """The collectives of one batch: two all-gathers and one reduce-scatter."""
+    """The collectives of one batch: two all-gathers, of what is known before the embeddings and of
+    these, and one reduce-scatter."""
 
     def __init__(self, ranks: Ranks, batch_size: int, wire_dtype: torch.dtype) -> None:
         self.ranks, self.batch_size, self.wire_dtype = ranks, batch_size, wire_dtype
@@ -61,42 +74,45 @@ class Exchange:
         start = self.ranks.rank * self.padded
         return start, start + after - first
 
-    def gather(
-        self,
-        embeddings_ND: Tensor,
-        labels_N: Tensor,
-        *,
-        last: bool,
-        weights_N: Tensor | None = None,
-    ) -> Shared:
-        """Share this rank's embeddings (any float dtype), labels (int64, -1 is ignored), whether it
-        can make no further step, and weights of its samples (any float dtype, used in float32),
-        which all ranks give or none. Raises `ValueError` where their number is not its share."""
-        self._check(embeddings_ND, labels_N, weights_N)
+    def tell(self, labels_N: Tensor, *, last: bool, weights_N: Tensor | None = None) -> Told:
+        """Share this rank's labels (int64, -1 is ignored), whether it can make no further step, and
+        weights of its samples (any float dtype, used in float32), which all ranks give or none.
+        Raises `ValueError` where their number is not its share."""
+        self.check(labels=labels_N, weights=weights_N)
+        columns = [labels_N.long()]
+        if weights_N is not None:
+            columns.append(_bits(weights_N.detach()))
+        (labels_B, *weight_bits), last_somewhere = self._tell(columns, last)
+        weights_B = None
+        if weight_bits:
+            weights_B = torch.where(labels_B != -1, _numbers(weight_bits[0]), 0.0)
+            weights_B = torch.where(weights_B < 0, torch.nan, weights_B)
+        return Told(labels_B, weights_B, last_somewhere)
+
+    def gather(self, embeddings_ND: Tensor, told: Told) -> Shared:
+        """Share this rank's embeddings (any float dtype). Raises `ValueError` where their number is
+        not its share."""
+        self.check(embeddings=embeddings_ND)
+        labels_N, valid_B = self.own(told.labels_B), told.labels_B != -1
         local_ND = embeddings_ND.detach().float()
         norms_N1 = torch.linalg.vector_norm(local_ND, dim=1, keepdim=True)
         norms_N1 = norms_N1.clamp_(min=SHORTEST_EMBEDDING)
         # An ignored sample may hold anything, even NaN, and must not reach a sum.
         unit_ND = torch.where(labels_N[:, None] != -1, local_ND / norms_N1, 0)
-        unit_BD = self.ranks.gather(unit_ND.to(self.wire_dtype), self.padded, 0).float()
-        columns = [labels_N.long(), _bits(norms_N1[:, 0])]
-        if weights_N is not None:
-            columns.append(_bits(weights_N.detach()))
-        (labels_B, norm_bits_B, *weight_bits), last_somewhere = self._tell(columns, last)
-        valid_B = counted_B = labels_B != -1
-        weights_B = None
-        if weight_bits:
-            weights_B = torch.where(valid_B, _numbers(weight_bits[0]), 0.0)
-            weights_B = torch.where(weights_B < 0, torch.nan, weights_B)
-            counted_B = valid_B & (weights_B != 0)
+        # The bits of the norms travel behind the unit embeddings, whatever the type of these.
+        sent_NX = torch.cat([unit_ND.to(self.wire_dtype), norms_N1.view(self.wire_dtype)], 1)
+        shared_BX = self.ranks.gather(sent_NX, self.padded, 0)
+        unit_BX, norm_BX = shared_BX.tensor_split([unit_ND.shape[1]], 1)
+        norm_B = norm_BX.contiguous().view(torch.float32)[:, 0].double()
+        counted_B = valid_B if told.weights_B is None else valid_B & (told.weights_B != 0)
         return Shared(
-            unit_BD=unit_BD,
-            labels_B=labels_B,
+            unit_BD=unit_BX.float().contiguous(),
+            labels_B=told.labels_B,
             valid_B=valid_B,
             counted_B=counted_B,
-            weights_B=weights_B,
-            norm_B=torch.where(counted_B, _numbers(norm_bits_B), 1.0),
-            last=last_somewhere,
+            weights_B=told.weights_B,
+            norm_B=torch.where(counted_B, norm_B, 1.0),
+            last=told.last,
             own_unit_ND=unit_ND,
             own_norms_N1=norms_N1,
             dtype=embeddings_ND.dtype,
@@ -132,13 +148,12 @@ class Exchange:
         scaled_ND = d_local_ND * self.ranks.world_size
         return torch.where(active_N[:, None], scaled_ND, 0).to(shared.dtype)
 
-    def _check(self, embeddings_ND: Tensor, labels_N: Tensor, weights_N: Tensor | None) -> None:
+    def check(self, **given: Tensor | None) -> None:
+        """Raise `ValueError` where something that is given is not of this rank's samples."""
         first, after = self.own_places
-        given = {"embeddings": embeddings_ND, "labels": labels_N}
-        if weights_N is not None:
-            given["weights"] = weights_N
-        if any(len(tensor) != after - first for tensor in given.values()):
-            numbers = " and ".join(f"{len(tensor)} {name}" for name, tensor in given.items())
+        lengths = {name: len(tensor) for name, tensor in given.items() if tensor is not None}
+        if any(length != after - first for length in lengths.values()):
+            numbers = " and ".join(f"{length} {name}" for name, length in lengths.items())
             raise ValueError(
                 f"rank {self.ranks.rank} of {self.ranks.world_size} got {numbers}; of a batch of "
                 f"{self.batch_size} it holds {after - first}"
@@ -163,12 +178,10 @@ class JointBatch:
     sum of their surrogates is backpropagated; so every rank has to do that, with the same losses.
     """
 
-    def __init__(
-        self, exchange: Exchange, embeddings_ND: Tensor, labels_N: Tensor, *, last: bool
-    ) -> None:
+    def __init__(self, exchange: Exchange, embeddings_ND: Tensor, told: Told) -> None:
         """Collective; see `Exchange.gather`."""
         self.exchange = exchange
-        self.shared = exchange.gather(embeddings_ND, labels_N, last=last)
+        self.shared = exchange.gather(embeddings_ND, told)
         self._unit_BD, self._norms_N = _Exchanged.apply(embeddings_ND, exchange, self.shared)  # type: ignore[no-untyped-call]
 
     def surrogate(

@@ -152,11 +152,19 @@ class PartialFC:
 
             self.passes = TRITON_PASSES
 
-    def prefetch(self, position: int, batch_size: int) -> None:
-        """Start to bring the drawn rows to the device, where rows are on the host. Call it before
-        the backbone runs on the batch of `batch_size` at sample `position`."""
+    def prefetch(self, position: int, batch_size: int, labels_B: Tensor | None = None) -> None:
+        """Start what a step does not need embeddings for. Call it before the backbone runs on the
+        batch of `batch_size` at sample `position`.
+
+        Where rows are on the host, the drawn ones are brought to the device. `labels_B` are the
+        batch's `Told.labels_B`: with them a GPU's host need not wait for the backbone's work to
+        know which classes are scored (`ClassChoice.look_ahead`).
+        """
         if self.staging is not None:
-            self.staging.prefetch(self.choice.drawn(position), min(batch_size, self.hi - self.lo))
+            more = self.choice.most_undrawn(batch_size)
+            self.staging.prefetch(self.choice.drawn(position), more)
+        if labels_B is not None:
+            self.choice.look_ahead(labels_B, position)
 
     def step(
         self,
@@ -187,10 +195,14 @@ class PartialFC:
         ranks ask for them or none does.
 
         There are four collectives; one more where the margin needs target cosines, and one more for
-        details. Raises `ValueError` where the number of samples is another or `weight` is negative.
+        details. Where classes are sampled, a GPU's host may wait for the labels, and so for all
+        work in flight; `step_shared` after `prefetch` does not. Raises `ValueError` where the
+        number of samples is another or `weight` is negative.
         """
         exchange = Exchange(self.ranks, batch_size, self.wire_dtype)
-        batch = exchange.gather(embeddings_ND, labels_N, last=last, weights_N=weights_N)
+        exchange.check(embeddings=embeddings_ND, labels=labels_N, weights=weights_N)
+        told = exchange.tell(labels_N, last=last, weights_N=weights_N)
+        batch = exchange.gather(embeddings_ND, told)
         loss, d_unit_BD, details_N = self.step_shared(
             exchange, batch, lr=lr, position=position, weight=weight, details=details
         )
@@ -236,11 +248,10 @@ class PartialFC:
     def _columns(self, labels_B: Tensor, position: int) -> tuple[Sequence[Rows], Columns, Tensor]:
         """The rows of this step, up to date, its columns, and each sample's own row among those
         rows, or a number outside them."""
+        columns = self.choice.columns(labels_B, position)
         if self.staging is None:
-            columns = self.choice.columns(labels_B, position)
             sub_centers, row_B = self.sub_centers, labels_B - self.lo
         else:
-            columns = self.choice.columns(self.staging.on_host(labels_B), position)
             sub_centers, columns = self.staging.stage(columns)
             row_B = columns.targets_B
         for rows in sub_centers:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from manyfaces.configs import rng
+from manyfaces.configs.head_cost import undrawn_columns
 from manyfaces.models.head import devices
 
 BLOCK = 128
@@ -54,7 +55,7 @@ class Chunk:
     """int16: the label space of each column, if there are several."""
 
     def __len__(self) -> int:
-        return len(self.ids) if isinstance(self.ids, Tensor) else self.ids.stop - self.ids.start
+        return _length(self.ids)
 
 
 class Columns(NamedTuple):
@@ -70,26 +71,67 @@ class Columns(NamedTuple):
     """int16 [S, 1]: all label spaces."""
 
 
+@dataclass(frozen=True)
+class Choice:
+    """The classes of a rank that take part in a step.
+
+    The batch's own classes that were not drawn are in the first places of `undrawn_B`; how many
+    they are is known on the device first. A GPU gives them `least` columns in every step, which
+    are almost always enough (`head_cost.undrawn_columns`). The host reads the number before the
+    columns are scored, and where they are not enough the rest have columns too: so no class is ever
+    without one, whatever the labels are.
+
+    Nothing has to wait for that number. It is a function of the batch's labels, which ranks tell
+    each other before the backbone runs (`PartialFC.prefetch`), and is on its way to the host in
+    front of the backbone's work; when the host reads it, it has handed out all of that work. A
+    choice that is made when the backbone's work is in flight already does wait for it, but only
+    where there can be more classes than `least`.
+    """
+
+    drawn: slice | Tensor
+    """Local rows of the drawn classes, each of which has a column, the first ones."""
+    targets_B: Tensor
+    """As in `Columns`."""
+    undrawn_B: Tensor
+    """int64: local rows of the batch's other classes of this rank, in ascending order, each once;
+    behind them the number of rows, which stands for no class."""
+    least: int
+    """Columns for these classes in every step; those that are not needed stand for no class."""
+    num_undrawn: devices.ToHost | None
+    """int64 []: how many these classes are; None where they cannot be more than `least`."""
+    num_rows: int
+    """Classes of the rank."""
+
+    def columns(self, size: int) -> Columns:
+        """The columns, at most `size` to a chunk."""
+        num_drawn = _length(self.drawn)
+        chunks = [
+            Chunk(_part(self.drawn, start, min(start + size, num_drawn)), start)
+            for start in range(0, num_drawn, size)
+        ]
+        count = self.least
+        if self.num_undrawn is not None:
+            count = max(count, int(self.num_undrawn.read().numpy()))
+        for start in range(0, count, size):
+            ids = self.undrawn_B[start : min(start + size, count)]
+            is_none = ids == self.num_rows if self.least else None
+            chunks.append(Chunk(ids, num_drawn + start, is_none))
+        return Columns(chunks, self.targets_B)
+
+
 def choose(
-    num_classes: int,
-    lo: int,
-    hi: int,
-    rate: float,
-    seed: int,
-    position: int,
-    labels_B: Tensor,
-    size: int,
-) -> Columns:
-    """The classes of [lo, hi) that take part, at most `size` to a chunk: all at rate 1, else the
-    drawn blocks and the batch's own.
+    num_classes: int, lo: int, hi: int, rate: float, seed: int, position: int, labels_B: Tensor
+) -> Choice:
+    """The classes of [lo, hi) that take part: all at rate 1, else the drawn blocks and the batch's
+    own.
 
     `labels_B` (int64) are the global batch's classes; those outside [lo, hi), such as -1, are
-    passed over. Nothing here waits for a GPU: there the batch's own classes get B columns, of which
-    those that are drawn already, repeated, or of other ranks are no class.
+    passed over. Nothing here waits for a GPU.
     """
     here_B = (labels_B >= lo) & (labels_B < hi)
     if rate >= 1:
-        return Columns(_chunks(hi - lo, size, None), torch.where(here_B, labels_B - lo, -1))
+        targets_B = torch.where(here_B, labels_B - lo, -1)
+        return Choice(slice(0, hi - lo), targets_B, labels_B[:0], 0, None, hi - lo)
     drawn = blocks(num_classes, rate, seed, position)
     drawn = drawn[((drawn + 1) * BLOCK > lo) & (drawn * BLOCK < hi)]
     device, places = labels_B.device, torch.arange(BLOCK, device=labels_B.device)
@@ -101,7 +143,6 @@ def choose(
         before = max(lo - int(drawn[0]) * BLOCK, 0)
         beyond = max((int(drawn[-1]) + 1) * BLOCK - hi, 0)
     ids = (drawn_k[:, None] * BLOCK + places).flatten()[before : drawn.size * BLOCK - beyond] - lo
-    chunks = _chunks(len(ids), size, ids)
 
     block_B = labels_B // BLOCK
     turn_B = torch.searchsorted(drawn_k, block_B)
@@ -110,31 +151,35 @@ def choose(
     column_B = turn_B * BLOCK + labels_B % BLOCK - before
 
     undrawn_B = here_B & ~in_block_B
-    row_B, place_B = _undrawn_positives(labels_B - lo, undrawn_B, hi - lo)
+    rows_B, place_B, count = _each_once(torch.where(undrawn_B, labels_B - lo, hi - lo), hi - lo)
     column_B = torch.where(undrawn_B, place_B + len(ids), column_B)
+    targets_B = torch.where(in_block_B | undrawn_B, column_B, -1)
     if devices.host_sync_is_free(device):
-        row_B = row_B[: int(undrawn_B.sum())]
-    for start in range(0, len(row_B), size):
-        part = row_B[start : start + size]
-        chunks.append(Chunk(part, len(ids) + start, part == hi - lo))
-    return Columns(chunks, torch.where(in_block_B | undrawn_B, column_B, -1))
+        return Choice(ids, targets_B, rows_B, 0, devices.ToHost(count), hi - lo)
+    least = undrawn_columns(rate, len(labels_B), hi - lo, num_classes)
+    may_be_more = least < min(len(labels_B), hi - lo)
+    num_undrawn = devices.ToHost(count) if may_be_more else None
+    return Choice(ids, targets_B, rows_B, least, num_undrawn, hi - lo)
 
 
-def _undrawn_positives(row_B: Tensor, undrawn_B: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
-    """Columns for the batch's classes that were not drawn, B of them: their rows, `num_rows` where
-    a column stands for no class, and the place among them that each undrawn sample has."""
-    # Sorted, so that of equal ones the first gives the column; what is not undrawn sorts behind.
-    sorted_B, order_B = torch.where(undrawn_B, row_B, num_rows).sort()
-    first_B = torch.ones_like(undrawn_B)
-    first_B[1:] = sorted_B[1:] != sorted_B[:-1]
-    places_B = torch.arange(len(row_B), device=row_B.device)
-    first_place_B = torch.where(first_B, places_B, 0).cummax(0).values
-    place_B = torch.empty_like(places_B).scatter_(0, order_B, first_place_B)
-    return torch.where(first_B, sorted_B, num_rows), place_B
+def _each_once(row_B: Tensor, num_rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Those of `row_B` that are below `num_rows`, in ascending order, each once, and `num_rows`
+    behind them; the place of each sample's row among them; and their number, int64 []."""
+    # What is no row sorts behind all others.
+    sorted_B, order_B = row_B.sort()
+    first_B = sorted_B < num_rows
+    first_B[1:] &= sorted_B[1:] != sorted_B[:-1]
+    sorted_place_B = first_B.cumsum(0) - 1
+    place_B = torch.empty_like(sorted_place_B).scatter_(0, order_B, sorted_place_B)
+    # Repetitions go to a place behind the last.
+    to_B = torch.where(first_B, sorted_place_B, len(row_B))
+    rows_B = row_B.new_full((len(row_B) + 1,), num_rows).scatter_(0, to_B, sorted_B)[:-1]
+    return rows_B, place_B, first_B.sum()
 
 
-def _chunks(count: int, size: int, ids: Tensor | None) -> list[Chunk]:
-    """Chunks of the first `count` columns; `ids` are their local rows, or None where a column's
-    number is its row."""
-    parts = [slice(start, min(start + size, count)) for start in range(0, count, size)]
-    return [Chunk(part if ids is None else ids[part], part.start) for part in parts]
+def _length(ids: slice | Tensor) -> int:
+    return len(ids) if isinstance(ids, Tensor) else ids.stop - ids.start
+
+
+def _part(ids: slice | Tensor, start: int, stop: int) -> slice | Tensor:
+    return ids[start:stop] if isinstance(ids, Tensor) else slice(start, stop)

@@ -120,16 +120,6 @@ class Staging:
             done.synchronize()
         self._prefetched_n = self._prefetched_n[:0]
 
-    def on_host(self, labels_B: Tensor) -> Tensor:
-        """The labels on the host: the one thing of a step that it waits for."""
-        if self._stream is None:
-            return labels_B
-        host_B = torch.empty_like(labels_B, device="cpu", pin_memory=True).copy_(
-            labels_B, non_blocking=True
-        )
-        torch.cuda.current_stream(self.device).record_event().synchronize()
-        return host_B
-
     def _to_device(self, tensor: Tensor | None) -> Tensor | None:
         return None if tensor is None else to_device(tensor.numpy(), self.device)
 

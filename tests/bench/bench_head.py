@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -33,6 +34,9 @@ from manyfaces.cluster.memory import KEEP_MEMORY
 from manyfaces.configs import schema
 from manyfaces.configs.backbones.mobilefacenet import MobileFaceNet
 from manyfaces.configs.margins.arcface import ArcFace
+from manyfaces.models.head import devices, partial_fc, sampling
+from manyfaces.models.head.collectives import Ranks
+from manyfaces.models.head.exchange import Exchange
 from manyfaces.models.head.partial_fc import PartialFC
 from manyfaces.models.head.products import times_transposed
 
@@ -141,6 +145,42 @@ def ours(num_classes: int, B: int, **settings: Any) -> Step:
     return step
 
 
+class OneOf64(Ranks):
+    """A rank whose peers are made up: what they would add is left out."""
+
+    def __init__(self, group: object) -> None:
+        self.rank, self.world_size = 3, 64
+
+    def sum_(self, values: Tensor) -> Tensor:
+        return values
+
+
+def share(num_classes: int, B: int, rate: float, columns: str) -> Step:
+    """A rank's share of the head on 64 ranks, for the global batch. Sampled classes as on a GPU:
+    with a column for each sample of the batch (`each`), or for as many of its classes as are
+    expected here (`expected`)."""
+    devices.host_sync_is_free = lambda device: False
+    if columns == "each":
+        sampling.undrawn_columns = lambda rate, batch_size, num_rows, num_classes: batch_size
+    with patch.object(partial_fc, "Ranks", OneOf64):
+        head = PartialFC(
+            schema.Head(sample_rate=rate), num_classes, D, seed=0, weight_decay=5e-4, device=CPU
+        )
+    exchange = Exchange(Ranks(None), B, torch.float32)
+    embeddings_BD, labels_B = batch(num_classes, B)
+    whole = exchange.gather(embeddings_BD, exchange.tell(labels_B, last=False))
+    position = 0
+
+    def step() -> float:
+        nonlocal position
+        position += B
+        head.prefetch(position, B, whole.labels_B)
+        head.step_shared(exchange, whole, lr=0.1, position=position)
+        return float(sum(map(len, head.choice.columns(whole.labels_B, position).chunks)))
+
+    return step
+
+
 def peers(num_classes: int, B: int, rate: float) -> Step:
     peer, (embeddings_BD, labels_B) = Peer(num_classes, rate), batch(num_classes, B)
     return lambda: peer.step(embeddings_BD, labels_B)[0]
@@ -206,6 +246,8 @@ def part_serve(kind: str, num_classes: str, B: str, *more: str) -> dict[str, flo
 def build(kind: str, C: int, B: int, *more: str) -> Step:
     if kind in KINDS:
         return ours(C, B, sample_rate=float(more[0]), **KINDS[kind])
+    if kind == "share":
+        return share(C, B, float(more[0]), more[1])
     if kind == "peer":
         return peers(C, B, float(more[0]))
     if kind in ("products", "torch.mm"):
@@ -440,6 +482,29 @@ def pairs(
     return rows
 
 
+def ranks(arguments: argparse.Namespace) -> list[Row]:
+    """The recipe of 42 million images, an eighth of it."""
+    C, B, rate = 2_059_906 // 8, 24_576 // 8, 0.3
+    kinds = {"all": (1.0, "each"), "each": (rate, "each"), "expected": (rate, "expected")}
+    contenders = {name: Remote("share", C, B, *words) for name, words in kinds.items()}
+    seconds = interleaved(contenders, arguments.rounds)
+    columns = {name: memory("columns", C, B, *words)["columns"] for name, words in kinds.items()}
+    name = f"a rank of 64, C = {C:,}, B = {B:,}"
+    rows = [
+        Row(name, f"columns, rate {kinds[each][0]}, {each}", columns[each], "", "", "")
+        for each in kinds
+    ]
+    for over, target in (("each", ">= 2"), ("all", ">= 2")):
+        detail = f"{ms(seconds['expected'])}, {ms(seconds[over])}"
+        faster = ratio(seconds[over], seconds["expected"])
+        rows.append(Row(name, f"expected: faster than {over}", faster, "x", target, detail))
+    return rows
+
+
+def part_columns(num_classes: str, B: str, rate: str, columns: str) -> dict[str, float]:
+    return {"columns": share(int(num_classes), int(B), float(rate), columns)()}
+
+
 def growth(arguments: argparse.Namespace) -> list[Row]:
     rows = []
     for kind, large in (("recompute", 4_000_000), ("rowwise", 16_000_000)):
@@ -608,6 +673,7 @@ WORKLOADS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
     "full": full,
     "sampled": sampled,
     "few": few,
+    "ranks": ranks,
     "growth": growth,
     "capacity": capacity,
     "wire": wire,
@@ -615,6 +681,7 @@ WORKLOADS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
 PARTS: dict[str, Callable[..., dict[str, float]]] = {
     "serve": part_serve,
     "memory": part_memory,
+    "columns": part_columns,
     "capacity": part_capacity,
     "wire": part_wire,
     "wire_rank": part_wire_rank,

@@ -40,8 +40,10 @@ class MarginSoftmax(Objective):
             kernels=config.engine.head_kernels == "auto",
         )
 
-    def prefetch(self, moment: Moment) -> None:
-        self.head.prefetch(moment.position, moment.batch_size)
+    def prefetch(self, forward: Forward, batch: Batch, moment: Moment) -> None:
+        head = self.head
+        told = forward.told(batch.labels_N, moment, head.ranks)
+        head.prefetch(moment.position, moment.batch_size, told.labels_B)
 
     def loss(self, forward: Forward, batch: Batch, moment: Moment) -> Loss:
         head = self.head

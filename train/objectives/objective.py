@@ -35,7 +35,7 @@ from manyfaces.data.feed.view import View
 from manyfaces.models.backbones.encoder import Encoder
 from manyfaces.models.backbones.output import Output
 from manyfaces.models.head.collectives import Ranks
-from manyfaces.models.head.exchange import Exchange, JointBatch
+from manyfaces.models.head.exchange import Exchange, JointBatch, Told
 from manyfaces.models.head.rows import BeforeChange
 from manyfaces.train.parameter_groups import ParamGroup, groups_of
 
@@ -115,11 +115,13 @@ StatePart = ShardedRows | HeldByRank0
 
 
 class Forward:
-    """Shows the views of one batch to the network, each once, whoever asks for it."""
+    """Shows the views of one batch to the network, each once, whoever asks for it, and tells ranks
+    of each other's."""
 
     def __init__(self, run: Callable[[Tensor], Output], images: Mapping[str, Tensor]) -> None:
         self._run, self._images = run, images
         self._outputs: dict[str, Output] = {}
+        self._told: tuple[Tensor, Told] | None = None
         self._joint: dict[tuple[str, torch.dtype], JointBatch] = {}
 
     def __call__(self, view: str = "main") -> Output:
@@ -138,6 +140,15 @@ class Forward:
             )
         return found[branch]
 
+    def told(self, labels_N: Tensor, moment: Moment, ranks: Ranks) -> Told:
+        """What all ranks know of the batch before its embeddings; the same labels are told once,
+        whoever asks. Collective."""
+        if self._told is None or self._told[0] is not labels_N:
+            # The type of embeddings does not matter here.
+            exchange = Exchange(ranks, moment.batch_size, torch.float32)
+            self._told = labels_N, exchange.tell(labels_N, last=moment.last)
+        return self._told[1]
+
     def joint(
         self, branch: str, labels_N: Tensor, moment: Moment, ranks: Ranks, wire_dtype: torch.dtype
     ) -> JointBatch:
@@ -147,7 +158,8 @@ class Forward:
         if key not in self._joint:
             exchange = Exchange(ranks, moment.batch_size, wire_dtype)
             embeddings_ND = self.embeddings(branch)
-            self._joint[key] = JointBatch(exchange, embeddings_ND, labels_N, last=moment.last)
+            told = self.told(labels_N, moment, ranks)
+            self._joint[key] = JointBatch(exchange, embeddings_ND, told)
         return self._joint[key]
 
 
@@ -171,9 +183,10 @@ class Objective(ABC):
         """The parameters that are trained, with learning rates and decay by part."""
         return groups_of(network, optimizer)
 
-    def prefetch(self, moment: Moment) -> None:
+    def prefetch(self, forward: Forward, batch: Batch, moment: Moment) -> None:
         """Called before the batch goes through the network: what does not need the embeddings, and
-        can be done while the device computes them."""
+        can be done while the device computes them. `forward` and `batch` are those that `loss` will
+        be given."""
         return
 
     @abstractmethod

@@ -56,9 +56,9 @@ class Sum(Objective):
             return part.groups(network, optimizer)
         return super().groups(network, optimizer)
 
-    def prefetch(self, moment: Moment) -> None:
+    def prefetch(self, forward: Forward, batch: Batch, moment: Moment) -> None:
         for part in self.parts.values():
-            part.prefetch(moment)
+            part.prefetch(forward, batch, moment)
 
     def loss(self, forward: Forward, batch: Batch, moment: Moment) -> Loss:
         losses = {name: part.loss(forward, batch, moment) for name, part in self.parts.items()}

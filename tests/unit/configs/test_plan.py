@@ -245,7 +245,7 @@ def test_rows_on_the_host_leave_the_chosen_ones_on_the_device(
         )
         for where, is_gpu in (("device", True), ("host", True), ("host", False))
     )
-    each, whole, chosen = each * sub_centers, 10_000, 1000 + 64
+    each, whole, chosen = each * sub_centers, 10_000, 1000 + 45
     assert (on_device.device_bytes, on_device.host_bytes, on_device.travel_bytes) == (
         each * whole,
         0,

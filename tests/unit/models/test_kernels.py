@@ -214,7 +214,7 @@ def test_rows_on_the_host_are_updated_alike(config: schema.Rows) -> None:
 @interpreted
 def test_columns_that_are_no_class_send_nothing() -> None:
     _, head = heads(schema.Head(), 50, 16, torch.arange(40, 50))
-    columns = sampling.choose(50, 0, 50, 1.0, 0, 0, torch.tensor([3]), 64)
+    columns = sampling.choose(50, 0, 50, 1.0, 0, 0, torch.tensor([3])).columns(64)
     unit_BD = torch.nn.functional.normalize(torch.randn(1, 16))
     inputs = PassInputs(head.sub_centers, unit_BD, columns, Scoring(64.0))
     every = triton_passes.sum_negatives(inputs, store=False, nearest=True)

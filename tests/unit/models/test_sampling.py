@@ -28,7 +28,7 @@ def choose(
     labels_B: torch.Tensor,
     size: int = 100,
 ) -> Columns:
-    return sampling.choose(num_classes, lo, hi, rate, 5, position, labels_B, size)
+    return sampling.choose(num_classes, lo, hi, rate, 5, position, labels_B).columns(size)
 
 
 def class_of_each_column(columns: Columns, lo: int, hi: int) -> list[int]:

@@ -169,7 +169,7 @@ def test_a_step_prefetches_before_the_network_runs(
     calls: list[str] = []
     _, leaf = forward(batch)
 
-    def prefetch(head: PartialFC, position: int, batch_size: int) -> None:
+    def prefetch(head: PartialFC, position: int, batch_size: int, labels_B: Tensor) -> None:
         calls.append("prefetch")
 
     class StandIn:
