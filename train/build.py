@@ -56,12 +56,16 @@ def build(
         world.size,
     )
     first, after = batch_share(config.train.batch_size, world.rank, world.size)
+    num_micro_batches = config.train.num_micro_batches(world.size)
+    num_images = -(-(after - first) // num_micro_batches)
     images = {
-        name: torch.zeros(after - first, *view.image_hw, 3, dtype=torch.uint8, device=world.device)
+        name: torch.zeros(num_images, *view.image_hw, 3, dtype=torch.uint8, device=world.device)
         for name, view in objective.views(main_view(config.data)).items()
     }
     startup.done("engine")
-    engine.warm_up(lambda: objective.dry_run(Forward(engine.run, images)))
+    engine.warm_up(
+        lambda: objective.dry_run(Forward(engine.run, images)), accumulates=num_micro_batches > 1
+    )
     startup.done("warm-up")
     moments = watched(lambda: read_optimizer(found.path) if found else None, group, beat)
     engine.load_moments(moments)

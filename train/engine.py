@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -186,9 +186,11 @@ class Engine:
             )
         return output._replace(embeddings=embeddings)
 
-    def backward(self, loss: Tensor) -> None:
+    def backward(self, loss: Tensor, *, is_last: bool = True) -> None:
         """Backpropagate a scalar whose gradient is the network's. Ranks average their gradients, so
-        that a gradient of the global mean has to come multiplied by the number of ranks."""
+        that a gradient of the global mean has to come multiplied by the number of ranks. Of several
+        scalars, whose gradients add up, only the one before `step` `is_last`."""
+        self._engine.set_gradient_accumulation_boundary(is_last)
         self._engine.backward(loss)
 
     def step(self, lr: float) -> float:
@@ -207,10 +209,14 @@ class Engine:
             raise NotFiniteError(f"gradient norm {float(norm)}")
         return float(norm)
 
-    def warm_up(self, loss: Callable[[], Tensor]) -> None:
+    def warm_up(self, loss: Callable[[], Tensor], *, accumulates: bool = False) -> None:
         """One step at learning rate 0 with the scalar that `loss` computes: creates the optimiser's
-        state, and finds out-of-memory and compile errors before step 1. Buffers are put back."""
-        buffers = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
+        state, and finds out-of-memory and compile errors before step 1. Buffers are put back.
+        `accumulates` if steps will have several backward passes: then gradients are held during a
+        forward pass."""
+        buffers = self.copy_buffers()
+        if accumulates:
+            self.backward(loss(), is_last=False)
         self.backward(loss())
         self.step(0.0)
         if self.stage in (1, 2):
@@ -218,6 +224,14 @@ class Engine:
             # other groups have none yet.
             self._optimizer._hp_optimizer_states_linked = False
             self._optimizer._lazy_init_hp_params_optimizer_state()
+        self.put_back(buffers)
+
+    def copy_buffers(self) -> dict[str, Tensor]:
+        """Copies of the network's buffers, by name."""
+        return {name: buffer.clone() for name, buffer in self.module.named_buffers()}
+
+    def put_back(self, buffers: Mapping[str, Tensor]) -> None:
+        """Set the network's buffers to what `copy_buffers` gave."""
         with torch.no_grad():
             for name, buffer in self.module.named_buffers():
                 buffer.copy_(buffers[name])

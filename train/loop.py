@@ -232,6 +232,7 @@ def _step(
             moment,
             seed=parts.config.run.seed,
             rank=parts.world.rank,
+            num_micro_batches=parts.config.train.num_micro_batches(parts.world.size),
             times=times,
         )
     except NotFiniteError as error:

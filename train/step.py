@@ -11,6 +11,7 @@ from manyfaces.configs import rng
 from manyfaces.data.feed.loader import Batch
 from manyfaces.models.backbones.output import Output
 from manyfaces.train.engine import Engine, NotFiniteError
+from manyfaces.train.gradient_cache import GradientCache
 from manyfaces.train.objectives.objective import Forward, Loss, Moment, Objective
 from manyfaces.train.part_times import PartTimes
 
@@ -37,25 +38,40 @@ def train_step(
     *,
     seed: int,
     rank: int,
+    num_micro_batches: int = 1,
     times: PartTimes | None = None,
 ) -> StepResult:
-    """Raises `NotFiniteError` on every rank alike; then nothing of this step may be kept. `times`
-    counts the parts of the step."""
+    """Raises `NotFiniteError` on every rank alike; then nothing of this step may be kept. Of more
+    than one micro-batch, see `gradient_cache.py`, and raises `UserError` where the network or the
+    objective does not go with several. `times` counts the parts of the step."""
     times = times or PartTimes(torch.device("cpu"))
-    torch.manual_seed(rng.key(seed, rng.Stream.NETWORK_STEP, moment.position, rank) >> 1)
+
+    def draw(*numbers: int) -> None:
+        key = rng.key(seed, rng.Stream.NETWORK_STEP, moment.position, rank, *numbers)
+        torch.manual_seed(key >> 1)
 
     def run(images_NHWC: Tensor) -> Output:
         with times.part("forward"):
             return engine.run(images_NHWC)
 
-    forward = Forward(run, batch.images)
+    draw()
+    cache = None
+    if num_micro_batches > 1:
+        cache = GradientCache(engine, run, draw, num_micro_batches)
+    forward = Forward(cache.run if cache else run, batch.images, num_micro_batches)
     with times.part("head"):
         objective.prefetch(forward, batch, moment)
         loss = objective.loss(forward, batch, moment)
     with times.part("backward"):
-        engine.backward(loss.surrogate)
+        if cache is None:
+            engine.backward(loss.surrogate)
+        else:
+            cache.backward(loss.surrogate)
     with times.part("optimizer"):
-        return _updated(engine, objective, moment, loss)
+        result = _updated(engine, objective, moment, loss)
+    if cache is not None:
+        cache.check()
+    return result
 
 
 def _updated(engine: Engine, objective: Objective, moment: Moment, loss: Loss) -> StepResult:

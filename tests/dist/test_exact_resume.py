@@ -147,6 +147,17 @@ def test_every_objective_resumes_exactly(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
+def test_steps_in_micro_batches_resume_exactly(
+    dataset_path: Path, tmp_path: Path, stage: int
+) -> None:
+    """With BatchNorm and dropout, whose statistics and random numbers are of a micro-batch."""
+    train = {"micro_batch_size": 2}
+    tree = small_tree(dataset_path, tmp_path, head=HEAD, train=train, engine=at_stage(stage))
+    assert_resumes_exactly(tmp_path, tree)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
 def test_adapters_resume_exactly(dataset_path: Path, tmp_path: Path, stage: int) -> None:
     tree = small_tree(dataset_path, tmp_path, head=HEAD, engine=at_stage(stage))
     model = {**TIMM, "embedding_dim": 16}

@@ -24,6 +24,7 @@ from manyfaces.data.feed.loader import Loader
 from manyfaces.data.feed.quarantine import Quarantine
 from manyfaces.data.store.samples import Store
 from manyfaces.data.transforms.augmentation import Augmentation
+from manyfaces.models.head.class_choice import ClassChoice
 from manyfaces.models.head.partial_fc import PartialFC
 from manyfaces.train.objectives.triplet_loss import triplet_loss
 
@@ -220,6 +221,19 @@ def test_drawn_rows_come_while_the_device_is_busy() -> None:
     assert brought is not None
     brought.synchronize()
     assert not busy.query()
+
+
+def test_the_number_of_columns_is_known_while_the_device_is_busy() -> None:
+    device, labels = torch.device("cuda:0"), torch.arange(160, device="cuda:0")
+    choice = ClassChoice(
+        1500, 0, 1500, rate=0.6, seed=5, chunk_classes=100, spaces=(0,), device=device
+    )
+    choice.look_ahead(labels, 0)
+    torch.cuda._sleep(4_000_000_000)  # some two seconds, as a backbone
+    busy = torch.cuda.current_stream().record_event()
+    columns = choice.columns(labels, 0)
+    assert not busy.query()
+    assert sum(map(len, columns.chunks)) < 1500
 
 
 @pytest.mark.parametrize("mining", ["batch_hard", "semi_hard"])

@@ -42,7 +42,7 @@ class Distill(Objective):
 
     def loss(self, forward: Forward, batch: Batch, moment: Moment) -> Loss:
         embeddings_ND = forward.embeddings(self.branch)
-        taught_ND = self.teacher.embed(batch.images["main"])
+        taught_ND = forward.through(self.teacher.embed)
         if embeddings_ND.shape != taught_ND.shape:
             raise UserError(
                 f"objective distill: the branch {self.settings.branch} has {embeddings_ND.shape[1]}"

@@ -30,6 +30,7 @@ from torch.distributed import ProcessGroup
 
 from manyfaces.configs.errors import UserError
 from manyfaces.configs.schema import Config
+from manyfaces.configs.split import batch_share
 from manyfaces.data.feed.loader import Batch
 from manyfaces.data.feed.view import View
 from manyfaces.models.backbones.encoder import Encoder
@@ -118,8 +119,13 @@ class Forward:
     """Shows the views of one batch to the network, each once, whoever asks for it, and tells ranks
     of each other's."""
 
-    def __init__(self, run: Callable[[Tensor], Output], images: Mapping[str, Tensor]) -> None:
-        self._run, self._images = run, images
+    def __init__(
+        self,
+        run: Callable[[Tensor], Output],
+        images: Mapping[str, Tensor],
+        num_micro_batches: int = 1,
+    ) -> None:
+        self._run, self._images, self._count = run, images, num_micro_batches
         self._outputs: dict[str, Output] = {}
         self._told: tuple[Tensor, Told] | None = None
         self._joint: dict[tuple[str, torch.dtype], JointBatch] = {}
@@ -129,6 +135,14 @@ class Forward:
         if view not in self._outputs:
             self._outputs[view] = self._run(self._images[view])
         return self._outputs[view]
+
+    def through(self, other: Callable[[Tensor], Tensor], view: str = "main") -> Tensor:
+        """What another function makes of a view's images, [N, ...]: as many of them at a time as
+        the network is shown, so that it needs no more memory."""
+        images = self._images[view]
+        shares = [batch_share(len(images), i, self._count) for i in range(self._count)]
+        made = [other(images[first:after]) for first, after in shares]
+        return torch.cat(made) if len(made) > 1 else made[0]
 
     def embeddings(self, branch: str, view: str = "main") -> Tensor:
         """The embeddings of this name, [N, D] float32. Raises `UserError` where there are none."""
