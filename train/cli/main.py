@@ -16,6 +16,7 @@ from manyfaces.train.cli import (
     evaluation,
     head,
     jobs,
+    manifest,
     output,
     preflight,
     training,
@@ -61,6 +62,7 @@ for verb in (
 ):
     app.command()(verb)
 app.add_typer(jobs.app, name="jobs", help="Follow submitted jobs.")
+app.add_typer(manifest.app, name="manifest", help="Write what clusters need, to read and apply.")
 app.add_typer(data.app, name="data", help="Make and check datasets.")
 app.add_typer(
     checkpoint.app, name="checkpoint", help="Look at checkpoints, verify and hand them on."

@@ -1,0 +1,1 @@
+"""What is printed or written for clusters: files to read, change and apply."""
