@@ -1,5 +1,7 @@
-"""Where a Ray cluster's dashboard is, which takes jobs: its address, and whether it answers."""
+"""Where a Ray cluster's dashboard is, which takes jobs: its address, whether it answers and whom,
+and the files of Ray's logs that it hands out."""
 
+import ipaddress
 import json
 import os
 from collections.abc import Mapping
@@ -8,7 +10,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 from urllib.request import Request, urlopen
 
 from manyfaces.configs.errors import UserError
@@ -40,10 +42,11 @@ def dashboard_address(given: str | None, environment: Mapping[str, str] = os.env
     scheme, host, port = _parts(address)
     if not scheme and host and port != GCS_PORT:
         raise UserError(f"{told}: the scheme is missing; give --address http://{address}")
-    if scheme not in ("http", "https") or not host:
+    if scheme not in ("http", "https") or not host or port == GCS_PORT:
+        joins = f" ({GCS_PORT} is the port where nodes join)" if port == GCS_PORT else ""
         raise UserError(
-            f"{told}: is not a dashboard's address; give --address http://{host or 'HOST'}:8265, "
-            "as `ray start --head` prints it"
+            f"{told}: is not a dashboard's address{joins}; give --address "
+            f"http://{host or 'HOST'}:8265, as `ray start --head` prints it"
         )
     return address.rstrip("/")
 
@@ -70,27 +73,74 @@ def ray_version(address: str) -> str:
 
 
 def token(environment: Mapping[str, str] = os.environ) -> str | None:
-    """The token that this machine has for clusters, where Ray's own commands look for it: in
-    RAY_AUTH_TOKEN, in the file of RAY_AUTH_TOKEN_PATH, in ~/.ray/auth_token. None where there is
-    none, or RAY_AUTH_MODE says that none is to be shown."""
+    """The token that this machine has for clusters. None where there is none, or RAY_AUTH_MODE says
+    that none is to be shown."""
+    return _token(environment)[0]
+
+
+def _token(environment: Mapping[str, str]) -> tuple[str | None, str]:
+    """The token, and where it stands, looked for where Ray's own commands do: in RAY_AUTH_TOKEN, in
+    the file of RAY_AUTH_TOKEN_PATH, in ~/.ray/auth_token."""
     if environment.get("RAY_AUTH_MODE", "token").lower() != "token":
-        return None
+        return None, f"RAY_AUTH_MODE is {environment['RAY_AUTH_MODE']}, so that none is shown"
     if "RAY_AUTH_TOKEN" in environment:
-        return environment["RAY_AUTH_TOKEN"].strip()
-    file = Path(environment.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
-    return file.read_text().strip() if file.is_file() else None
+        return environment["RAY_AUTH_TOKEN"].strip(), "RAY_AUTH_TOKEN"
+    given = environment.get("RAY_AUTH_TOKEN_PATH")
+    file = Path(given or Path.home() / ".ray" / "auth_token")
+    where = f"RAY_AUTH_TOKEN_PATH, {file}" if given else str(file)
+    if not file.is_file():
+        return None, f"none is here: {where} does not exist" if given else "none is here"
+    return file.read_text().strip(), where
+
+
+def open_line(address: str) -> str | None:
+    """What a person is warned of where other machines may reach the dashboard and it asks nobody
+    for a token; None where it does, or is this machine's alone."""
+    host = _parts(address)[1] or ""
+    if host == "localhost" or _is_loopback(host):
+        return None
+    told = _get(address, "/api/authentication_mode")
+    if isinstance(told, dict) and told.get("authentication_mode") == "token":
+        return None
+    return (
+        f"{address} asks for no token: whoever reaches it runs what they like on the cluster; "
+        "start Ray with RAY_AUTH_MODE=token, and keep its ports on a private network"
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def read_log(address: str, node: str, name: str, lines: int = -1) -> str | None:
+    """The last so many lines, or all, of a file in the folder of Ray's logs on the node of this id;
+    None where there is none, or the node is gone. Raises `UserError` where no dashboard answers."""
+    query = {"node_id": node, "filename": name, "lines": lines, "timeout": TIMEOUT_S - 1}
+    body = _read(address, f"/api/v0/logs/file?{urlencode(query)}")
+    return None if body is None else body.decode(errors="replace")
 
 
 def _get(address: str, path: str) -> Any:
     """What is at this path of the dashboard, read as JSON; None where it is not JSON."""
-    shown = token()
+    try:
+        return json.loads(_read(address, path) or b"")
+    except ValueError:
+        return None
+
+
+def _read(address: str, path: str) -> bytes | None:
+    """What is at this path of the dashboard; None where nothing is."""
+    shown, where = _token(os.environ)
     headers = {"Authorization": f"Bearer {shown}"} if shown else {}
     try:
         with urlopen(Request(address + path, headers=headers), timeout=TIMEOUT_S) as answer:
-            body = answer.read()
+            return bytes(answer.read())
     except HTTPError as error:
         if error.code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-            has = "this is not it" if shown else "none is here"
+            has = f"this is not it: {where}" if shown else where
             raise UserError(
                 f"{address}: the cluster wants a token, and {has}; {TOKEN_REMEDY}"
             ) from error
@@ -104,7 +154,3 @@ def _get(address: str, path: str) -> Any:
             f"{address}: no Ray dashboard answers there ({told}); start one by `ray start --head`, "
             "or give --address http://HOST:8265"
         ) from error
-    try:
-        return json.loads(body)
-    except ValueError:
-        return None

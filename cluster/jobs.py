@@ -3,21 +3,26 @@ that knows ray.job_submission."""
 
 import asyncio
 import contextlib
+import json
 import logging
 import math
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from manyfaces.cluster.dashboard import TOKEN_REMEDY, ray_version, token
+from manyfaces.cluster.dashboard import TOKEN_REMEDY, open_line, ray_version, read_log, token
+from manyfaces.cluster.probe import MARK
+from manyfaces.cluster.status_file import status_name
 from manyfaces.configs.errors import UserError
 
 CONFIG = "config.yaml"
@@ -26,8 +31,15 @@ _TALKATIVE = (
     "ray.dashboard.modules.job.sdk",
     "ray._private.runtime_env.packaging",
 )
+STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"
 STOP_WAIT_MORE_S = 5
 """Ray kills a job so long after its time of grace; its own 3 s are too short for a checkpoint."""
+PROBE = "probe"
+"""Key of the metadata that a probe's job has instead of a run's name."""
+PROBE_WAIT_S, NODE_WAIT_S = 90, 30
+"""Longest time that a probe takes in all, and until all nodes have answered it."""
+POLL_S = 0.25
+ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
 @contextlib.contextmanager
@@ -66,6 +78,16 @@ def package() -> Iterator[Path]:
         yield Path(target) / "manyfaces"
 
 
+@contextlib.contextmanager
+def shipment(config_yaml: str) -> Iterator[dict[str, Any]]:
+    """The runtime environment of a job while the block runs: the code, and this configuration as
+    the file CONFIG, since what stands in a job's command or environment is shown on the dashboard.
+    Raises `UserError` as `package` does."""
+    with tempfile.TemporaryDirectory(prefix="manyfaces-job-") as folder, package() as code:
+        (Path(folder) / CONFIG).write_text(config_yaml)
+        yield {"working_dir": folder, "py_modules": [str(code)]}
+
+
 @dataclass(frozen=True)
 class Job:
     """A job as the cluster knows it."""
@@ -80,6 +102,10 @@ class Job:
     started: float | None
     ended: float | None
     """Seconds since 1970, where the job did."""
+    node: str | None
+    """The id of the node that its driver runs on."""
+    stop_wait_s: int
+    """How long it has to end when it is stopped."""
 
 
 class Jobs:
@@ -99,6 +125,10 @@ class Jobs:
             logging.getLogger(name).setLevel(logging.WARNING)
         self._client: Any = self._ask(lambda: JobSubmissionClient(address))
 
+    def open_line(self) -> str | None:
+        """What a person is warned of where anyone may submit jobs from another machine."""
+        return open_line(self.address)
+
     def refuse_other_version(self) -> None:
         """Raise `UserError` where the cluster's Ray is of another release than this machine's,
         with which manyfaces is tested."""
@@ -109,30 +139,52 @@ class Jobs:
                 f"ray=={here} on the nodes, or {there} here"
             )
 
-    def submit(
-        self, name: str, config_yaml: str, grace_s: float, environment: Mapping[str, str]
-    ) -> str:
-        """Start `manyfaces train` on the cluster's head with this configuration; it has `grace_s`
-        seconds to end when it is stopped, and these environment variables besides. Returns the
-        job's id.
+    def probe(self, shipped: Mapping[str, Any], checks: str, names: Sequence[str]) -> Any:
+        """What a short job finds on every node of the cluster with this shipment: the answer of
+        `manyfaces.cluster.probe`. `checks` is the module of its checks, `names` are those of the
+        distributions whose versions are wanted. Raises `UserError`, also where no answer comes."""
+        words = ["python", "-m", "manyfaces.cluster.probe", checks, CONFIG, str(NODE_WAIT_S)]
+        job = self._ask(
+            self._client.submit_job,
+            entrypoint=shlex.join([*words, *names]),
+            runtime_env=dict(shipped),
+            metadata={PROBE: "manyfaces submit"},
+        )
+        try:
+            ended = self.wait_for_end(job, PROBE_WAIT_S)
+            lines = self.logs(job).splitlines()
+        finally:
+            with contextlib.suppress(UserError):
+                self._remove(job)
+        answers = [line for line in lines if line.startswith(MARK)]
+        if answers:
+            return json.loads(answers[-1].removeprefix(MARK))
+        told = (lines or ended.message.splitlines() or ["it printed nothing"])[-1].strip()
+        if ended.state not in ENDED:
+            told = f"no answer within {PROBE_WAIT_S} s: {told}"
+        raise UserError(
+            f"{self.address}: the cluster's nodes could not be looked at ({told}); mend that, or "
+            "submit with --no-check"
+        )
 
-        The configuration travels as a file: what stands in the job's command or environment is
-        shown on the dashboard. Raises `UserError`, as the methods below do.
-        """
-        stop_wait_s = math.ceil(grace_s + STOP_WAIT_MORE_S)
-        with tempfile.TemporaryDirectory(prefix="manyfaces-job-") as folder, package() as code:
-            (Path(folder) / CONFIG).write_text(config_yaml)
-            job = self._ask(
-                self._client.submit_job,
-                entrypoint=f"python -m manyfaces.train train {CONFIG} --address auto",
-                runtime_env={
-                    "working_dir": folder,
-                    "py_modules": [str(code)],
-                    "env_vars": {**environment, "RAY_JOB_STOP_WAIT_TIME_S": str(stop_wait_s)},
-                },
-                metadata={"run": name},
-            )
-            return str(job)
+    def submit(
+        self,
+        name: str,
+        shipped: Mapping[str, Any],
+        grace_s: float,
+        environment: Mapping[str, str],
+    ) -> str:
+        """Start `manyfaces train` on the cluster's head with this shipment; it has `grace_s`
+        seconds to end when it is stopped, and these environment variables besides. Returns the
+        job's id. Raises `UserError`, as the methods below do."""
+        variables = {**environment, STOP_WAIT: str(math.ceil(grace_s + STOP_WAIT_MORE_S))}
+        job = self._ask(
+            self._client.submit_job,
+            entrypoint=f"python -m manyfaces.train train {CONFIG} --address auto",
+            runtime_env={**shipped, "env_vars": variables},
+            metadata={"run": name},
+        )
+        return str(job)
 
     def job(self, job: str) -> Job:
         """How the job stands."""
@@ -141,6 +193,19 @@ class Jobs:
     def logs(self, job: str) -> str:
         """What the job has printed so far."""
         return str(self._ask(self._client.get_job_logs, job))
+
+    def last_lines(self, job: Job, number: int) -> list[str]:
+        """The last that the job has printed."""
+        told = self._file(job, f"job-driver-{job.id}.log", number)
+        lines = (self.logs(job.id) if told is None else told).splitlines()
+        return lines[-number:]
+
+    def status(self, job: Job) -> str | None:
+        """What the job's driver has written into its status file; None where it has not."""
+        return self._file(job, status_name(job.id))
+
+    def _file(self, job: Job, name: str, lines: int = -1) -> str | None:
+        return read_log(self.address, job.node, name, lines) if job.node else None
 
     def follow(self, job: str, write: Callable[[str], object]) -> None:
         """Hand `write` what the job has printed and prints, until it ends."""
@@ -163,9 +228,23 @@ class Jobs:
         """Stop the job; returns whether there was something to stop."""
         return bool(self._ask(self._client.stop_job, job))
 
-    def list(self) -> list[Job]:
+    def wait_for_end(self, job: str, seconds: float) -> Job:
+        """How the job stands once it has ended, or this time is over."""
+        deadline = time.monotonic() + seconds
+        while (found := self.job(job)).state not in ENDED and time.monotonic() < deadline:
+            time.sleep(POLL_S)
+        return found
+
+    def _remove(self, job: str) -> None:
+        """Have the cluster forget a job, which is ended where it still runs."""
+        if self.stop(job):
+            self.wait_for_end(job, STOP_WAIT_MORE_S)
+        self._ask(self._client.delete_job, job)
+
+    def all(self) -> list[Job]:
         """Every job, newest first."""
-        jobs = [_job(info) for info in self._ask(self._client.list_jobs) if info.submission_id]
+        known = [info for info in self._ask(self._client.list_jobs) if info.submission_id]
+        jobs = [_job(info) for info in known if PROBE not in (info.metadata or {})]
         return sorted(jobs, key=lambda job: job.started or 0, reverse=True)
 
     def _ask(self, call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
@@ -194,4 +273,15 @@ def _job(info: Any) -> Job:
     run = (info.metadata or {}).get("run", "")
     # Ray's states are an enumeration of strings.
     state = str(getattr(info.status, "value", info.status))
-    return Job(info.submission_id, run, state, info.message or "", started, ended)
+    variables = (info.runtime_env or {}).get("env_vars", {})
+    stop_wait_s = int(variables.get(STOP_WAIT, 3))
+    return Job(
+        info.submission_id,
+        run,
+        state,
+        info.message or "",
+        started,
+        ended,
+        info.driver_node_id,
+        stop_wait_s,
+    )

@@ -44,6 +44,11 @@ def is_redacted(url: str) -> bool:
     return f"{HIDDEN}@" in url or f"={HIDDEN}" in url
 
 
+def names_secret(name: str) -> bool:
+    """Whether what has this name is a password or a token: `api_key`, `authToken`."""
+    return _SECRET_ENDS.search(re.sub("[^a-z]", "", name.lower())) is not None
+
+
 def _redacted(value: Any) -> Any:
     if isinstance(value, str):
         return redact(value)
@@ -84,5 +89,5 @@ def _user_length(begin: re.Match[str], text: str) -> int:
 def _without_value(parameter: re.Match[str]) -> str:
     name = unquote(parameter[1])
     words = {word.lower() for word in _WORDS.findall(name)}
-    is_secret = words & _SECRET_WORDS or _SECRET_ENDS.search(re.sub("[^a-z]", "", name.lower()))
+    is_secret = words & _SECRET_WORDS or names_secret(name)
     return f"{parameter[1]}={HIDDEN}" if is_secret else parameter[0]

@@ -38,6 +38,7 @@ from manyfaces.train.faults import VARIABLE, parse
 from manyfaces.train.folder import RunFolder, run_url
 from manyfaces.train.follow import Follower, summary_table
 from manyfaces.train.initial_weights import check_initial
+from manyfaces.train.job_status import told_to_cluster
 from manyfaces.train.lease import Lease, LeaseLostError, refuse_held
 from manyfaces.train.protocols.open import check_images, open_protocols
 from manyfaces.train.record import EVENTS, METRICS, Record, last_event, read_rows
@@ -174,7 +175,10 @@ def _run(
             console.print(f"{folder.path}: already complete at step {claimed.num_steps}")
         else:
             resources = partial(launch.resources_line, config.cluster)
-            with Follower(folder.path, claimed.num_steps, console, quantities, resources):
+            with (
+                told_to_cluster(config, folder, claimed.num_steps),
+                Follower(folder.path, claimed.num_steps, console, quantities, resources),
+            ):
                 _launch(config, folder, claimed)
         # What could not be recorded leaves only the words of earlier sessions.
         ends = ("finished", "stopped", INTERRUPTED)

@@ -1,24 +1,27 @@
 """`manyfaces submit` and `manyfaces jobs VERB ...`: jobs on a Ray cluster that is up."""
 
+import json
 import os
 import sys
-import time
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from manyfaces.configs.redact import redact
 from manyfaces.train.cli.options import Recipe, Words
-from manyfaces.train.cli.output import console, load_config, say
+from manyfaces.train.cli.output import console, note, read_config, say
 from manyfaces.train.cli.verbs import Verbs
 
 if TYPE_CHECKING:
-    from manyfaces.cluster.jobs import Job, Jobs
-    from manyfaces.configs.schema import Config
+    from manyfaces.cluster.jobs import Jobs
 
 app = typer.Typer(cls=Verbs)
 
 LAST_LINES = 10
+LISTED = 30
+"""Jobs of a list whose steps are asked for."""
+STOP_MORE_S = 10
+"""How long a job that is ended by force takes until Ray says so."""
 JobId = Annotated[str, typer.Argument(metavar="ID", help="What `manyfaces submit` printed.")]
 Address = Annotated[
     str | None,
@@ -30,50 +33,65 @@ Address = Annotated[
 Follow = Annotated[
     bool, typer.Option("--follow", "-f", help="Go on until the job ends; Ctrl-C leaves it alone.")
 ]
+Json = Annotated[bool, typer.Option("--json", help="For programs.")]
+NoCheck = Annotated[
+    bool, typer.Option("--no-check", help="Do not look at the cluster's nodes before the job.")
+]
+NoWait = Annotated[bool, typer.Option("--no-wait", help="Do not wait until the job has ended.")]
 
 
-def submit(config: Recipe, address: Address = None, words: Words = None) -> None:
+def submit(
+    config: Recipe, address: Address = None, no_check: NoCheck = False, words: Words = None
+) -> None:
     """Start a job on a Ray cluster elsewhere.
 
     Code and configuration are shipped, with MLFLOW_TRACKING_URI as tracking.uri where that is not
-    set; the data has to be where every node sees it. Passwords of MLflow and of stores are best set
-    in the environment of the cluster's nodes.
+    set; passwords are not: set those of MLflow and of stores in the environment of the cluster's
+    nodes. Before anything starts, every node is asked for its versions, and whether it reads the
+    dataset and writes the run's folder, which all of them have to see.
     """
-    tree = load_config(config, words or ())
+    tree, spellings = read_config(config, words or ())
+    from manyfaces.cluster.jobs import shipment
     from manyfaces.configs.load import dump
+    from manyfaces.train.cli.submit_checks import check_nodes, refuse_secrets, with_tracking_uri
     from manyfaces.train.faults import VARIABLE, parse
     from manyfaces.train.run import absolute
 
+    refuse_secrets(tree)
+    for line in spellings:
+        note(line)
     faults = os.environ.get(VARIABLE, "")
     parse(faults)  # what cannot be read is told before the cluster is asked
-    tree = _with_tracking_uri(absolute(tree))
+    tree = with_tracking_uri(absolute(tree), os.environ)
     jobs = _jobs(address)
+    if open_to_all := jobs.open_line():
+        note(open_to_all)
     jobs.refuse_other_version()
-    job = jobs.submit(tree.run.name, dump(tree), tree.cluster.grace_s, {VARIABLE: faults})
+    with shipment(dump(tree)) as shipped:
+        if not no_check:
+            check_nodes(jobs, shipped, tree)
+        job = jobs.submit(tree.run.name, shipped, tree.cluster.grace_s, {VARIABLE: faults})
     say(f"submitted  {job}")
-    say(f"data       {' and '.join(tree.data.paths)}: every node has to see it")
-    say(f"run        {tree.run.dir}/{tree.run.name}: every node has to see it")
+    say(f"data       {' and '.join(tree.data.paths)}")
+    say(f"run        {tree.run.dir}/{tree.run.name}")
     say(f"follow     manyfaces jobs logs {job} --follow --address {jobs.address}")
     say(f"look       manyfaces jobs status {job} --address {jobs.address}")
 
 
-def _with_tracking_uri(tree: "Config") -> "Config":
-    """The same with the MLflow server that this environment names, if the configuration names
-    none."""
-    uri = tree.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
-    return tree.model_copy(update={"tracking": tree.tracking.model_copy(update={"uri": uri})})
-
-
 @app.command("status")
-def status(job: JobId, address: Address = None) -> None:
+def status(job: JobId, address: Address = None, as_json: Json = False) -> None:
     """Show how a job stands, and the last that it printed."""
     jobs = _jobs(address)
     found = jobs.job(job)
-    say(f"{found.state}: {found.message}" if found.message else found.state)
-    say(f"run        {found.run}")
-    say(f"started    {_clock(found.started)}")
-    say(f"minutes    {_minutes(found)}")
-    for line in jobs.logs(job).splitlines()[-LAST_LINES:]:
+    from manyfaces.train.cli import job_table
+    from manyfaces.train.job_status import JobStatus
+
+    known = JobStatus.parse(jobs.status(found))
+    if as_json:
+        _write(json.dumps(job_table.as_json(found, known), indent=2) + "\n")
+        return
+    console.print(job_table.status_table(found, known))
+    for line in jobs.last_lines(found, LAST_LINES):
         say(f"  {line}")
 
 
@@ -88,27 +106,45 @@ def logs(job: JobId, address: Address = None, follow: Follow = False) -> None:
 
 
 @app.command("stop")
-def stop(job: JobId, address: Address = None) -> None:
-    """Stop a job."""
-    stopped = _jobs(address).stop(job)
-    say(f"{job}: {'stopping' if stopped else 'was not running'}")
+def stop(job: JobId, address: Address = None, no_wait: NoWait = False) -> None:
+    """Stop a job, which saves a checkpoint first, and say what was saved."""
+    jobs = _jobs(address)
+    if not jobs.stop(job):
+        say(f"{job}: was not running")
+        return
+    stop_wait_s = jobs.job(job).stop_wait_s
+    say(f"{job}: stopping; what was trained is saved within {stop_wait_s} s (cluster.grace_s)")
+    if no_wait:
+        return
+    from manyfaces.train.job_status import JobStatus
+
+    found = jobs.wait_for_end(job, stop_wait_s + STOP_MORE_S)
+    known = JobStatus.parse(jobs.status(found))
+    if known is None or known.checkpoint_step is None:
+        say(f"{job}: {found.state}; no checkpoint was saved")
+    else:
+        made = "" if known.step == known.checkpoint_step else f" of {known.step} that were made"
+        say(f"{job}: {found.state}; checkpoint of step {known.checkpoint_step}{made}")
+        say("the same command of `manyfaces submit` goes on from it")
 
 
 @app.command("list")
-def list_jobs(address: Address = None) -> None:
+def list_jobs(address: Address = None, as_json: Json = False) -> None:
     """List all jobs, the newest first."""
-    from rich.table import Column, Table
-    from rich.text import Text
-
     jobs = _jobs(address)
-    found = jobs.list()
-    if not found:
+    found = jobs.all()
+    from manyfaces.train.cli import job_table
+    from manyfaces.train.job_status import JobStatus
+
+    # Each status is asked for alone.
+    asked = [(job, JobStatus.parse(jobs.status(job))) for job in found[:LISTED]]
+    known = [*asked, *((job, None) for job in found[LISTED:])]
+    if as_json:
+        _write(json.dumps([job_table.as_json(*each) for each in known], indent=2) + "\n")
+    elif known:
+        console.print(job_table.list_table(known))
+    else:
         say(f"{jobs.address}: no job was submitted to this cluster")
-        return
-    table = Table(Column("job", no_wrap=True), "state", "run", "started", "minutes")
-    for job in found:
-        table.add_row(*map(Text, (job.id, job.state, job.run, _clock(job.started), _minutes(job))))
-    console.print(table)
 
 
 def _jobs(address: str | None) -> "Jobs":
@@ -121,12 +157,3 @@ def _jobs(address: str | None) -> "Jobs":
 def _write(text: str) -> None:
     sys.stdout.write(redact(text))
     sys.stdout.flush()
-
-
-def _clock(seconds: float | None) -> str:
-    return time.strftime("%m-%d %H:%M", time.localtime(seconds)) if seconds else "-"
-
-
-def _minutes(job: "Job") -> str:
-    """How long the job has run so far, or did."""
-    return f"{((job.ended or time.time()) - job.started) / 60:,.1f}" if job.started else "-"

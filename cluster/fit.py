@@ -1,0 +1,158 @@
+"""Whether a cluster, as `probe` has found it, can run a job: one line for each thing that it
+lacks."""
+
+import importlib.metadata
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+from manyfaces.cluster.probe import versions
+from manyfaces.configs.schema import Cluster, Elastic
+
+NO_LIMIT = 1 << 30
+"""Workers for which an autoscaler without a limit has a place."""
+
+
+@dataclass
+class Fit:
+    """What was found."""
+
+    faults: list[str] = field(default_factory=list)
+    """What has to be mended, a line each."""
+    notes: list[str] = field(default_factory=list)
+    """What works and is worth knowing."""
+    summary: str = ""
+    """What there is, in one line."""
+
+
+def requirements() -> list[Requirement]:
+    """What manyfaces needs of a Python environment, extras aside, as this machine's tells it."""
+    told = map(Requirement, importlib.metadata.requires("manyfaces") or ())
+    return [each for each in told if each.marker is None or each.marker.evaluate({"extra": ""})]
+
+
+def fit(found: Mapping[str, Any], config: Cluster) -> Fit:
+    """Compare the probe's answer with what the workers and manyfaces need."""
+    nodes: list[dict[str, Any]] = found["nodes"]
+    result = Fit(faults=[f"the driver's node, {found['driver']}: {it}" for it in found["faults"]])
+    for node in nodes:
+        told = [node["fault"]] if "fault" in node else node.get("faults", [])
+        result.faults += [f"node {node['name']}: {line}" for line in told]
+    answered = [node for node in nodes if "versions" in node]
+    _compare_versions(answered, result)
+    _count_places(nodes, found["groups"], config, result)
+    if answered:
+        first = answered[0]
+        has = ", ".join(f"{name} {first['versions'].get(name)}" for name in ("ray", "torch"))
+        places = result.summary
+        number = f"{len(nodes)} nodes" if len(nodes) > 1 else "1 node"
+        result.summary = f"{number}: Python {first['python']}, {has}; {places}"
+    return result
+
+
+def _compare_versions(nodes: Sequence[dict[str, Any]], result: Fit) -> None:
+    """Each node against what manyfaces needs, against the first one, and against this machine."""
+    needed = requirements()
+    supported = importlib.metadata.metadata("manyfaces")["Requires-Python"]
+    for node in nodes:
+        where, has = f"node {node['name']}", node["versions"]
+        if supported and not Requirement(f"python{supported}").specifier.contains(node["python"]):
+            result.faults.append(f"{where}: Python {node['python']}; manyfaces needs {supported}")
+        lacks = [str(each) for each in needed if has.get(each.name) is None]
+        if lacks:
+            result.faults.append(f"{where}: not installed: {', '.join(lacks)}")
+        result.faults += [
+            f"{where}: {each.name} {has[each.name]}; manyfaces needs {each.specifier}"
+            for each in needed
+            if has.get(each.name) and not each.specifier.contains(has[each.name], prereleases=True)
+        ]
+    for what, read in (("Python", _python), ("torch", _torch)):
+        _compare(what, read, nodes, result)
+
+
+def _compare(
+    what: str, read: Callable[[dict[str, Any]], str], nodes: Sequence[dict[str, Any]], result: Fit
+) -> None:
+    known = [(node, read(node)) for node in nodes if read(node)]
+    if not known:
+        return
+    first, version = known[0]
+    others = [(node, other) for node, other in known if other != version]
+    if others:
+        node, other = others[0]
+        more = f", and {len(others) - 1} more nodes differ" if len(others) > 1 else ""
+        result.faults.append(
+            f"the nodes differ: {what} is {version} on {first['name']} and {other} on "
+            f"{node['name']}{more}; install the same on all"
+        )
+        return
+    here = read({"python": platform.python_version(), "versions": versions(["torch"])})
+    if here and here != version:
+        result.notes.append(
+            f"the nodes have {what} {version}, this machine {here}; the job runs with theirs"
+        )
+
+
+def _python(node: dict[str, Any]) -> str:
+    return ".".join(str(node["python"]).split(".")[:2])
+
+
+def _torch(node: dict[str, Any]) -> str:
+    """The release: builds for a CPU and for a GPU of the same one go together."""
+    installed = node["versions"].get("torch")
+    return Version(installed).base_version if installed else ""
+
+
+def _count_places(
+    nodes: Sequence[dict[str, Any]],
+    groups: Sequence[dict[str, Any]],
+    config: Cluster,
+    result: Fit,
+) -> None:
+    """How many workers the nodes have a place for, now and once the autoscaler has started all
+    that it may."""
+    everywhere = [*nodes, *groups]
+    uses_gpu = config.gpus_per_worker == 1 or (
+        config.gpus_per_worker == "auto" and any(each["has"].get("GPU", 0) for each in everywhere)
+    )
+    needs = {"CPU": config.threads_per_worker} | ({"GPU": 1} if uses_gpu else {})
+    here = sum(_places(node["has"], needs) for node in nodes)
+    free = sum(_places(node["free"], needs) for node in nodes)
+    more = sum(
+        _places(group["has"], needs) * (group["most"] if group["most"] >= 0 else NO_LIMIT)
+        for group in groups
+    )
+    each = f"{config.threads_per_worker} CPU cores" + (" and a GPU" if uses_gpu else "")
+    wanted = _least(config)
+    result.summary = f"places for {here} workers of {each}"
+    if wanted > max(here, more):
+        scaled = f", {more} where its autoscaler has started all it may" if groups else ""
+        result.faults.append(
+            f"cluster.workers: {wanted} workers of {each} are wanted, the cluster has places for "
+            f"{here}{scaled}; lower cluster.workers or cluster.threads_per_worker, or add nodes"
+        )
+    elif wanted > here:
+        result.notes.append(
+            f"the cluster has places for {here} of {wanted} workers now; its autoscaler has to "
+            f"start the others within cluster.schedule_timeout_s={config.schedule_timeout_s:g}"
+        )
+    elif wanted > free:
+        result.notes.append(
+            f"of the cluster's {here} places for workers {here - free} are taken; the job waits "
+            f"for {wanted} up to cluster.schedule_timeout_s={config.schedule_timeout_s:g}"
+        )
+
+
+def _least(config: Cluster) -> int:
+    """The fewest workers that the run starts with; for `auto`, one."""
+    if isinstance(config.workers, Elastic):
+        return config.workers.min
+    return 1 if config.workers == "auto" else config.workers
+
+
+def _places(has: Mapping[str, float], needs: Mapping[str, float]) -> int:
+    return int(min(has.get(name, 0) // number for name, number in needs.items()))
