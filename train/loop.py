@@ -35,7 +35,7 @@ from manyfaces.train.sample_log import SampleLog
 from manyfaces.train.schedule import learning_rate
 from manyfaces.train.startup import Startup
 from manyfaces.train.step import StepResult, pass_over, train_step
-from manyfaces.train.tracking import mlflow_run
+from manyfaces.train.tracking.place import mlflow_run
 from manyfaces.train.watchdog import Watchdog
 
 

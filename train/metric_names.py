@@ -1,10 +1,28 @@
-"""Names of metrics and parameters as MLflow takes them."""
+"""Names of metrics and parameters as MLflow takes them, in the groups that its pages show."""
 
 import hashlib
 import re
 
 _NOT_TAKEN = re.compile(r"[^\w.\- ]")
 _LONGEST = 250
+
+
+_GROUPS = ("train", "start", "system")
+"""Groups of the record; any other is the name of a protocol."""
+
+
+def is_evaluation(name: str) -> bool:
+    """Whether a protocol has given the number that the record has under this name."""
+    group, slash, _ = name.partition("/")
+    return slash == "/" and group not in _GROUPS
+
+
+def shown_name(name: str) -> str:
+    """The name under which MLflow has a number of the record: `lfw/auc` is `eval/lfw/auc` there,
+    and what has no group of its own, as `images_per_s`, is of `train/`."""
+    if is_evaluation(name):
+        return fit_name(f"eval/{name}")
+    return fit_name(name if "/" in name else f"train/{name}")
 
 
 def fit_name(name: str) -> str:

@@ -46,13 +46,7 @@ class Record:
         write_atomic(self.folder / METRICS, "".join(json.dumps(row) + "\n" for row in kept))
 
     def _append(self, name: str, row: dict[str, Any]) -> None:
-        line = json.dumps(row) + "\n"
-        with (self.folder / name).open("ab+") as file:
-            # A kill may have torn the last line, which must not swallow this one.
-            if end := file.seek(0, os.SEEK_END):
-                file.seek(end - 1)
-                line = line if file.read(1) == b"\n" else "\n" + line
-            file.write(line.encode())
+        append_row(self.folder / name, row)
 
 
 class NoRecord(Record):
@@ -69,6 +63,17 @@ class NoRecord(Record):
 
     def rewind(self, step: int) -> None:
         pass
+
+
+def append_row(path: Path, row: dict[str, Any]) -> None:
+    """Append a row to one of the record's files."""
+    line = json.dumps(row) + "\n"
+    with path.open("ab+") as file:
+        # A kill may have torn the last line, which must not swallow this one.
+        if end := file.seek(0, os.SEEK_END):
+            file.seek(end - 1)
+            line = line if file.read(1) == b"\n" else "\n" + line
+        file.write(line.encode())
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

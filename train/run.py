@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import sys
 import time
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -50,7 +49,9 @@ from manyfaces.train.stopping import (
     stopped_line,
 )
 from manyfaces.train.store_lease import StoreLease, take_store_lease
-from manyfaces.train.tracking import Mirror, Status, last_status, tracking_uri
+from manyfaces.train.tracking.mirror import Mirror, Status, last_status
+from manyfaces.train.tracking.origin import origin
+from manyfaces.train.tracking.place import opening_lines, tracking_uri
 from manyfaces.train.working_folder import bring, has_committed, run_store
 
 WORK = "manyfaces.train.worker:work"
@@ -155,7 +156,9 @@ def _run(
     """Launch what was claimed, show it and summarise it."""
     lease, quantities = claimed.lease, claimed.quantities
     try:
-        mirror = Mirror(folder.path, config, flatten(redacted(config).model_dump()))
+        params = flatten(redacted(config).model_dump())
+        draw = partial(_plot, folder, quantities, console)
+        mirror = Mirror(folder.path, config, params, draw=draw)
         forget_session(folder)
         stop = share_stop(config, folder)
     except BaseException:
@@ -213,6 +216,7 @@ def _launch(config: Config, folder: RunFolder, claimed: _Claimed | None) -> None
     payload: dict[str, Any] = {"name": config.run.name, "config": config.model_dump(mode="json")}
     if claimed is not None:
         payload |= {"lease": claimed.lease.id, "planned_bytes": claimed.planned_bytes}
+        payload["origin"] = origin()
         if claimed.store_lease is not None:
             payload["store_lease"] = claimed.store_lease.number
     if faults := os.environ.get(VARIABLE):
@@ -370,7 +374,5 @@ def _say_where(config: Config, folder: RunFolder, console: Console) -> None:
     if (url := run_url(config)) is not None:
         console.print(f"store       {url}")
     console.print(f"plots       {folder.plots}")
-    uri = tracking_uri(config)
-    mlflow = Path(sys.executable).with_name("mlflow")
-    opening = f"{mlflow} ui --backend-store-uri {uri}" if uri.startswith("sqlite:") else uri
-    console.print(f"MLflow      {opening}")
+    for number, line in enumerate(opening_lines(folder.path, tracking_uri(config))):
+        console.print(f"{'' if number else 'MLflow':12}{line}")

@@ -2,10 +2,14 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 from manyfaces.cluster.world import on_all_ranks
 from manyfaces.configs.errors import UserError
+from manyfaces.configs.files import file_sha256
 from manyfaces.configs.schema import Config
+from manyfaces.train.checkpoint.commit import COMMIT, Fault, read_commit
 from manyfaces.train.checkpoint.finder import Found
 from manyfaces.train.checkpoint.store import RunStore
 from manyfaces.train.checkpoint.uploads import UploadHooks, Uploads
@@ -37,7 +41,9 @@ def open_checkpointer(
     """Writes the run's checkpoints for as long as rank 0 has the lease, records them, and
     sends them to the store of a run at a URL. Collective."""
     hooks = Hooks(
-        committed=lambda step, path: record.event("checkpoint", f"checkpoint {path}", step=step),
+        committed=lambda step, path: record.event(
+            "checkpoint", f"checkpoint {path}", step=step, **_facts(path)
+        ),
         failed=lambda step, message: record.event("checkpoint_failed", message, step=step),
         retained=lambda step, message: record.event("retention", message, step=step),
         beat=watchdog.beat,
@@ -46,6 +52,21 @@ def open_checkpointer(
     may_write = (lambda: None) if writer is None else writer.check
     uploads = _open_uploads(config, folder, record, watchdog.beat, may_write, store_lease)
     return Checkpointer(folder.checkpoints, config.checkpoint, hooks, may_write, uploads)
+
+
+def _facts(checkpoint: Path) -> dict[str, Any]:
+    """What tells a checkpoint from others, without reading it: where it is, its size, and the
+    SHA-256 of the list of its files, which has that of each."""
+    commit = read_commit(checkpoint)
+    if isinstance(commit, Fault):  # another process has removed it meanwhile
+        return {"path": str(checkpoint)}
+    sizes = [file.bytes for file in commit.files.values()]
+    return {
+        "path": str(checkpoint),
+        "bytes": sum(sizes),
+        "files": len(sizes),
+        "commit_sha256": file_sha256(checkpoint / COMMIT),
+    }
 
 
 def _open_uploads(

@@ -3,6 +3,7 @@
 import gc
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -44,6 +45,9 @@ from manyfaces.train.sample_log import SampleLog, open_log
 from manyfaces.train.saving import begin_sending, open_checkpointer, refuse_unseen, sending
 from manyfaces.train.startup import Startup
 from manyfaces.train.stopping import INTERRUPTED, finishing, share_stop, stopped_line
+from manyfaces.train.tracking.inputs import dataset_facts
+from manyfaces.train.tracking.machines import Machines
+from manyfaces.train.tracking.system import sampling
 from manyfaces.train.watchdog import Watchdog
 
 VERSIONS = ("manyfaces", "torch", "deepspeed", "nvidia-dali-cuda130")
@@ -72,6 +76,8 @@ def work(payload: dict[str, Any], startup: Startup | None = None) -> None:
         startup.done("lease")
         dataset, protocols = on_all_ranks(lambda: _open(config, folder))
         startup.done("dataset")
+        machines = Machines.of(world)
+        facts = {**machines.facts(), "datasets": dataset_facts(dataset)}
         store_lease = payload.get("store_lease")
         session = _Session(
             config,
@@ -85,8 +91,10 @@ def work(payload: dict[str, Any], startup: Startup | None = None) -> None:
             open_checkpointer(config, folder, record, watchdog, writer, store_lease),
             dist.new_group(backend="gloo"),
             startup,
+            facts | ({"origin": payload["origin"]} if "origin" in payload else {}),
         )
-        _run(session)
+        with _sampled(config, world, folder, machines):
+            _run(session)
     except StoppedError as error:
         _record_end(record, INTERRUPTED, stopped_line(folder, str(error)))
     except UserError as error:
@@ -140,6 +148,21 @@ class _Session:
     group: dist.ProcessGroup
     """The ranks over gloo, apart from the checkpointer's, whose thread may use that at any time."""
     startup: Startup
+    facts: Mapping[str, Any]
+    """What each start records of where the run comes from, what it reads and on what it runs."""
+
+
+def _sampled(
+    config: Config, world: World, folder: RunFolder, machines: Machines
+) -> AbstractContextManager[None]:
+    """Sample the use of this node, if no other rank does."""
+    period_s = config.tracking.system_metrics_s if machines.is_first_of_host(world.rank) else 0
+    return sampling(
+        folder.path,
+        period_s,
+        lambda line: Record(folder.path).event("system", line),
+        has_gpus=world.device.type == "cuda",
+    )
 
 
 def _run(session: _Session) -> None:
@@ -231,7 +254,7 @@ def _open_records(session: _Session, step: int, start_line: str) -> SampleLog:
     config, world, folder, record = session.config, session.world, session.folder, session.record
     record.rewind(step)
     samples = open_log(folder.samples, world.rank, step, config.tracking.log_samples)
-    record.event("start", start_line, world_size=world.size, step=step)
+    record.event("start", start_line, world_size=world.size, step=step, **session.facts)
     return samples
 
 

@@ -13,7 +13,8 @@ from manyfaces.configs.redact import is_redacted, redacted
 from manyfaces.configs.schema import Config
 from manyfaces.train.folder import RunFolder
 from manyfaces.train.lease import take_launch
-from manyfaces.train.tracking import Mirror, last_status, mlflow_run
+from manyfaces.train.tracking.mirror import Mirror, last_status
+from manyfaces.train.tracking.place import mlflow_run
 
 TIMEOUT_S = 3600.0
 

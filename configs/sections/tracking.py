@@ -2,7 +2,7 @@
 
 from typing import Annotated, ClassVar
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from manyfaces.configs.node import NOTHING, Decides, Node
 
@@ -23,3 +23,14 @@ class Tracking(Node):
     log_samples: bool = False
     """Whether each rank writes down in `samples/` of the run's folder which samples it trained on
     at each step; that takes some 10 bytes a sample."""
+    system_metrics_s: NonNegativeFloat = 10.0
+    """Seconds between samples of each node's processors, memory, disk, network and GPUs, which
+    MLflow has as `system/NODE/...`, at seconds of the run; 0 samples nothing. They are the whole
+    node's, in a container too, as psutil and nvidia-ml-py tell them, which come with manyfaces."""
+    checkpoint_files: bool = False
+    """Whether MLflow is given the files of each checkpoint. It has step, path, size and digest of
+    each in any case; all that was sent stays there, whichever `checkpoint.keep` keeps."""
+    register: Annotated[str, Field(pattern=r"^[\w.\- ]{1,200}$")] | None = None
+    """Name of the registered model that gets a version when the run is finished: the backbone as
+    `manyfaces export` writes it, which `mlflow.pyfunc.load_model` opens where manyfaces is
+    installed, without any pickle."""

@@ -142,7 +142,8 @@ def test_row_14_mlflow_goes_away_and_comes_back(
             assert "`manyfaces sync-mlflow" in text
             wait_until(lambda: forked("sync-mlflow", run).returncode == 0)
         client = MlflowClient(server.uri)
-        (found,) = client.search_runs([client.get_experiment_by_name("manyfaces").experiment_id])
+        experiment = client.get_experiment_by_name("manyfaces").experiment_id
+        (found,) = client.search_runs([experiment], "tags.`manyfaces.run` != ''")
         history = client.get_metric_history(found.info.run_id, "train/loss")
         assert {each.step: each.value for each in history} == losses(run)
         assert len(history) == STEPS

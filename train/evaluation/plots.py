@@ -1,5 +1,6 @@
 """Plots of results, and of a run's metrics over its time, as PNG files."""
 
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -96,5 +97,8 @@ def _figure(title: str, x_label: str, y_label: str) -> tuple[Any, Any]:
 
 def _save(figure: Any, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    # Two threads may draw the same, and a third one may send what stands there.
+    unfinished = path.with_name(f".{path.name}.{threading.get_ident()}")
+    figure.savefig(unfinished, dpi=120, format="png")
+    unfinished.replace(path)
     return path

@@ -19,7 +19,8 @@ from manyfaces.configs.schema import Config
 from manyfaces.train.claim import claim, refuse_lost
 from manyfaces.train.folder import RUN_FILE, RunFolder
 from manyfaces.train.record import METRICS, Record, last_event, read_rows
-from manyfaces.train.tracking import Mirror, mlflow_run
+from manyfaces.train.tracking.mirror import Mirror
+from manyfaces.train.tracking.place import mlflow_run
 from manyfaces.train.watchdog import Watchdog
 
 
@@ -72,7 +73,7 @@ def test_rewound_metrics_are_measured_again_but_sent_once(config: Config, tmp_pa
     assert mirror_once(folder, config) == ""
     assert (folder / RUN_FILE).read_text() == first
     assert history(folder) == [(s, float(s)) for s in range(1, 8)]
-    assert history(folder, "pairs/accuracy") == [(7, 0.9)]
+    assert history(folder, "eval/pairs/accuracy") == [(7, 0.9)]
     assert params(folder)["data.augment.0.kind"] == "flip"
 
 
@@ -223,8 +224,15 @@ class Server:
         self.uris.append(uri)
 
     def get_run(self, run_id: str) -> Any:
-        info = SimpleNamespace(run_id=run_id, lifecycle_stage="active")
-        return SimpleNamespace(info=info, data=SimpleNamespace(metrics={}, params={}))
+        info = SimpleNamespace(run_id=run_id, experiment_id="1", lifecycle_stage="active")
+        data = SimpleNamespace(params={}, to_proto=lambda: SimpleNamespace(metrics=[]))
+        return SimpleNamespace(info=info, data=data)
+
+    def get_experiment(self, experiment_id: str) -> Any:
+        return SimpleNamespace(experiment_id=experiment_id, tags={})
+
+    def list_artifacts(self, *_: str) -> list[Any]:
+        return []
 
     def __getattr__(self, name: str) -> Any:
         return lambda *_, **__: None

@@ -2,21 +2,31 @@
 
 import json
 import shutil
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
 from manyfaces.configs.errors import UserError
 from manyfaces.configs.load import dump
 from manyfaces.configs.schema import Config
+from manyfaces.models.backbones.encoder import Encoder
+from manyfaces.train.evaluation.exported import write_exported
+from manyfaces.train.evaluation.model import Model as EncoderModel
 from manyfaces.train.folder import RUN_FILE, RunFolder
 from manyfaces.train.lease import LeaseHeldError, take_launch
-from manyfaces.train.metric_names import fit_name
-from manyfaces.train.record import METRICS, Record
+from manyfaces.train.metric_names import fit_name, shown_name
+from manyfaces.train.record import EVENTS, METRICS, Record, append_row, read_rows
 from manyfaces.train.sync import sync_mlflow
-from manyfaces.train.tracking import Mirror, last_status, tracking_uri
+from manyfaces.train.tracking.find import KIND, TAG, TRAINING
+from manyfaces.train.tracking.mirror import Mirror, last_status
+from manyfaces.train.tracking.model import ExportedModel
+from manyfaces.train.tracking.place import mlflow_run, opening_lines, tracking_uri
 
 # MLflow's store warns of its own database layer.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -72,6 +82,42 @@ def steps(folder: RunFolder, config: Config, key: str = "train/loss") -> list[in
     return [m.step for m in client(config).get_metric_history(run_id(folder), key)]
 
 
+def attempts_of(folder: RunFolder, config: Config) -> list[Any]:
+    """The runs below the run, the first attempt first."""
+    there = client(config)
+    experiment = there.get_run(run_id(folder)).info.experiment_id
+    below = f"tags.`mlflow.parentRunId` = '{run_id(folder)}'"
+    return list(there.search_runs([experiment], below, order_by=["attributes.start_time ASC"]))
+
+
+def known_attempts(folder: RunFolder, config: Config) -> list[Any]:
+    """The same while the run may not be there yet."""
+    return attempts_of(folder, config) if mlflow_run(folder.path) else []
+
+
+def artifacts(folder: RunFolder, config: Config) -> set[str]:
+    """The names at the top of the run's artifacts, while it may not be there yet."""
+    if mlflow_run(folder.path) is None:
+        return set()
+    return {file.path for file in client(config).list_artifacts(run_id(folder))}
+
+
+def wait_for(done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def made_encoder() -> Encoder:
+    """A network with weights of chance."""
+    model = Config.model_validate(
+        {"model": {"kind": "mobilefacenet", "scale": 1, "embedding_dim": 16}}
+    ).model
+    backbone = model.build(image_hw=(32, 32)).eval()
+    return Encoder(backbone, model, (32, 32), torch.device("cpu"), False)
+
+
 def sync(folder: RunFolder, *words: str) -> str:
     console = Console(soft_wrap=True)
     with console.capture() as told:
@@ -96,16 +142,27 @@ def test_names_fit_mlflow_and_stay_distinct() -> None:
         assert len(name) <= 250
 
 
+def test_numbers_stand_in_the_groups_that_pages_show() -> None:
+    names = {
+        "train/loss": "train/loss",
+        "images_per_s": "train/images_per_s",
+        "start/all_s": "start/all_s",
+        "lfw/accuracy": "eval/lfw/accuracy",
+        "system/host/cpu": "system/host/cpu",
+    }
+    assert {name: shown_name(name) for name in names} == names
+
+
 def test_a_set_that_a_browser_named_is_sent(config: Config, folder: RunFolder) -> None:
     assert mirrored(folder, config).problem == ""
     run = client(config).get_run(run_id(folder))
     assert run.info.status == "FINISHED"
-    names = {fit_name("lfw (1)/auc"): 0.5, fit_name("lfw [1]/auc"): 0.6}
+    names = {fit_name("eval/lfw (1)/auc"): 0.5, fit_name("eval/lfw [1]/auc"): 0.6}
     assert run.data.metrics == {"train/loss": 2.0, **names}
     assert run.data.params == {"a.b": "1", fit_name("own (x)"): "2"}
     assert mirrored(folder, config).problem == ""
     assert steps(folder, config) == [1, 2]
-    assert steps(folder, config, fit_name("lfw (1)/auc")) == [1]
+    assert steps(folder, config, fit_name("eval/lfw (1)/auc")) == [1]
 
 
 @pytest.mark.parametrize("what", ["run", "experiment"])
@@ -182,7 +239,9 @@ def test_a_run_whose_making_was_not_answered_is_found_again(
     assert mirrored(folder, config).problem == ""
     there = client(config)
     experiment = there.get_experiment_by_name("manyfaces").experiment_id
-    assert [run.info.run_id for run in there.search_runs([experiment])] == [run_id(folder)]
+    found = there.search_runs([experiment], f"tags.`{TAG}` != ''")
+    assert [run.info.run_id for run in found] == [run_id(folder)]
+    assert [run.info.run_name for run in attempts_of(folder, config)] == ["r attempt 1"]
     assert there.get_run(run_id(folder)).data.params == {"a.b": "1", fit_name("own (x)"): "2"}
 
 
@@ -210,7 +269,13 @@ def test_sync_sends_what_is_missing_and_says_how_the_run_ended(
     told = sync(folder)
     assert f"run {run_id(folder)}, KILLED, in sqlite:" in told
     Record(folder.path).metrics(3, **{"train/loss": 3.0})
-    for kind, status in (("stopped", "FAILED"), ("start", "KILLED"), ("finished", "FINISHED")):
+    for kind, status in (
+        ("stopped", "FAILED"),
+        ("start", "KILLED"),
+        ("worker_failed", "FAILED"),
+        ("start", "KILLED"),
+        ("finished", "FINISHED"),
+    ):
         Record(folder.path).event(kind, "so it was")
         assert last_status(folder.path) == status
     sync(folder)
@@ -248,3 +313,198 @@ def test_nothing_is_sent_of_a_run_that_was_taken_over(config: Config, folder: Ru
     mirror.abandon()
     assert mirror.close("FAILED", [folder.path / METRICS]) == ""
     assert not (folder.path / RUN_FILE).exists()
+
+
+def test_the_experiment_is_one_of_model_training(config: Config, folder: RunFolder) -> None:
+    """One that an earlier version has made becomes so, and what a person has chosen stays."""
+    there = client(config)
+    old = there.create_experiment("manyfaces")
+    mirrored(folder, config)
+    assert there.get_experiment(old).tags[KIND] == TRAINING
+    there.set_experiment_tag(old, KIND, "genai_development")
+    mirrored(folder, config)
+    assert there.get_experiment(old).tags[KIND] == "genai_development"
+    other = config.tracking.model_copy(update={"experiment": "new"})
+    shutil.rmtree(folder.path)
+    mirrored(folder, config.model_copy(update={"tracking": other}))
+    assert there.get_experiment_by_name("new").tags[KIND] == TRAINING
+    known = json.loads((folder.path / RUN_FILE).read_text())
+    command, page = opening_lines(folder.path, tracking_uri(config))
+    assert command.endswith(f"mlflow ui --backend-store-uri {tracking_uri(config)}")
+    assert page == (
+        f"http://127.0.0.1:5000/#/experiments/{known['experiment_id']}/runs/{known['run_id']}"
+        "?workflowType=machine_learning"
+    )
+    assert opening_lines(folder.path, "http://u:PLANTED@h:1/") == ["http://***@h:1"]
+
+
+FACTS = {
+    "world_size": 2,
+    "step": 0,
+    "nodes": ["a", "b"],
+    "devices": {"NVIDIA H100": 2},
+    "versions": {"torch": "2.13.0"},
+    "origin": {
+        "command": "manyfaces train x.yaml",
+        "user": "ann",
+        "host": "a",
+        "source": "LOCAL",
+        "commit": "c" * 40,
+        "dirty": True,
+    },
+    "datasets": [
+        {
+            "path": "s3://u:PLANTED@bucket/faces",
+            "fingerprint": "f" * 64,
+            "images": 120,
+            "identities": 20,
+            "shards": 4,
+            "bytes": 1000,
+            "share": 1.0,
+        }
+    ],
+}
+
+
+def test_a_run_says_where_it_comes_from_and_what_it_reads(
+    config: Config, folder: RunFolder
+) -> None:
+    Record(folder.path).event("start", "again", **FACTS)
+    for _ in range(2):
+        assert mirrored(folder, config).problem == ""
+    run = client(config).get_run(run_id(folder))
+    wanted = {
+        "mlflow.user": "ann",
+        "mlflow.source.name": "manyfaces train x.yaml",
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.git.commit": "c" * 40,
+        "mlflow.source.git.dirty": "true",
+        "manyfaces.command": "manyfaces train x.yaml",
+        "manyfaces.host": "a",
+        "manyfaces.nodes": "a, b",
+        "manyfaces.devices": "2 x NVIDIA H100",
+        "manyfaces.version.torch": "2.13.0",
+        "manyfaces.world_size": "2",
+        "manyfaces.restarts": "1",
+    }
+    assert {name: run.data.tags.get(name) for name in wanted} == wanted
+    [data] = run.inputs.dataset_inputs
+    assert (data.dataset.name, data.dataset.digest) == ("faces", "f" * 36)
+    assert (data.dataset.source_type, "PLANTED" in data.dataset.source) == ("s3", False)
+    profile = json.loads(data.dataset.profile)
+    assert (profile["num_rows"], profile["fingerprint"]) == (120, "f" * 64)
+
+
+def test_each_attempt_is_a_run_below_with_its_own_end(config: Config, folder: RunFolder) -> None:
+    record = Record(folder.path)
+    record.event("start", "resuming", world_size=2)
+    record.event("worker_failed", "rank 1 died", rank=1)
+    mirror = Mirror(folder.path, config, {}, period_s=0.05)
+    record.event("start", "resuming", world_size=1)
+    wait_for(lambda: [run.info.status for run in known_attempts(folder, config)][2:] == ["RUNNING"])
+    record.event("interrupted", "stopped by SIGTERM")
+    mirror.close("KILLED")
+    assert mirrored(folder, config).problem == ""  # and nothing comes twice
+    found = attempts_of(folder, config)
+    assert [run.info.status for run in found] == ["KILLED", "FAILED", "KILLED"]
+    reasons = [run.data.tags["manyfaces.end"] for run in found]
+    assert reasons[1:] == ["rank 1 died", "stopped by SIGTERM"]
+    assert reasons[0].startswith("nothing was recorded of its end")
+    rows = read_rows(folder.path / EVENTS)
+    times = [(int(row["time"] * 1000)) for row in rows]
+    assert [(r.info.start_time, r.info.end_time) for r in found] == [
+        (times[0], times[0]),
+        (times[1], times[2]),
+        (times[3], times[4]),
+    ]
+    client(config).delete_run(found[0].info.run_id)
+    assert mirrored(folder, config).problem == ""
+    assert len(attempts_of(folder, config)) == 2
+
+
+def test_checkpoints_and_plots_come_while_the_run_goes_on(
+    config: Config, folder: RunFolder
+) -> None:
+    record = Record(folder.path)
+    made = folder.checkpoints / "step-00000002"
+    made.mkdir(parents=True)
+    drawn: list[int] = []
+
+    def draw() -> None:
+        drawn.append(1)
+        folder.plots.mkdir(exist_ok=True)
+        (folder.plots / "loss.png").write_bytes(b"png")
+
+    mirror = Mirror(folder.path, config, {}, period_s=0.05, draw=draw)
+    facts = {"step": 2, "path": str(made), "bytes": 7, "commit_sha256": "d" * 64}
+    record.event("checkpoint", f"checkpoint {made}", **facts)
+    wait_for(lambda: artifacts(folder, config) >= {"checkpoints", "plots"})
+    assert mirror.close("FINISHED") == ""
+    there = client(config)
+    local = there.download_artifacts(run_id(folder), "checkpoints/step-00000002.json")
+    told = json.loads(Path(local).read_text())
+    assert {key: told[key] for key in facts} == facts
+    assert there.get_run(run_id(folder)).data.tags["manyfaces.checkpoint"] == str(made)
+    assert drawn
+
+
+def test_the_files_of_checkpoints_are_sent_where_that_is_asked_for(
+    config: Config, folder: RunFolder
+) -> None:
+    made = folder.checkpoints / "step-00000002"
+    made.mkdir(parents=True)
+    (made / "state.json").write_text("{}")
+    Record(folder.path).event("checkpoint", f"checkpoint {made}", step=2)  # of an earlier version
+    tracking = config.tracking.model_copy(update={"checkpoint_files": True})
+    assert mirrored(folder, config.model_copy(update={"tracking": tracking})).problem == ""
+    found = client(config).list_artifacts(run_id(folder), "checkpoints/step-00000002")
+    assert [file.path for file in found] == ["checkpoints/step-00000002/state.json"]
+
+
+def test_the_use_of_each_node_is_sent_once(config: Config, folder: RunFolder) -> None:
+    for node in ("a", "b"):
+        path = folder.path / "system" / f"{node}.jsonl"
+        path.parent.mkdir(exist_ok=True)
+        for step in (10, 20):
+            append_row(path, {"step": step, "time": 1.0, "cpu_utilization_percentage": 5.0})
+    for _ in range(2):
+        assert mirrored(folder, config).problem == ""
+    for node in ("a", "b"):
+        assert steps(folder, config, f"system/{node}/cpu_utilization_percentage") == [10, 20]
+
+
+def test_a_finished_run_registers_its_backbone_once(
+    config: Config, folder: RunFolder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import mlflow
+
+    encoder = made_encoder()
+    (folder.checkpoints / "step-00000002").mkdir(parents=True)
+    exports: list[Path] = []
+
+    def export(checkpoint: Path, scratch: Path) -> ExportedModel:
+        exports.append(checkpoint)
+        write_exported(encoder, scratch / "model.safetensors", "r, step 2")
+        return ExportedModel(scratch / "model.safetensors", 2, str(checkpoint), (32, 32), 16)
+
+    monkeypatch.setattr("manyfaces.train.tracking.mirror.export_model", export)
+    monkeypatch.setattr("manyfaces.train.tracking.mirror.newest_step", lambda folder: 2)
+    tracking = config.tracking.model_copy(update={"register": "faces"})
+    registers = config.model_copy(update={"tracking": tracking})
+    assert Mirror(folder.path, registers, {}, period_s=60).close("FAILED") == ""
+    assert exports == []
+    for _ in range(2):
+        assert mirrored(folder, registers).problem == ""
+    assert exports == [folder.checkpoints / "step-00000002"]
+    there = client(config)
+    [version] = there.search_model_versions("name = 'faces'")
+    assert version.run_id == run_id(folder)
+    [model] = there.search_logged_models([there.get_run(run_id(folder)).info.experiment_id])
+    assert (str(model.status), model.source_run_id) == ("READY", run_id(folder))
+    mlflow.set_tracking_uri(tracking_uri(config))
+    images_NHWC = np.zeros((2, 32, 32, 3), np.uint8)
+    embeddings_ND = mlflow.pyfunc.load_model("models:/faces/1").predict(images_NHWC)
+    np.testing.assert_allclose(embeddings_ND, EncoderModel(encoder).embed(list(images_NHWC)))
+    saved = [path.name for path in Path(model.artifact_location.removeprefix("file://")).rglob("*")]
+    assert "model.safetensors" in saved
+    assert not [name for name in saved if name.endswith((".pkl", ".pth", ".pt", ".py"))]

@@ -1,0 +1,74 @@
+"""Where a run comes from: its code, its command and its user, without credentials."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from manyfaces.train.tracking import origin as module
+from manyfaces.train.tracking.origin import VARIABLE, code, command_line, origin, shipped_origin
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    root = tmp_path / "code"
+    root.mkdir()
+    (root / "pyproject.toml").write_text("")
+    git(root, "init", "--quiet")
+    git(root, "add", "pyproject.toml")
+    git(root, "-c", "user.name=a", "-c", "user.email=a@b", "commit", "--quiet", "-m", "x")
+    return root
+
+
+def git(root: Path, *words: str) -> str:
+    done = subprocess.run(["git", "-C", root, *words], check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def test_the_commit_is_told_and_whether_files_differ_from_it(repository: Path) -> None:
+    commit = git(repository, "rev-parse", "HEAD")
+    (repository / "notes.txt").write_text("not of the code")
+    assert code(repository) == {"commit": commit, "dirty": False}
+    (repository / "pyproject.toml").write_text("changed")
+    assert code(repository) == {"commit": commit, "dirty": True}
+
+
+def test_a_wheel_does_not_bear_the_commit_of_the_folder_that_it_is_installed_in(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = repository / ".venv" / "site-packages"
+    installed.mkdir(parents=True)
+    monkeypatch.setattr(module, "_installed_commit", lambda: "")
+    assert code(installed) == {}
+    (installed / "pyproject.toml").write_text("")  # of a package that brings its own
+    assert code(installed) == {}
+    monkeypatch.setattr(module, "_installed_commit", lambda: "d" * 40)
+    assert code(installed) == {"commit": "d" * 40, "dirty": False}
+
+
+def test_the_command_has_no_credentials() -> None:
+    words = [
+        "/x/bin/manyfaces",
+        "train",
+        "c.yaml",
+        "tracking.uri=http://u:PLANTED@h",
+        "run.name=a b",
+    ]
+    told = "manyfaces train c.yaml 'tracking.uri=http://***@h' 'run.name=a b'"
+    assert command_line(words) == told
+    assert command_line(["/x/manyfaces/train/__main__.py", "check"]) == "manyfaces check"
+
+
+def test_a_job_says_what_was_known_where_it_was_submitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.setattr("sys.argv", ["manyfaces", "submit", "c.yaml"])
+    here = origin()
+    assert (here["source"], here["command"]) == ("LOCAL", "manyfaces submit c.yaml")
+    monkeypatch.setenv(VARIABLE, shipped_origin())
+    monkeypatch.setattr("sys.argv", ["manyfaces", "train", "config.yaml"])
+    assert origin() == {**here, "source": "JOB"}
+    for damaged in ("", "{", "7"):
+        monkeypatch.setenv(VARIABLE, damaged)
+        assert origin()["source"] == "LOCAL"
+    assert json.loads(shipped_origin())["user"] == here["user"]
