@@ -30,10 +30,11 @@ class World:
         return cls(dist.get_rank(), dist.get_world_size(), worker_device())
 
 
-def spare_cores(threads_per_worker: int) -> int:
-    """The cores of this node that fall to this worker, whoever launched it, less the threads that
-    it computes with; at least 1."""
-    on_node = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+def spare_cores(threads_per_worker: int, on_node: int | None = None) -> int:
+    """The cores of this node that fall to each of the workers `on_node`, or where that is not given
+    to this worker, whoever launched it, less the threads that it computes with; at least 1."""
+    if on_node is None:
+        on_node = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     return max(len(os.sched_getaffinity(0)) // on_node - threads_per_worker, 1)
 
 

@@ -23,6 +23,7 @@ from manyfaces.data.store.samples import Store
 from manyfaces.data.synthetic.faces import encode
 from manyfaces.data.transforms.augmentation import MAIN
 from manyfaces.train.checkpoint.store import RunStore
+from manyfaces.train.evaluation.decoding import worker_decode_threads
 from manyfaces.train.folder import run_url
 
 PATIENCE_S = 20.0
@@ -80,7 +81,9 @@ def decode(payload: Mapping[str, Any]) -> dict[str, Any]:
     blobs, images = _images(config)
     on_gpu = torch.cuda.is_available() and (config is None or config.cluster.gpus_per_worker != 0)
     count = torch.cuda.device_count() if on_gpu else int(payload["threads"])
-    threads = (1 if config is None else config.data.decode_threads) if on_gpu else count
+    threads = count
+    if on_gpu:
+        threads = 1 if config is None else worker_decode_threads(config, count)
     device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
     view = View((112, 112), ()) if config is None else main_view(config.data)
     rate = _rate(view, blobs, threads, device)

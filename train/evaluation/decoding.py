@@ -71,12 +71,12 @@ def decode_threads() -> int:
     return min(os.cpu_count() or 1, _MOST_THREADS)
 
 
-def worker_decode_threads(config: Config) -> int:
-    """Threads that decode in a worker of this run: where `data.decode_threads` is `auto`, the cores
-    of its node that are left to it."""
+def worker_decode_threads(config: Config, on_node: int | None = None) -> int:
+    """Threads that decode in a worker of this run, of which there are `on_node` here: where
+    `data.decode_threads` is `auto`, the cores of the node that are left to it."""
     threads = config.data.decode_threads
     if threads == "auto":
-        return min(spare_cores(config.cluster.threads_per_worker), _MOST_THREADS)
+        return min(spare_cores(config.cluster.threads_per_worker, on_node), _MOST_THREADS)
     return threads
 
 
