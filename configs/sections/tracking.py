@@ -30,7 +30,7 @@ class Tracking(Node):
     checkpoint_files: bool = False
     """Whether MLflow is given the files of each checkpoint. It has step, path, size and digest of
     each in any case; all that was sent stays there, whichever `checkpoint.keep` keeps."""
-    register: Annotated[str, Field(pattern=r"^[\w.\- ]{1,200}$")] | None = None
+    register_as: Annotated[str, Field(pattern=r"^[\w.\- ]{1,200}$")] | None = None
     """Name of the registered model that gets a version when the run is finished: the backbone as
     `manyfaces export` writes it, which `mlflow.pyfunc.load_model` opens where manyfaces is
     installed, without any pickle."""

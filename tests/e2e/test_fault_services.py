@@ -1,14 +1,18 @@
 """What a run survives of the services that it uses, a store, MLflow and the clock: the run ends bit for
 bit as if nothing had been, every sample of each epoch trained on once."""
 
+import getpass
 import json
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from socket import gethostname
+from typing import Any
 
 import psutil
 import pytest
+import torch
 from commands import TIMEOUT_S, forked, rows, started, wait_until
 from fault_runs import (
     ALONE,
@@ -26,6 +30,7 @@ from fault_runs import (
 from mlflow_server import MlflowServer
 from store_server import Proxy, upload
 
+from manyfaces.data.dataset.dataset import Dataset
 from manyfaces.data.synthetic.dataset import synthesise
 
 pytestmark = pytest.mark.slow
@@ -108,13 +113,37 @@ def test_the_clock_jumps_an_hour_forward_and_back(config: Path, run: Path, lone_
     check_as_if_nothing_had_happened(config, lone_twin, [])
 
 
+def check_what_is_told(client: Any, found: Any, dataset: Dataset) -> None:
+    """A run that was started once has MLflow know all that a person looks for there."""
+    run_id, experiment = found.info.run_id, found.info.experiment_id
+    below = f"tags.`mlflow.parentRunId` = '{run_id}'"
+    [attempt] = client.search_runs([experiment], below)
+    assert attempt.info.status == "FINISHED"
+    assert found.data.tags["mlflow.user"] == getpass.getuser()
+    assert found.data.tags["manyfaces.restarts"] == "0"
+    assert found.data.tags["manyfaces.version.torch"] == torch.__version__
+    use = [name for name in found.data.metrics if name.startswith(f"system/{gethostname()}/")]
+    assert f"system/{gethostname()}/cpu_utilization_percentage" in use
+    [data] = found.inputs.dataset_inputs
+    assert data.dataset.digest == dataset.manifest.fingerprint[:36]
+    checkpoints = client.list_artifacts(run_id, "checkpoints")
+    assert len(checkpoints) == 5
+    [version] = client.search_model_versions("name = 'faces'")
+    assert version.run_id == run_id
+
+
 def is_stopped(process: subprocess.Popen[str]) -> bool:
     return psutil.Process(process.pid).status() == psutil.STATUS_STOPPED
 
 
 @pytest.mark.filterwarnings("ignore")  # MLflow's client warns of its own
 def test_row_14_mlflow_goes_away_and_comes_back(
-    config: Path, run: Path, lone_twin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: Path,
+    run: Path,
+    lone_twin: Path,
+    dataset: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The run goes on, and the server has each step once: by the end, or by what the command then
     tells."""
@@ -126,7 +155,8 @@ def test_row_14_mlflow_goes_away_and_comes_back(
     try:
         server.start()
         server.wait(TIMEOUT_S)
-        with started("train", config, *ALONE, f"tracking.uri={server.uri}") as process:
+        words = [f"tracking.uri={server.uri}", "tracking.register_as=faces"]
+        with started("train", config, *ALONE, *words) as process:
             wait_until(lambda: is_stopped(process), process)
             process.send_signal(signal.SIGCONT)
             wait_until(lambda: len(fired(run)) == 2 and is_stopped(process), process)
@@ -148,6 +178,7 @@ def test_row_14_mlflow_goes_away_and_comes_back(
         assert {each.step: each.value for each in history} == losses(run)
         assert len(history) == STEPS
         assert found.info.status == "FINISHED"
+        check_what_is_told(client, found, dataset)
     finally:
         server.kill()
     away = messages(run, "checkpoint")

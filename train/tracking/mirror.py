@@ -293,11 +293,11 @@ class Mirror:
                 self._once(path, state, partial(server.file, path, folder))
 
     def _registers(self, status: Status) -> bool:
-        return status == "FINISHED" and self.config.tracking.register is not None
+        return status == "FINISHED" and self.config.tracking.register_as is not None
 
     def _send_model(self, server: Server) -> None:
         """Log and register the backbone of the newest checkpoint, unless that is done."""
-        folder, name = RunFolder(self.folder).checkpoints, self.config.tracking.register
+        folder, name = RunFolder(self.folder).checkpoints, self.config.tracking.register_as
         step = newest_step(folder)
         if step is None or name is None or server.has_model(step, name):
             return

@@ -49,7 +49,7 @@ def command_line(words: Sequence[str]) -> str:
     """The command for people, without credentials and without the folder of the program."""
     program = Path(words[0])
     name = "manyfaces" if program.name == "__main__.py" else program.name
-    return redact(shlex.join([name, *words[1:]]))
+    return shlex.join(map(redact, [name, *words[1:]]))
 
 
 def code(root: Path) -> dict[str, Any]:

@@ -187,9 +187,11 @@ class Server:
             self._client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
         if not self._client.search_registered_models(f"name = '{register}'"):
             self._client.create_registered_model(register)
+        # Were the model named by its id, MLflow would look for it on the server that is set for the
+        # whole process.
         self._client.create_model_version(
             register,
-            f"models:/{model.model_id}",
+            model.artifact_location,
             run_id=self.run_id,
             tags={STEP: step},
             await_creation_for=0,

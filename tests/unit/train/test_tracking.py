@@ -325,7 +325,7 @@ def test_the_experiment_is_one_of_model_training(config: Config, folder: RunFold
     mirrored(folder, config)
     assert there.get_experiment(old).tags[KIND] == "genai_development"
     other = config.tracking.model_copy(update={"experiment": "new"})
-    shutil.rmtree(folder.path)
+    (folder.path / RUN_FILE).unlink()
     mirrored(folder, config.model_copy(update={"tracking": other}))
     assert there.get_experiment_by_name("new").tags[KIND] == TRAINING
     known = json.loads((folder.path / RUN_FILE).read_text())
@@ -489,7 +489,7 @@ def test_a_finished_run_registers_its_backbone_once(
 
     monkeypatch.setattr("manyfaces.train.tracking.mirror.export_model", export)
     monkeypatch.setattr("manyfaces.train.tracking.mirror.newest_step", lambda folder: 2)
-    tracking = config.tracking.model_copy(update={"register": "faces"})
+    tracking = config.tracking.model_copy(update={"register_as": "faces"})
     registers = config.model_copy(update={"tracking": tracking})
     assert Mirror(folder.path, registers, {}, period_s=60).close("FAILED") == ""
     assert exports == []
