@@ -85,7 +85,9 @@ def shipment(config_yaml: str) -> Iterator[dict[str, Any]]:
     Raises `UserError` as `package` does."""
     with tempfile.TemporaryDirectory(prefix="manyfaces-job-") as folder, package() as code:
         (Path(folder) / CONFIG).write_text(config_yaml)
-        yield {"working_dir": folder, "py_modules": [str(code)]}
+        # A node that has not installed manyfaces finds its version and its needs there.
+        facts = sorted(code.parent.glob("manyfaces-*.dist-info"))
+        yield {"working_dir": folder, "py_modules": [str(each) for each in (code, *facts)]}
 
 
 @dataclass(frozen=True)
@@ -102,9 +104,9 @@ class Job:
     started: float | None
     ended: float | None
     """Seconds since 1970, where the job did."""
-    node: str | None
+    node: str | None = None
     """The id of the node that its driver runs on."""
-    stop_wait_s: int
+    stop_wait_s: int = 3
     """How long it has to end when it is stopped."""
 
 

@@ -15,6 +15,16 @@ SILENT_S = 15 * PERIOD_S
 """A driver that has not said how it stands for so long is told."""
 
 
+def state_line(job: Job, status: JobStatus | None) -> str:
+    """The job's state as Ray has it, and after a colon what the run does or why the job ended."""
+    if job.state in ENDED or status is None:
+        first = (job.message.splitlines() or [""])[0]
+        return f"{job.state}: {first}" if first else job.state
+    age_s = time.time() - status.time
+    late = f" (as of {_duration(age_s)} ago)" if age_s > SILENT_S else ""
+    return f"{job.state}: {status.state}{late}"
+
+
 def status_table(job: Job, status: JobStatus | None) -> Table:
     """One job, a line for each thing that is known of it."""
     table = Table(show_header=False, box=None, pad_edge=False)
@@ -25,7 +35,7 @@ def status_table(job: Job, status: JobStatus | None) -> Table:
 
 def status_rows(job: Job, status: JobStatus | None) -> list[tuple[str, str]]:
     """Labels and texts of `status_table`."""
-    rows = [("job", job.id), ("state", _state(job, status)), ("run", job.run)]
+    rows = [("run", job.run)]
     if status is not None:
         rows += [
             ("step", step_text(status)),
@@ -77,15 +87,6 @@ def clock(seconds: float | None) -> str:
 def minutes(job: Job) -> str:
     """How long the job has run so far, or did."""
     return f"{((job.ended or time.time()) - job.started) / 60:,.1f}" if job.started else UNKNOWN
-
-
-def _state(job: Job, status: JobStatus | None) -> str:
-    if job.state in ENDED or status is None:
-        first = (job.message.splitlines() or [""])[0]
-        return f"{job.state}: {first}" if first else job.state
-    age_s = time.time() - status.time
-    late = f" (as of {_duration(age_s)} ago)" if age_s > SILENT_S else ""
-    return f"{job.state}, {status.state}{late}"
 
 
 def _restarts(status: JobStatus) -> str:

@@ -11,7 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from manyfaces.cluster.dashboard import LOCAL, dashboard_address, ray_version, token
+from manyfaces.cluster.dashboard import (
+    LOCAL,
+    dashboard_address,
+    open_line,
+    ray_version,
+    read_log,
+    token,
+)
 from manyfaces.configs.errors import UserError
 
 
@@ -36,7 +43,16 @@ def test_which_address_is_taken(
     [
         ("a:8265", {}, "--address a:8265: the scheme is missing; give --address http://a:8265"),
         ("ray://a:10001", {}, "is not a dashboard's address; give --address http://a:8265"),
-        (None, {"RAY_ADDRESS": "a:6379"}, "RAY_ADDRESS a:6379: is not a dashboard's address"),
+        (
+            None,
+            {"RAY_ADDRESS": "a:6379"},
+            "RAY_ADDRESS a:6379: is not a dashboard's address (6379 is the port where nodes join); give --address http://a:8265",
+        ),
+        (
+            "http://a:6379",
+            {},
+            "--address http://a:6379: is not a dashboard's address (6379 is the port where nodes join); give --address http://a:8265",
+        ),
         ("", {}, "--address : is not a dashboard's address; give --address http://HOST:8265"),
         ("http://", {}, "is not a dashboard's address; give --address http://HOST:8265"),
         ("http://a:x", {}, "--address http://a:x: is not a dashboard's address"),
@@ -129,7 +145,41 @@ def test_a_token_is_shown_and_a_missing_one_named(
         (tmp_path / ".ray").mkdir()
         (tmp_path / ".ray" / "auth_token").write_text("secret\n")
         assert ray_version(address) == "2.60.0"
+        (tmp_path / "given").write_text("other")
+        monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "given"))
+        with pytest.raises(UserError, match=r"this is not it: RAY_AUTH_TOKEN_PATH, .*given; set"):
+            ray_version(address)
+        monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "nothing"))
+        with pytest.raises(UserError, match=r"none is here: RAY_AUTH_TOKEN_PATH, .*does not exist"):
+            ray_version(address)
         monkeypatch.setenv("RAY_AUTH_TOKEN", "other")
-        with pytest.raises(UserError, match="wants a token, and this is not it"):
+        with pytest.raises(UserError, match="wants a token, and this is not it: RAY_AUTH_TOKEN; "):
+            ray_version(address)
+        monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+        with pytest.raises(UserError, match="RAY_AUTH_MODE is disabled, so that none is shown"):
             ray_version(address)
     assert token({"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": "secret"}) is None
+
+
+@pytest.mark.parametrize("address", [LOCAL, "http://localhost:1", "http://[::1]:8265"])
+def test_who_is_on_this_machine_needs_no_token(address: str) -> None:
+    assert open_line(address) is None
+
+
+@pytest.mark.parametrize(("mode", "is_open"), [("token", False), ("disabled", True)])
+def test_an_address_that_is_open_to_others_is_told(
+    mode: str, is_open: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("manyfaces.cluster.dashboard._is_loopback", lambda host: False)
+    with answering(200, json.dumps({"authentication_mode": mode}).encode()) as address:
+        line = open_line(address)
+    assert (line is not None) == is_open
+    if line is not None:
+        assert line.startswith(f"{address} asks for no token: whoever reaches it runs what they")
+
+
+def test_a_file_of_rays_logs() -> None:
+    with answering(200, b"text\n") as address:
+        assert read_log(address, "node", "a.log", 1) == "text\n"
+    with answering(500, b"A file is not found") as address:
+        assert read_log(address, "node", "a.log", 1) is None

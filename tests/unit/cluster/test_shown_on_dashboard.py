@@ -68,24 +68,59 @@ def no_package() -> Iterator[Path]:
     yield Path("package")
 
 
-@pytest.mark.parametrize("where", ["environment", "configuration"])
-def test_a_job_is_told_of_credentials_in_a_file_alone(
-    where: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+@pytest.fixture
+def dashboard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster whose dashboard is `Dashboard`."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setattr("ray.job_submission.JobSubmissionClient", Dashboard)
     monkeypatch.setattr(jobs, "package", no_package)
     monkeypatch.setattr(jobs, "ray_version", lambda address: version("ray"))
-    words = [f"run.dir={tmp_path}", "data.path=s3://KEY:PLANTED@bucket/faces"]
-    if where == "environment":
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", URI)
-    else:
-        words.append(f"tracking.uri={URI}")
+    KEPT.clear()
+
+
+@pytest.mark.parametrize(
+    ("where", "words"),
+    [
+        ("tracking.uri", [f"tracking.uri={URI}"]),
+        ("data.path", ["data.path=s3://KEY:PLANTED@bucket/faces"]),
+        ("MLFLOW_TRACKING_URI", []),
+    ],
+)
+def test_a_secret_is_refused_before_the_cluster_is_asked(
+    where: str,
+    words: list[str],
+    dashboard: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    if where == "MLFLOW_TRACKING_URI":
+        monkeypatch.setenv(where, URI)
+    assert main(["submit", "quick/arcface", f"run.dir={tmp_path}", *words]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    [line] = err.splitlines()
+    assert line.startswith(f"error: {where}: a secret stands in it, which would travel with the")
+    assert "PLANTED" not in line
+    assert not KEPT
+
+
+def test_a_job_is_told_of_the_tracking_server_in_a_file_alone(
+    dashboard: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
     address = "http://user:PLANTED@127.0.0.1:8265"
-    assert main(["submit", "quick/arcface", *words, "--address", address]) == 0
-    dashboard = KEPT.pop()
-    assert "PLANTED" not in repr(dashboard.told)
-    assert dashboard.uri == URI
+    words = ["submit", "quick/arcface", f"run.dir={tmp_path}", "--no-check", "--address", address]
+    assert main(words) == 0
+    told = KEPT.pop()
+    assert told.uri == "http://mlflow:5000"
+    assert "mlflow" not in repr(told.told)
     out, err = capsys.readouterr()
     assert "PLANTED" not in out + err
-    assert "s3://***@bucket/faces" in out
-    assert err.count("better kept in the environment") == 1
+    assert out.splitlines()[-2:] == [
+        "follow     manyfaces jobs logs raysubmit_1 --follow --address http://***@127.0.0.1:8265",
+        "look       manyfaces jobs status raysubmit_1 --address http://***@127.0.0.1:8265",
+    ]

@@ -190,10 +190,13 @@ def test_foreign_text_is_shown_as_it_is(
         def job(self, job: str) -> Job:
             return Job(job, "a[x]", "FAILED", "[x] :cat: [/nothing]", 1.0, 2.0)
 
-        def logs(self, job: str) -> str:
-            return "a line [y]"
+        def status(self, job: Job) -> None:
+            return None
 
-        def list(self) -> list[Job]:
+        def last_lines(self, job: Job, number: int) -> list[str]:
+            return ["a line [y]"]
+
+        def all(self) -> list[Job]:
             return [self.job("id")]
 
     results = [Result("set[x]", (Quantity("a", "a", "[a]"),), {"a": 0.5})]
