@@ -17,7 +17,6 @@ from manyfaces.data.dataset.dataset import open_part
 from manyfaces.data.dataset.manifest import MANIFEST, parse_manifest
 from manyfaces.data.dataset.part import Part
 from manyfaces.data.store.remote import Remote
-from manyfaces.train.checkpoint.store import RunStore
 from manyfaces.train.folder import RunFolder, run_url
 
 PATIENCE_S = 8.0
@@ -83,6 +82,9 @@ def _folder_faults(config: Config, mark: str) -> Iterator[str]:
 def _store_faults(config: Config) -> Iterator[str]:
     if (url := run_url(config)) is None:
         return
+    # Torch comes with it, which takes seconds to import.
+    from manyfaces.train.checkpoint.store import RunStore
+
     try:
         RunStore(url, min(config.checkpoint.store_patience_s, PATIENCE_S)).check()
     except UserError as error:

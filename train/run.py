@@ -37,7 +37,7 @@ from manyfaces.train.faults import VARIABLE, parse
 from manyfaces.train.folder import RunFolder, run_url
 from manyfaces.train.follow import Follower, summary_table
 from manyfaces.train.initial_weights import check_initial
-from manyfaces.train.job_status import told_to_cluster
+from manyfaces.train.job_report import told_to_cluster
 from manyfaces.train.lease import Lease, LeaseLostError, refuse_held
 from manyfaces.train.protocols.open import check_images, open_protocols
 from manyfaces.train.record import EVENTS, METRICS, Record, last_event, read_rows

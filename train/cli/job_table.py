@@ -1,4 +1,4 @@
-"""How the jobs of a cluster stand, as tables for people and as JSON for programs."""
+"""How the jobs of a cluster stand, as lines and a table for people and as JSON for programs."""
 
 import time
 from typing import Any
@@ -25,16 +25,8 @@ def state_line(job: Job, status: JobStatus | None) -> str:
     return f"{job.state}: {status.state}{late}"
 
 
-def status_table(job: Job, status: JobStatus | None) -> Table:
-    """One job, a line for each thing that is known of it."""
-    table = Table(show_header=False, box=None, pad_edge=False)
-    for label, text in status_rows(job, status):
-        table.add_row(label, Text(redacted(text)))
-    return table
-
-
 def status_rows(job: Job, status: JobStatus | None) -> list[tuple[str, str]]:
-    """Labels and texts of `status_table`."""
+    """What is known of one job: labels, and a text for each."""
     rows = [("run", job.run)]
     if status is not None:
         rows += [

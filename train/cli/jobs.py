@@ -91,7 +91,8 @@ def status(job: JobId, address: Address = None, as_json: Json = False) -> None:
         _write(json.dumps(job_table.as_json(found, known), indent=2) + "\n")
         return
     say(job_table.state_line(found, known))
-    console.print(job_table.status_table(found, known))
+    for label, text in job_table.status_rows(found, known):
+        say(f"{label:11}{text}")
     for line in jobs.last_lines(found, LAST_LINES):
         say(f"  {line}")
 

@@ -11,7 +11,8 @@ import pytest
 from manyfaces.cluster import status_file
 from manyfaces.configs.load import load
 from manyfaces.train.folder import RunFolder
-from manyfaces.train.job_status import JobStatus, StatusReader, told_to_cluster
+from manyfaces.train.job_report import StatusReader, told_to_cluster
+from manyfaces.train.job_status import JobStatus
 from manyfaces.train.record import Record
 
 
@@ -71,7 +72,7 @@ def test_the_newest_row_is_found_behind_many(tmp_path: Path) -> None:
 
 def test_a_driver_leaves_it_beside_its_log(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     path = tmp_path / "status.json"
-    monkeypatch.setattr("manyfaces.train.job_status.status_path", lambda: path)
+    monkeypatch.setattr("manyfaces.train.job_report.status_path", lambda: path)
     record, reader = reader_of(tmp_path)
     config = load("demo", [f"run.dir={tmp_path}", "run.name=run"])
     with told_to_cluster(config, reader.folder, 100):
