@@ -125,8 +125,9 @@ def read_log(address: str, node: str, name: str, lines: int = -1) -> str | None:
 
 def _get(address: str, path: str) -> Any:
     """What is at this path of the dashboard, read as JSON; None where it is not JSON."""
+    body = _read(address, path)
     try:
-        return json.loads(_read(address, path) or b"")
+        return json.loads(body or b"")
     except ValueError:
         return None
 

@@ -87,9 +87,9 @@ class StatusReader:
         began = starts[-1] if starts else None
         state = state_of(mine)
         step = measured["step"] if measured else None
-        if began is not None and began["time"] > (measured or began).get("time", 0.0):
+        if began is not None and (measured is None or began["time"] > measured["time"]):
             step = began.get("step", step)  # what was measured behind it is made again
-        elif measured is not None and state == "starting":
+        elif began is not None and state == "starting":
             state = "training"
         rate = measured["images_per_s"] if measured else None
         saved = [row for row in events if row["kind"] == "checkpoint"]
