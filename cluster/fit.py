@@ -13,6 +13,8 @@ from packaging.version import Version
 from manyfaces.cluster.probe import versions
 from manyfaces.configs.schema import Cluster, Elastic
 
+SHOWN = 3
+"""Nodes with the same fault that are named."""
 NO_LIMIT = 1 << 30
 """Workers for which an autoscaler without a limit has a place."""
 
@@ -39,11 +41,16 @@ def fit(found: Mapping[str, Any], config: Cluster) -> Fit:
     """Compare the probe's answer with what the workers and manyfaces need."""
     nodes: list[dict[str, Any]] = found["nodes"]
     result = Fit(faults=[f"the driver's node, {found['driver']}: {it}" for it in found["faults"]])
-    for node in nodes:
-        told = [node["fault"]] if "fault" in node else node.get("faults", [])
-        result.faults += [f"node {node['name']}: {line}" for line in told]
     answered = [node for node in nodes if "versions" in node]
-    _compare_versions(answered, result)
+    told: dict[str, list[str]] = {}
+    for node in nodes:
+        lines = [node["fault"]] if "fault" in node else node.get("faults", [])
+        lines = lines + (_version_faults(node) if "versions" in node else [])
+        for line in lines:
+            told.setdefault(line, []).append(node["name"])
+    result.faults += [f"{_names(names)}: {line}" for line, names in told.items()]
+    for what, read in (("Python", _python), ("torch", _torch)):
+        _compare(what, read, answered, result)
     _count_places(nodes, found["groups"], config, result)
     if answered:
         first = answered[0]
@@ -54,24 +61,29 @@ def fit(found: Mapping[str, Any], config: Cluster) -> Fit:
     return result
 
 
-def _compare_versions(nodes: Sequence[dict[str, Any]], result: Fit) -> None:
-    """Each node against what manyfaces needs, against the first one, and against this machine."""
-    needed = requirements()
+def _names(names: Sequence[str]) -> str:
+    """The nodes that have the same fault; of many the first ones."""
+    different = list(dict.fromkeys(names))
+    if len(different) == 1:
+        return f"node {different[0]}"
+    more = f" and {len(different) - SHOWN} more" if len(different) > SHOWN else ""
+    return f"nodes {', '.join(different[:SHOWN])}{more}"
+
+
+def _version_faults(node: Mapping[str, Any]) -> list[str]:
+    """What the node has not installed, or in another version than manyfaces needs."""
+    needed, has = requirements(), node["versions"]
+    faults = []
     supported = importlib.metadata.metadata("manyfaces")["Requires-Python"]
-    for node in nodes:
-        where, has = f"node {node['name']}", node["versions"]
-        if supported and not Requirement(f"python{supported}").specifier.contains(node["python"]):
-            result.faults.append(f"{where}: Python {node['python']}; manyfaces needs {supported}")
-        lacks = [str(each) for each in needed if has.get(each.name) is None]
-        if lacks:
-            result.faults.append(f"{where}: not installed: {', '.join(lacks)}")
-        result.faults += [
-            f"{where}: {each.name} {has[each.name]}; manyfaces needs {each.specifier}"
-            for each in needed
-            if has.get(each.name) and not each.specifier.contains(has[each.name], prereleases=True)
-        ]
-    for what, read in (("Python", _python), ("torch", _torch)):
-        _compare(what, read, nodes, result)
+    if supported and not Requirement(f"python{supported}").specifier.contains(node["python"]):
+        faults.append(f"Python {node['python']}; manyfaces needs {supported}")
+    if lacks := [str(each) for each in needed if has.get(each.name) is None]:
+        faults.append(f"not installed: {', '.join(lacks)}")
+    for each in needed:
+        installed = has.get(each.name)
+        if installed and not each.specifier.contains(installed, prereleases=True):
+            faults.append(f"{each.name} {installed}; manyfaces needs {each.specifier}")
+    return faults
 
 
 def _compare(

@@ -36,7 +36,7 @@ STOP_WAIT_MORE_S = 5
 """Ray kills a job so long after its time of grace; its own 3 s are too short for a checkpoint."""
 PROBE = "probe"
 """Key of the metadata that a probe's job has instead of a run's name."""
-PROBE_WAIT_S, NODE_WAIT_S = 90, 30
+PROBE_WAIT_S, NODE_WAIT_S = 120, 60
 """Longest time that a probe takes in all, and until all nodes have answered it."""
 POLL_S = 0.25
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")

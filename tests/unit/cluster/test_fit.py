@@ -67,6 +67,13 @@ def test_what_is_wrong_names_the_node(answer: dict[str, Any], line: str) -> None
     assert line in fit(answer, Cluster(workers=1)).faults
 
 
+def test_many_nodes_with_one_fault_are_one_line() -> None:
+    nodes = [node(name, faults=["dataset /x: no such folder"]) for name in "abcde"]
+    assert fit(found(*nodes), Cluster(workers=1)).faults == [
+        "nodes a, b, c and 2 more: dataset /x: no such folder"
+    ]
+
+
 def test_builds_of_one_torch_go_together_and_another_release_than_here_is_noted() -> None:
     builds = [node(name, versions={**HERE, "torch": f"2.99.0+{name}"}) for name in ("cpu", "cu130")]
     result = fit(found(*builds), Cluster(workers=1))
