@@ -12,6 +12,8 @@ from manyfaces.configs.urls import url_of
 from manyfaces.data.dataset.size import dataset_size
 from manyfaces.train.folder import run_url
 
+DASHBOARD_PORT = 8265
+"""Where no Ray cluster takes nodes: who gives it means the dashboard."""
 PROBES = {
     DATASET: "manyfaces.train.probes:dataset",
     STORE: "manyfaces.train.probes:store",
@@ -50,15 +52,17 @@ class Asking:
 
     def report(self, address: str | None, tell: Callable[[str], None]) -> Report:
         """Ask: a job of the cluster whose dashboard is at the URL `address`, else this process.
-        `tell` gets what is being asked."""
-        if address is not None and url_of(address) is not None and "://" in address:
+        `tell` gets what is being asked. Raises `UserError` where nothing answers there."""
+        if address is not None and ("://" in address or address.endswith(f":{DASHBOARD_PORT}")):
+            from manyfaces.cluster.dashboard import dashboard_address
             from manyfaces.cluster.preflight.job import preflight_elsewhere
             from manyfaces.configs.load import dump
 
-            tell(f"a job at {address}")
+            dashboard = dashboard_address(address)
+            tell(f"a job at {dashboard}")
             options = [f"--images-per-s={self.images_per_s}"] if self.images_per_s else []
             text = None if self.config is None else dump(self.config)
-            return preflight_elsewhere(address.rstrip("/"), text, options)
+            return preflight_elsewhere(dashboard, text, options)
         from manyfaces.cluster.jobs import package
         from manyfaces.cluster.preflight.ask import preflight
 

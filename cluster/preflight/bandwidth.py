@@ -83,12 +83,6 @@ def pair_bytes_s(partners: Sequence[int | None]) -> list[float | None]:
     return rates
 
 
-def leave() -> None:
-    """End the group, if there is one."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
 def _message() -> torch.Tensor:
     backend = dist.get_backend()
     device = torch.device("cuda", 0) if backend == "nccl" else torch.device("cpu")

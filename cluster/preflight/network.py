@@ -8,8 +8,9 @@ from manyfaces.cluster.preflight.nodes import Nodes
 from manyfaces.cluster.preflight.probes import System
 from manyfaces.cluster.preflight.report import Network, NodeReport, Pair
 
-NETWORK_S = 180.0
-"""Longest wait for one of the measurements on all nodes."""
+NETWORK_S, ROUND_S = 120.0, 20.0
+"""Longest wait for all nodes to join or reduce; for each round of pairs, at 100 Mbit/s three times
+what it takes."""
 
 
 class _Group:
@@ -19,10 +20,13 @@ class _Group:
         self.nodes, self.faults, self.ids = nodes, faults, ids
 
     def ask(
-        self, method: str, arguments: Callable[[str], tuple[Any, ...]] = lambda node: ()
+        self,
+        method: str,
+        arguments: Callable[[str], tuple[Any, ...]] = lambda node: (),
+        timeout_s: float = NETWORK_S,
     ) -> dict[str, Any]:
         """What the method returns on every node of the group; nothing where it fails on one."""
-        told = self.nodes.ask(method, arguments, of=self.ids, timeout_s=NETWORK_S, may_fail=True)
+        told = self.nodes.ask(method, arguments, of=self.ids, timeout_s=timeout_s, may_fail=True)
         failed = {node: str(each) for node, each in told.items() if isinstance(each, RuntimeError)}
         lost = {node: self.nodes.faults[node] for node in self.ids if node not in told}
         self.faults |= failed | lost
@@ -44,10 +48,13 @@ def network(
         if rates := group.ask("all_reduce"):
             found["all_reduce_bytes_s"] = min(rates.values())
         rounds = bandwidth.rounds(len(ranks))
-        told = group.ask("pairs", lambda node: ([each[ranks[node]] for each in rounds],))
+        told = group.ask(
+            "pairs",
+            lambda node: ([each[ranks[node]] for each in rounds],),
+            NETWORK_S + ROUND_S * len(rounds),
+        )
         names = [node.name for node in there if node.id in ranks]
         found["pairs"] = _pairs(names, rounds, [told[node] for node in ranks if told])
-    nodes.ask("leave", of=group.ids)
     names_by_id = {node.id: node.name for node in there}
     found["faults"] = {names_by_id[node]: fault for node, fault in faults.items()}
     num_bytes = bandwidth.NUM_BYTES[backend]

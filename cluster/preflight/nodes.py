@@ -60,10 +60,6 @@ class _Probe:
     def pairs(self, partners: Sequence[int | None]) -> list[float | None]:
         return bandwidth.pair_bytes_s(partners)
 
-    def leave(self) -> None:
-        bandwidth.leave()
-        self._store = None
-
 
 class Nodes:
     """The actors of all nodes that still answer, by the node's id."""
@@ -99,6 +95,8 @@ class Nodes:
             for node in (self.actors if of is None else of)
             if node in self.actors
         }
+        if not asked:
+            return {}
         done, _ = ray.wait(list(asked.values()), num_returns=len(asked), timeout=timeout_s)
         finished, answers = set(done), {}
         for node, reference in asked.items():

@@ -21,9 +21,10 @@ second; NTP holds clocks to milliseconds, so that more means that it does not ru
 LEAST_SHM_BYTES = 1 << 30
 """NCCL exchanges between the GPUs of a node through /dev/shm, and its documentation asks for 1 GB;
 Ray keeps its objects there too. A container has 64 MiB where nobody has set more."""
-SLOW_PAIR = 0.5
-"""A pair below this share of what pairs usually reach is slow: two equal links differ by a tenth or
-so while nothing else uses them, a link that fell back to a lower rate by half or more."""
+SLOW_PAIR = 1 / 3
+"""A pair below this share of what pairs usually reach is slow: a link that fell back to a lower
+rate has a quarter or a tenth (Ethernet's 100, 25, 10 and 1 Gbit/s), while equal links of busy nodes
+were measured to differ by half."""
 NUMBERS_ALIKE = 2
 """How many numbers of a version have to be those of this machine: from here travel code and a
 configuration, which a patch release does not change. Between nodes all of it has to be alike."""

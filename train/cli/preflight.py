@@ -74,8 +74,8 @@ def preflight(
         _show(report)
     if report.problems:
         odd = {problem.node for problem in report.problems if problem.node}
-        num_nodes = f"{len(odd)} of {len(report.nodes)} nodes" if odd else "the cluster"
-        raise UserError(f"preflight: {len(report.problems)} faults on {num_nodes}, each told above")
+        where = f"{len(odd)} of {len(report.nodes)} nodes" if odd else "the cluster"
+        raise UserError(f"preflight: faults on {where}: {len(report.problems)}, each told above")
 
 
 def _show(report: "Report") -> None:
