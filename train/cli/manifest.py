@@ -1,9 +1,351 @@
-"""`manyfaces manifest VERB ...`: files for clusters, to read, change and apply."""
+"""`manyfaces manifest VERB ...`: files for other systems, to read and then apply."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from manyfaces.train.cli.verbs import Verbs
+from manyfaces.configs.errors import UserError
+from manyfaces.train.cli.options import Recipe, Words
+from manyfaces.train.cli.output import load_config, note
+from manyfaces.train.cli.verbs import Verbs, above_zero, positive, whole
 from manyfaces.train.cli.wheels import wheels
 
+if TYPE_CHECKING:
+    from manyfaces.cluster.manifests.install import Pinned
+    from manyfaces.cluster.manifests.nodes import Nodes
+    from manyfaces.configs.schema import Config
+
 app = typer.Typer(cls=Verbs)
+
+WorkersPerNode = Annotated[
+    int | None,
+    typer.Option(
+        parser=positive,
+        metavar="N",
+        help="Workers of each node; default: the largest number up to 8 that divides "
+        "cluster.workers.",
+    ),
+]
+CpusPerNode = Annotated[
+    int | None,
+    typer.Option(
+        parser=positive,
+        metavar="N",
+        help="Cores of each node; default: cluster.threads_per_worker and data.decode_threads of "
+        "its workers.",
+    ),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Write there, over what is there; default: the screen."),
+]
+Setup = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="COMMAND", help="A command that each machine needs first; may be repeated."
+    ),
+]
+WheelFile = Annotated[
+    Path,
+    typer.Option(
+        "--wheel",
+        metavar="FILE",
+        help="The wheel of manyfaces, as `pip wheel --no-deps -w dist .` makes it.",
+    ),
+]
+Constraints = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Versions of all that it needs; default: the checkout's own."
+    ),
+]
+Extras = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--extra", metavar="NAME", help="gcs, http, s3 or timm, as the run needs; may be repeated."
+    ),
+]
+
+
+@app.callback()
+def manifest() -> None:
+    """Print what runs a job elsewhere, to read and then apply.
+
+    Numbers of nodes, GPUs and cores, paths and times of grace are those of the configuration:
+    cluster.workers and cluster.gpus_per_worker have to be numbers in it.
+    """
+
+
+@app.command("kubernetes")
+def kubernetes(
+    config: Recipe,
+    image: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME@sha256:DIGEST",
+            help="The image that it runs in, as `manyfaces manifest dockerfile` builds it.",
+        ),
+    ],
+    words: Words = None,
+    claim: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CLAIM:/FOLDER",
+            help="A persistent volume claim that every pod mounts there; may be repeated.",
+        ),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The RayJob's name; default: run.name.")
+    ] = None,
+    namespace: Annotated[str | None, typer.Option(metavar="NAME")] = None,
+    workers_per_node: WorkersPerNode = None,
+    cpus_per_node: CpusPerNode = None,
+    memory_gb: Annotated[
+        float | None,
+        typer.Option(parser=above_zero, metavar="GB", help="Memory of each worker's pod."),
+    ] = None,
+    spot: Annotated[
+        Literal["aks", "eks", "gke", "karpenter"] | None,
+        typer.Option(help="Place the workers on spot nodes of this kind of cluster."),
+    ] = None,
+    node_selector: Annotated[
+        list[str] | None,
+        typer.Option(metavar="LABEL=VALUE", help="Label of the workers' nodes; may be repeated."),
+    ] = None,
+    toleration: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TAINT[=VALUE]", help="Taint that the workers' pods bear; may be repeated."
+        ),
+    ] = None,
+    token_secret: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Secret with Ray's token in auth_token; default: KubeRay's own.",
+        ),
+    ] = None,
+    mlflow_secret: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Secret with MLflow's username and password."),
+    ] = None,
+    store_secret: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Secret whose keys are environment variables, such as AWS_ACCESS_KEY_ID.",
+        ),
+    ] = None,
+    retries: Annotated[
+        int,
+        typer.Option(parser=whole, metavar="N", help="New clusters after a failure, at most."),
+    ] = 3,
+    deadline_hours: Annotated[
+        float | None,
+        typer.Option(parser=above_zero, metavar="HOURS", help="End the job after so long."),
+    ] = None,
+    out: Out = None,
+) -> None:
+    """A RayJob for KubeRay: one object that makes a Ray cluster and runs the training on it."""
+    from manyfaces.cluster.manifests.kubernetes import Settings, is_by_digest, rayjob
+    from manyfaces.cluster.manifests.volumes import Claim
+
+    tree = load_config(config, words or ())
+    settings = Settings(
+        image=image,
+        name=name,
+        namespace=namespace,
+        claims=tuple(map(Claim.of, claim or ())),
+        token_secret=token_secret,
+        mlflow_secret=mlflow_secret,
+        store_secret=store_secret,
+        memory_gb=memory_gb,
+        spot=spot,
+        node_selector=dict(_pair("--node-selector", word) for word in node_selector or ()),
+        tolerations=tuple(toleration or ()),
+        retries=retries,
+        deadline_hours=deadline_hours,
+    )
+    text = rayjob(tree, _nodes(tree, workers_per_node, cpus_per_node), settings)
+    if not is_by_digest(image):
+        note(f"--image {image}: a tag may be moved to another image; @sha256:DIGEST may not")
+    _give(text, out)
+
+
+@app.command("slurm")
+def slurm(
+    config: Recipe,
+    time: Annotated[
+        str,
+        typer.Option(
+            metavar="LIMIT", help="Time limit of a part of the run, as Slurm has it: 24:00:00."
+        ),
+    ],
+    words: Words = None,
+    partition: Annotated[str | None, typer.Option(metavar="NAME")] = None,
+    account: Annotated[str | None, typer.Option(metavar="NAME")] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="--NAME=VALUE", help="Another option of sbatch, as it is; may be repeated."
+        ),
+    ] = None,
+    setup: Setup = None,
+    workers_per_node: WorkersPerNode = None,
+    cpus_per_node: CpusPerNode = None,
+    out: Out = None,
+) -> None:
+    """A batch script: it saves a checkpoint before its time is over, and queues itself again."""
+    from manyfaces.cluster.manifests.slurm import Settings, batch_script
+
+    tree = load_config(config, words or ())
+    settings = Settings(time, partition, account, tuple(setup or ()), tuple(option or ()))
+    _give(batch_script(tree, _nodes(tree, workers_per_node, cpus_per_node), settings), out)
+
+
+@app.command("dockerfile")
+def dockerfile(
+    wheel: WheelFile,
+    build: Annotated[Literal["cpu", "cuda"], typer.Option(help="With which PyTorch.")] = "cuda",
+    base: Annotated[
+        str | None,
+        typer.Option(
+            metavar="IMAGE[@sha256:DIGEST]",
+            help="What it is built on; default: python:3.11-bookworm, by its tag.",
+        ),
+    ] = None,
+    torch_index: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Package index that has PyTorch; default: PyTorch's own for the CPU, PyPI for "
+            "CUDA.",
+        ),
+    ] = None,
+    extra: Extras = None,
+    constraints: Constraints = None,
+    context: Annotated[
+        Path,
+        typer.Option(metavar="FOLDER", help="Where `docker build` will run; default: here."),
+    ] = Path(),
+    out: Out = None,
+) -> None:
+    """A Dockerfile for the image that a run works in."""
+    from manyfaces.cluster.manifests.dockerfile import BASE, Settings
+    from manyfaces.cluster.manifests.dockerfile import dockerfile as text
+
+    settings = Settings(build, base or BASE, torch_index)
+    given = text(_pinned(wheel, constraints, extra), context, settings)
+    if "@sha256:" not in settings.base:
+        note(
+            f"--base {settings.base}: a tag may be moved to another image; "
+            f"`docker buildx imagetools inspect {settings.base}` shows its digest"
+        )
+    _give(given, out)
+
+
+@app.command("ray-up")
+def ray_up(
+    config: Recipe,
+    provider: Annotated[Literal["aws", "gcp"], typer.Option(help="Whose cloud.")],
+    region: Annotated[str, typer.Option(metavar="NAME", help="us-west-2, us-central1, ...")],
+    worker_type: Annotated[
+        str, typer.Option(metavar="NAME", help="Machine of a node: p5.48xlarge, a3-highgpu-8g, ...")
+    ],
+    machine_image: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="What the machines boot, with the driver of their GPUs: ami-..., or "
+            "projects/.../images/... .",
+        ),
+    ],
+    wheel: WheelFile,
+    words: Words = None,
+    zone: Annotated[
+        str | None, typer.Option(metavar="NAME", help="us-west-2a; needed on Google's.")
+    ] = None,
+    project: Annotated[
+        str | None, typer.Option(metavar="ID", help="Project; needed on Google's.")
+    ] = None,
+    head_type: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Machine of the head; default: 8 cores, 32 GiB."),
+    ] = None,
+    spot: Annotated[
+        bool, typer.Option("--spot", help="Workers on machines that may be taken away.")
+    ] = False,
+    disk_gb: Annotated[
+        int, typer.Option(parser=positive, metavar="GB", help="Disk of each machine.")
+    ] = 200,
+    idle_minutes: Annotated[
+        float,
+        typer.Option(
+            parser=above_zero,
+            metavar="MINUTES",
+            help="Machines above the smallest number go when they had nothing to do for so long.",
+        ),
+    ] = 15.0,
+    ssh_user: Annotated[str, typer.Option(metavar="NAME")] = "ubuntu",
+    setup: Setup = None,
+    extra: Extras = None,
+    constraints: Constraints = None,
+    workers_per_node: WorkersPerNode = None,
+    cpus_per_node: CpusPerNode = None,
+    out: Out = None,
+) -> None:
+    """A file for `ray up`: a cluster in a cloud, to which jobs are then submitted."""
+    from manyfaces.cluster.manifests.ray_up import Settings
+    from manyfaces.cluster.manifests.ray_up import ray_up as text
+
+    tree = load_config(config, words or ())
+    settings = Settings(
+        provider=provider,
+        region=region,
+        worker_type=worker_type,
+        machine_image=machine_image,
+        zone=zone,
+        project=project,
+        head_type=head_type,
+        spot=spot,
+        disk_gb=disk_gb,
+        idle_minutes=idle_minutes,
+        ssh_user=ssh_user,
+        setup=tuple(setup or ()),
+    )
+    nodes = _nodes(tree, workers_per_node, cpus_per_node)
+    _give(text(tree, nodes, _pinned(wheel, constraints, extra), settings), out)
+
+
 app.command()(wheels)
+
+
+def _nodes(tree: "Config", workers_per_node: int | None, cpus_per_node: int | None) -> "Nodes":
+    from manyfaces.cluster.manifests.nodes import nodes
+
+    return nodes(tree, workers_per_node, cpus_per_node)
+
+
+def _pinned(wheel: Path, constraints: Path | None, extras: list[str] | None) -> "Pinned":
+    from manyfaces.cluster.manifests.install import pinned
+
+    return pinned(wheel, constraints, tuple(extras or ()))
+
+
+def _pair(option: str, word: str) -> tuple[str, str]:
+    key, equals, value = word.partition("=")
+    if not key or not equals:
+        raise UserError(f"{option} {word}: is not LABEL=VALUE")
+    return key, value
+
+
+def _give(text: str, out: Path | None) -> None:
+    if out is None:
+        sys.stdout.write(text)
+        return
+    from manyfaces.configs.files import write_atomic
+
+    write_atomic(out, text)
+    note(f"{out} is written; read it before it is applied")
