@@ -5,7 +5,6 @@ Letters: C classes, D dimensions, B images of a step, W workers.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import product
 from math import ceil, sqrt
 
@@ -14,24 +13,6 @@ from manyfaces.configs.sections.head import Head
 
 _ITEM = {"float32": 4, "bfloat16": 2, "float16": 2}
 _STORED_LOGIT = 2
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What a worker has, by order of magnitude: figures to compare settings by, not to promise
-    times."""
-
-    name: str
-    is_gpu: bool
-    memory_bytes: float
-    flops: float
-    """Operations of matrix products in a second."""
-    bandwidth: float
-    """Bytes that come from memory in a second."""
-
-    def seconds(self, cost: ObjectiveCost) -> float:
-        """About the time of a step of this cost."""
-        return cost.flops / self.flops + cost.traffic_bytes / self.bandwidth
 
 
 def chunk_classes(head: Head, *, is_gpu: bool) -> int:

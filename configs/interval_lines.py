@@ -3,10 +3,12 @@ in a line for people."""
 
 from math import ceil
 
+from manyfaces.configs.amounts import duration
 from manyfaces.configs.goodput import HOUR, Interruptions, published_mtbf_s
-from manyfaces.configs.head_cost import Machine
+from manyfaces.configs.machines import Machine
 from manyfaces.configs.plan import Plan
 from manyfaces.configs.plan_lines import Lines
+from manyfaces.configs.plan_time import MeasuredRate, step_seconds
 from manyfaces.configs.schema import Config
 
 COPY_BYTES_S = 1e10
@@ -22,10 +24,6 @@ its folder and files are on disk."""
 RESTART_S = 120.0
 """From a failure to the first new step, where a person does not say it: detection, placement, a
 process that imports torch, NCCL, the checkpoint's bytes compared and read."""
-PEAK_SHARE = 0.4
-"""The share of the rates of `Machine` that a training step reaches, where nobody has measured it:
-normalisation, activations and what workers exchange take the rest. On an H100 it is 160 TFLOP/s,
-16 % of the peak on its data sheet."""
 _NOT_WORTH = 0.001
 """A difference of goodput that no setting is changed for."""
 
@@ -46,39 +44,28 @@ def interruptions(
     )
 
 
-def step_seconds(found: Plan, machine: Machine) -> float:
-    """About the time of a step on this machine, by its arithmetic and what the head moves, at
-    `PEAK_SHARE` of the machine's rates."""
-    network_s = found.network.flops / found.world_size / machine.flops
-    return (network_s + machine.seconds(found.objective)) / PEAK_SHARE
-
-
 def interval_lines(
     config: Config,
     found: Plan,
     machine: Machine,
     *,
-    images_per_s: float | None = None,
+    rate: MeasuredRate | None = None,
     mtbf_hours: float | None = None,
     restart_s: float | None = None,
 ) -> Lines:
     """The line about `checkpoint.every_steps`; what is not given is estimated."""
-    step_s = step_seconds(found, machine)
-    if images_per_s is not None:
-        step_s = found.batch_size / images_per_s
+    step_s = step_seconds(found, machine, rate)
     if step_s == 0:  # of a network of one's own nothing is known
         return []
     lost = interruptions(config, found, mtbf_hours, restart_s)
     every = config.checkpoint.every_steps
     best = min(max(ceil(lost.best_work_s() / step_s), 1), found.num_steps)
     has, could = (lost.goodput(steps * step_s) for steps in (every, best))
-    rate = ""
-    if images_per_s is None:
-        rate = f", steps as estimated at {PEAK_SHARE:.0%} of the arithmetic rate (--images-per-s)"
+    estimated = ", steps as estimated (--images-per-s, --like)" if rate is None else ""
     told = (
         f"{_interval(every, step_s)}: at {found.world_size:,} workers with a failure each "
-        f"{_time(lost.mtbf_s)}, a restart of {_time(lost.restart_s)} and a write of "
-        f"{_time(lost.write_s or lost.stall_s)}{rate}, "
+        f"{duration(lost.mtbf_s)}, a restart of {duration(lost.restart_s)} and a write of "
+        f"{duration(lost.write_s or lost.stall_s)}{estimated}, "
     )
     if could - has < _NOT_WORTH:
         return [("checkpoints every", f"{told}goodput {has:.1%}; none loses noticeably less")]
@@ -87,12 +74,4 @@ def interval_lines(
 
 
 def _interval(steps: int, step_s: float) -> str:
-    return f"{steps:,} steps ({_time(steps * step_s)})"
-
-
-def _time(seconds: float) -> str:
-    for length, name in ((24 * HOUR, "days"), (HOUR, "h"), (60.0, "min")):
-        if seconds >= 2 * length:
-            number = seconds / length
-            return f"{number:,.0f} {name}" if number >= 100 else f"{number:.3g} {name}"
-    return f"{seconds:.3g} s"
+    return f"{steps:,} steps ({duration(steps * step_s)})"

@@ -9,6 +9,8 @@ from math import ceil
 from manyfaces.configs.schema import Config
 
 FP32 = 4
+BUCKET_NUMBERS = 50_000_000
+"""Most gradients that DeepSpeed gathers in one bucket (`train/engine.py`)."""
 
 
 @dataclass(frozen=True)
@@ -27,21 +29,27 @@ class NetworkCost:
     weight_bytes: int
     gradient_bytes: int
     optimizer_bytes: int
+    buffer_bytes: int
+    """Bytes of the buffers in which DeepSpeed gathers what it sends."""
     activation_bytes: int
+    """Bytes that are kept from forward to backward pass."""
+    step_bytes: int
+    """Bytes that are needed while the optimiser steps, when no activation is kept any more: a flat
+    copy of the gradients."""
     wire_bytes: int
     """Bytes of gradients and weights that a worker sends in a step."""
     checkpoint_bytes: int
     """Bytes of weights and optimiser states in a checkpoint, whole."""
 
     @property
-    def memory_bytes(self) -> int:
-        """Memory of one worker, all together."""
+    def state_bytes(self) -> int:
+        """Memory of one worker that stays from step to step."""
         state = self.weight_bytes + self.gradient_bytes + self.optimizer_bytes
-        return state + self.activation_bytes
+        return state + self.buffer_bytes
 
 
-def network_cost(config: Config, world_size: int) -> NetworkCost:
-    """The cost of the network on so many workers."""
+def network_cost(config: Config, world_size: int, *, is_gpu: bool) -> NetworkCost:
+    """The cost of the network on so many workers, with GPUs or without."""
     batch, image_hw = config.train.batch_size, config.data.image_hw
     cost = config.model.cost(image_hw)
     weights, stage = cost.parameters * FP32, config.engine.zero_stage
@@ -63,7 +71,9 @@ def network_cost(config: Config, world_size: int) -> NetworkCost:
     # A checkpointed block runs forward twice.
     passes = (2 if config.model.adapters else 3) + int(checkpointing)
     kept = config.model.checkpointed_share if checkpointing else 1.0
-    item = 2 if bf16 else FP32
+    images = ceil(batch / world_size)
+    kept_bytes = cost.activations * (2 if bf16 else FP32)
+    kept_bytes += cost.float32_activations * 2 * bf16
     return NetworkCost(
         parameters=cost.parameters,
         trained=trained // FP32,
@@ -72,10 +82,19 @@ def network_cost(config: Config, world_size: int) -> NetworkCost:
         weight_bytes=sharded(weights, 3) + autocast_copy,
         gradient_bytes=sharded(trained, 2),
         optimizer_bytes=sharded(states, 1) + stepped_copy,
-        activation_bytes=round(kept * cost.activations * ceil(batch / world_size) * item),
+        buffer_bytes=_buffer_bytes(trained, stage, overlaps=is_gpu),
+        activation_bytes=round(kept * kept_bytes * images),
+        step_bytes=sharded(trained, 1) if stage or world_size > 1 else 0,
         wire_bytes=_wire_bytes(trained, stage, world_size, bf16),
         checkpoint_bytes=trained + states,
     )
+
+
+def _buffer_bytes(trained: int, stage: int, *, overlaps: bool) -> int:
+    """DeepSpeed's buckets, which stay from one backward pass to the next: none at stage 0, two
+    where gradients are sent while others are computed."""
+    bucket = min(trained, BUCKET_NUMBERS * FP32)
+    return 0 if stage == 0 else bucket * (2 if overlaps else 1)
 
 
 def _wire_bytes(trained: int, stage: int, world_size: int, bf16: bool) -> int:

@@ -1,20 +1,20 @@
 """The arithmetic of a run before anything runs, without torch: parameters, memory of a worker,
 bytes and operations of a step, steps, disk.
 
-Bytes are estimates from the formulas of `network_cost.py` and of the objectives; the allocator,
-cuDNN, NCCL and the buckets of DeepSpeed take their own on top.
+Bytes are estimates from the formulas of `network_cost.py`, `worker_memory.py` and of the
+objectives. On CPUs they are held against real workers; on GPUs they are not measured.
 """
 
 import os
 from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil, prod
-from pathlib import Path
 
-from manyfaces.configs.head_cost import Machine
 from manyfaces.configs.network_cost import NetworkCost, network_cost
 from manyfaces.configs.objectives.objective import ObjectiveCost, Sizes
 from manyfaces.configs.schema import Config, Elastic, UserError
+from manyfaces.configs.this_machine import num_gpus
+from manyfaces.configs.worker_memory import WorkerMemory, worker_memory
 
 JPEG_BYTES = 5000
 """Bytes of a 112 px face at JPEG quality 95; our development faces have 4,163 on average."""
@@ -28,7 +28,9 @@ def world_size(config: Config) -> int:
         return workers.max
     if workers != "auto":
         return workers
-    gpus = 0 if config.cluster.gpus_per_worker == 0 else _num_gpus()
+    if config.cluster.launcher == "process":
+        return 1
+    gpus = 0 if config.cluster.gpus_per_worker == 0 else num_gpus()
     return gpus or min(2, max((os.cpu_count() or 1) // config.cluster.threads_per_worker, 1))
 
 
@@ -64,6 +66,8 @@ class Plan:
     warmup_samples: int
 
     network: NetworkCost
+    memory: WorkerMemory
+    """What a worker takes besides the network and the objective."""
     objective: ObjectiveCost
     """What the fullest worker spends on the objective."""
     whole_objective: ObjectiveCost
@@ -83,13 +87,24 @@ class Plan:
 
     @property
     def memory_bytes(self) -> int:
-        """Memory of one worker's device, all together."""
-        return (
-            self.network.memory_bytes
-            + self.objective.device_bytes
-            + self.objective.workspace_bytes
-            + (0 if self.has_gpus else self.snapshot_bytes(self.objective))
+        """Memory of one worker's device, all together: on a CPU, the memory of its process but for
+        pages of files."""
+        network = self.network
+        passing = max(
+            network.activation_bytes + self.memory.heap + self.objective.workspace_bytes,
+            network.step_bytes,
         )
+        lasting = network.state_bytes + self.objective.device_bytes
+        lasting += self.memory.process + self.memory.input
+        return lasting + passing + (0 if self.has_gpus else self.snapshot_bytes(self.objective))
+
+    @property
+    def host_bytes(self) -> int:
+        """Memory of the host that a worker with a GPU takes; 0 of one without, whose memory is all
+        the host's."""
+        if not self.has_gpus:
+            return 0
+        return self.memory.host + self.objective.host_bytes + self.snapshot_bytes(self.objective)
 
     def snapshot_bytes(self, objective: ObjectiveCost) -> int:
         """Host memory that checkpoints are written from: a copy of what the first worker, which
@@ -114,7 +129,9 @@ def plan(config: Config, num_images: int, num_identities: int, world_size: int) 
             f"train.batch_size {batch} is below {world_size} workers, and each needs an image; "
             "raise it or lower cluster.workers"
         )
-    share = ceil(batch / world_size)
+    share, is_gpu = ceil(batch / world_size), has_gpus(config)
+    network = network_cost(config, world_size, is_gpu=is_gpu)
+    upload_bytes = share * 3 * num_pixels  # uint8: normalisation belongs to the device
     return Plan(
         num_images=num_images,
         num_identities=num_identities,
@@ -125,14 +142,15 @@ def plan(config: Config, num_images: int, num_identities: int, world_size: int) 
         num_steps=num_steps(config, num_images),
         num_samples=total_samples(config, num_images),
         warmup_samples=warmup_samples(config, num_images),
-        network=network_cost(config, world_size),
+        network=network,
+        memory=worker_memory(config, network, upload_bytes, is_gpu=is_gpu),
         objective=_objective_cost(config, num_identities, world_size),
         whole_objective=_objective_cost(config, num_identities, 1),
         has_head=config.has_head,
         read_bytes=batch * JPEG_BYTES * num_pixels // 112**2,
-        upload_bytes=share * 3 * num_pixels,  # uint8: normalisation belongs to the device
+        upload_bytes=upload_bytes,
         kept_checkpoints=config.checkpoint.keep,
-        has_gpus=has_gpus(config),
+        has_gpus=is_gpu,
         copies_state=config.checkpoint.background,
     )
 
@@ -148,20 +166,6 @@ def has_gpus(config: Config) -> bool:
     this computer has one, or has too few cores for them."""
     few = world_size(config) * config.cluster.threads_per_worker <= (os.cpu_count() or 1)
     gpus = config.cluster.gpus_per_worker
-    return gpus == 1 or (gpus == "auto" and (_num_gpus() > 0 or not few))
-
-
-def machine(config: Config, memory_gb: float | None) -> Machine:
-    """What a worker has: a GPU of the H100's class, or its threads of this computer."""
-    if has_gpus(config):
-        return Machine("an H100-class GPU", True, (memory_gb or 80) * 1e9, 4e14, 3e12)
-    threads = config.cluster.threads_per_worker
-    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / world_size(config)
-    memory = memory_gb * 1e9 if memory_gb else whole
-    return Machine(
-        f"{threads} CPU thread{'s' * (threads > 1)}", False, memory, 2e11 * threads, 1e10 * threads
-    )
-
-
-def _num_gpus() -> int:
-    return len(list(Path("/dev").glob("nvidia[0-9]*")))
+    if gpus == "auto" and config.cluster.machine is not None:
+        return True
+    return gpus == 1 or (gpus == "auto" and (num_gpus() > 0 or not few))

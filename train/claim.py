@@ -1,16 +1,22 @@
 """Whether a run may have its folder: the same name means the same experiment."""
 
+import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from manyfaces.configs import plan, plan_lines
+from manyfaces.cluster.memory import under_torchrun
+from manyfaces.configs import plan
 from manyfaces.configs.errors import UserError
 from manyfaces.configs.files import file_sha256, write_atomic
+from manyfaces.configs.fit import GO_ON, shortage, without_gpus
 from manyfaces.configs.identity import differences, tensors
 from manyfaces.configs.load import dump
+from manyfaces.configs.plan_report import summary_lines
 from manyfaces.configs.redact import redacted
 from manyfaces.configs.schema import Config
+from manyfaces.configs.worker_machine import machine
 from manyfaces.data.dataset.dataset import Dataset
 from manyfaces.data.dataset.manifest import IDENTITIES
 from manyfaces.data.dataset.names import names_sha256, write_names
@@ -51,12 +57,47 @@ def claim(config: Config, dataset: Dataset, folder: RunFolder, *, takeover: bool
         write_names(dataset, folder.path / IDENTITIES)  # each checkpoint holds a copy
         write_identity(folder, config, identity_here(config, dataset))
         write_atomic(folder.config, dump(redacted(config)))
-        lines = plan_lines.lines(planned)
-        write_atomic(folder.plan, "".join(f"{label}: {text}\n" for label, text in lines))
+        _write_plan(config, planned, folder)
     except BaseException:
         lease.release()
         raise
     return lease
+
+
+def _write_plan(config: Config, planned: plan.Plan, folder: RunFolder) -> None:
+    """Write what the run is going to cost, as text for people, and the memory of a worker for
+    programs."""
+    lines = summary_lines(config, planned, machine(config))
+    write_atomic(folder.plan, "".join(f"{label}: {text}\n" for label, text in lines))
+    figures = {
+        "world_size": planned.world_size,
+        "memory_bytes": planned.memory_bytes,
+        "host_bytes": planned.host_bytes,
+        "has_gpus": planned.has_gpus,
+    }
+    write_atomic(folder.plan_figures, json.dumps(figures, indent=1) + "\n")
+
+
+def refuse_without_gpus(config: Config) -> None:
+    """Raise `UserError` for a configuration for GPUs on a machine that has none."""
+    if not under_torchrun() and (why := without_gpus(config)) is not None:
+        raise UserError(why)
+
+
+def refuse_too_large(config: Config, dataset: Dataset, tell: Callable[[str], None]) -> None:
+    """Raise `UserError` where the workers' machines are known and the run does not fit them; with
+    `cluster.check_memory=false` it is only told."""
+    manifest = dataset.manifest
+    planned = plan.plan(
+        config, manifest.num_images, manifest.num_identities, plan.world_size(config)
+    )
+    own = machine(config)
+    short = shortage(config, planned, own) if own.known else None
+    if short is None:
+        return
+    if config.cluster.check_memory:
+        raise UserError(f"does not fit: {short}; {GO_ON}")
+    tell(f"does not fit: {short}")
 
 
 def refuse_other(config: Config, dataset: Dataset, folder: RunFolder) -> None:

@@ -56,6 +56,11 @@ class RunFolder:
         return self.path / "plan.txt"
 
     @property
+    def plan_figures(self) -> Path:
+        """The same as numbers: the memory of a worker."""
+        return self.path / "plan.json"
+
+    @property
     def checkpoints(self) -> Path:
         """The folder of the checkpoints."""
         return self.path / CHECKPOINTS
@@ -103,7 +108,7 @@ class RunFolder:
     @property
     def record(self) -> list[str]:
         """The names of the files that tell of the run, but for what is drawn from them."""
-        files = self.identity, self.config, self.plan, self.evaluation
+        files = self.identity, self.config, self.plan, self.plan_figures, self.evaluation
         more = self.quarantine, self.left_out
         return [*(file.name for file in (*files, *more)), METRICS, EVENTS, RUN_FILE, IDENTITIES]
 

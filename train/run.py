@@ -29,7 +29,14 @@ from manyfaces.data.orders.build import check_sizes
 from manyfaces.train.checkpoint.choice import chosen, names_checkpoint
 from manyfaces.train.checkpoint.fetched import fetched
 from manyfaces.train.checkpoint.layout import newest, newest_step
-from manyfaces.train.claim import claim, refuse_lost, refuse_other, refuse_other_in_store
+from manyfaces.train.claim import (
+    claim,
+    refuse_lost,
+    refuse_other,
+    refuse_other_in_store,
+    refuse_too_large,
+    refuse_without_gpus,
+)
 from manyfaces.train.evaluation.encoders import checked_file
 from manyfaces.train.evaluation.plots import plot_metrics
 from manyfaces.train.evaluation.result import QuantitiesByName, metric
@@ -136,6 +143,7 @@ def _checked(
 ) -> tuple[Lease, int, bool, QuantitiesByName]:
     """Check the dataset and what the run needs besides, and take the lease of its folder: that, the
     steps in all, whether they are done, and what the protocols give."""
+    refuse_without_gpus(config)
     _refuse(config, dataset, folder)
     _look(config, dataset, console)
     num_steps = plan.num_steps(config, dataset.manifest.num_images)
@@ -145,6 +153,7 @@ def _checked(
     complete = finished_at >= num_steps and not under_torchrun()
     if not complete:
         refuse_lost(folder)
+        refuse_too_large(config, dataset, console.print)
     quantities = _check_protocols(config, images=not complete)
     lease = claim(config, dataset, folder, takeover=takeover)
     return lease, num_steps, complete, quantities

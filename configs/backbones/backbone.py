@@ -21,6 +21,8 @@ class Cost(NamedTuple):
     """Multiply-adds of one image's forward pass."""
     activations: int
     """Activation elements of one image that are kept for backward."""
+    float32_activations: int = 0
+    """Those of them that autocast keeps in float32."""
 
 
 class Transformer(NamedTuple):

@@ -36,7 +36,9 @@ class IResNet(WithNeck):
         channels = IRESNET_WIDTHS[0]
         parameters = 27 * channels + 3 * channels  # stem convolution, BatchNorm, PReLU
         multiply_adds = 27 * channels * area
-        activations = 3 * channels * area
+        # The image, and what the stem's BatchNorm and PReLU are given; its output is counted with
+        # the first block.
+        activations = (3 + 2 * channels) * area
         for out, num_blocks in zip(IRESNET_WIDTHS, IRESNET_BLOCKS[self.depth], strict=True):
             for block in range(num_blocks):
                 if block == 0:
@@ -45,11 +47,14 @@ class IResNet(WithNeck):
                 conv1, conv2 = 9 * channels * out, 9 * out * out
                 parameters += conv1 + conv2 + 2 * channels + 5 * out
                 multiply_adds += conv1 * area + conv2 * out_area
-                activations += (2 * channels + 3 * out) * area + 2 * out * out_area
+                # The block's input and what its layers are given; a shortcut with a convolution
+                # has a BatchNorm of its own.
+                activations += (2 * channels + 3 * out) * area
+                activations += (2 if block == 0 else 1) * out * out_area
                 if block == 0:
                     parameters += channels * out + 2 * out
                     multiply_adds += channels * out * out_area
                 channels, area = out, out_area
         flat, dim = channels * area, self.embedding_dim
         parameters += 2 * channels + flat * dim + dim + self.neck_parameters(dim)
-        return Cost(parameters, multiply_adds + flat * dim, activations + flat)
+        return Cost(parameters, multiply_adds + flat * dim, activations + 2 * flat)

@@ -35,7 +35,6 @@ _NOT_PASSED_ON = {
 class _Transformer:
     width: int
     depth: int
-    heads: int
 
 
 class _Shape(NamedTuple):
@@ -43,7 +42,6 @@ class _Shape(NamedTuple):
 
     width: int
     depth: int
-    heads: int
     mlp_ratio: float
     patch_px: int
     patches: int
@@ -54,11 +52,11 @@ class _Shape(NamedTuple):
 
 
 _TRANSFORMERS = {
-    "tiny": _Transformer(192, 12, 3),
-    "small": _Transformer(384, 12, 6),
-    "base": _Transformer(768, 12, 12),
-    "large": _Transformer(1024, 24, 16),
-    "huge": _Transformer(1280, 32, 16),
+    "tiny": _Transformer(192, 12),
+    "small": _Transformer(384, 12),
+    "base": _Transformer(768, 12),
+    "large": _Transformer(1024, 24),
+    "huge": _Transformer(1280, 32),
 }
 _TRANSFORMER_NAME = re.compile(
     r"(?!.*_(?:plus|siglip|sapiens2|\d+x\d+)(?:_|$))"  # wider, deeper, or with more behind them
@@ -119,6 +117,7 @@ class Timm(WithNeck):
             self.num_parameters or known.parameters,
             multiply_adds,
             known.activations or multiply_adds // 100,
+            known.float32_activations,
         )
 
     def transformer(self, image_hw: tuple[int, int]) -> Transformer:
@@ -142,8 +141,9 @@ class Timm(WithNeck):
         parameters += depth * (block + (9 + ratio) * width)
         multiply_adds: float = found.patches * patch * width + last
         multiply_adds += depth * (tokens * block + 2 * tokens * tokens * width)
-        activations = tokens * ((8 + 2 * ratio) * width + 2 * found.heads * tokens)
-        return Cost(round(parameters), round(multiply_adds), round(depth * activations))
+        shown = depth * tokens * width
+        activations = round((8 + 2 * ratio) * shown)  # fused attention keeps no matrix
+        return Cost(round(parameters), round(multiply_adds), activations, 2 * shown)
 
     def _shape(self, image_hw: tuple[int, int]) -> _Shape | None:
         """What the name and the parameters say; None of another network than a plain vision
@@ -157,7 +157,6 @@ class Timm(WithNeck):
         return _Shape(
             width=int(self._number("embed_dim", named.width)),
             depth=int(self._number("depth", named.depth)),
-            heads=int(self._number("num_heads", named.heads)),
             mlp_ratio=self._number("mlp_ratio", 4),
             patch_px=patch_px,
             patches=patches,

@@ -62,8 +62,12 @@ class ViT(WithNeck):
         multiply_adds = tokens * patch * width
         multiply_adds += shape.depth * (tokens * block + 2 * tokens * tokens * width)
         multiply_adds += tokens * width * width + width * dim
-        activations = tokens * ((8 + 2 * shape.mlp_ratio) * width + 2 * shape.heads * tokens)
-        return Cost(parameters, multiply_adds, shape.depth * activations)
+        # A fused attention keeps no matrix of tokens x tokens, and hidden tokens go through no
+        # block.
+        shown = shape.depth * int(tokens * (1 - self.mask_ratio)) * width
+        activations = (8 + 2 * shape.mlp_ratio) * shown
+        # What is added up over the blocks, which both LayerNorms of a block read.
+        return Cost(parameters, multiply_adds, activations, 2 * shown)
 
     def _embedding_parameters(self, tokens: int) -> int:
         """Parameters behind the last block: two linear layers, with a neck behind each."""

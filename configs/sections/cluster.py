@@ -4,6 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
+from manyfaces.configs.machines import Card
 from manyfaces.configs.node import NOTHING, Decides, Node
 
 
@@ -39,6 +40,12 @@ class Cluster(Node):
     """torch's CPU threads; results on CPU are bit-exact only at equal numbers."""
     gpus_per_worker: Literal["auto", 0, 1] = "auto"
     """GPUs of each worker; `auto` is one where the machine has any."""
+    machine: Card | None = None
+    """GPU of each worker, for the plan: its hours, and whether the run fits. null is this
+    computer's, and where it has none or `address` names a cluster, an H100."""
+    check_memory: bool = True
+    """Whether a run is refused that needs more memory than its workers have, by the plan; `false`
+    only says it."""
     max_failures: Annotated[int, Field(ge=-1)] = 3
     """How often Ray restarts lost workers without a new checkpoint in between, or up to about twice
     as often where one was written just before; -1 means without limit."""

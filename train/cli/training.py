@@ -2,14 +2,18 @@
 
 import contextlib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
 from manyfaces.cluster.memory import restart_keeping_memory, under_torchrun, works_here
 from manyfaces.cluster.signals import listening
 from manyfaces.configs.errors import UserError
+from manyfaces.configs.fit import GO_ON
+from manyfaces.configs.machines import Card
 from manyfaces.configs.plan import has_gpus
+from manyfaces.configs.plan_time import MeasuredRate
+from manyfaces.configs.schema import Config
 from manyfaces.train.cli.options import Recipe, RecipeOrNot, Words
 from manyfaces.train.cli.output import console, load_config, note, read_config, say
 from manyfaces.train.cli.verbs import above_zero
@@ -54,6 +58,22 @@ ImagesPerS = Annotated[
         metavar="RATE",
         help="Images a second of all workers, as a run of this kind records it; default: estimated "
         "from the arithmetic of a step.",
+    ),
+]
+Like = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="RUN",
+        help="A run of the same network, image size and precision: its images a second in place of "
+        "the estimate.",
+    ),
+]
+MachineName = Annotated[
+    str | None,
+    typer.Option(
+        metavar="GPU",
+        help="Plan for workers with this GPU, as cluster.machine does: "
+        f"{', '.join(get_args(Card))}.",
     ),
 ]
 MtbfHours = Annotated[
@@ -161,15 +181,17 @@ def check(
     words: Words = None,
     explain: Explain = None,
     memory_gb: MemoryGB = None,
+    machine: MachineName = None,
     images_per_s: ImagesPerS = None,
+    like: Like = None,
     mtbf_hours: MtbfHours = None,
     restart_seconds: RestartS = None,
 ) -> None:
     """Show the configuration and the plan; nothing runs.
 
-    With --explain and a key such as `head`, `data.augment` or '' for all, no CONFIG is needed. How
-    many steps apart checkpoints lose least to failures is told for the workers of the
-    configuration: `cluster.workers=1024`.
+    Ends with 2 where the run does not fit the memory of its workers. With --explain and a key such
+    as `head`, `data.augment` or '' for all, no CONFIG is needed. How many steps apart checkpoints
+    lose least to failures is told for the workers of the configuration: `cluster.workers=1024`.
     """
     if explain is not None:
         from manyfaces.configs.explain import describe
@@ -179,25 +201,27 @@ def check(
         return
     if config is None:
         raise UserError("missing argument 'CONFIG', or --explain KEY; see manyfaces check --help")
-    tree = load_config(config, words or ())
-    from manyfaces.configs import plan, plan_lines
-    from manyfaces.configs.interval_lines import interval_lines
+    words = [*(words or ()), *([f"cluster.machine={machine}"] if machine else ())]
+    tree = load_config(config, words)
     from manyfaces.configs.load import dump
+    from manyfaces.configs.plan_report import Given, report
     from manyfaces.configs.redact import redacted
     from manyfaces.data.dataset.size import dataset_size
 
     print(dump(redacted(tree)))  # noqa: T201 - for pipes, as it is
     images, identities, sources = dataset_size(tree.data)
-    found = plan.plan(tree, images, identities, plan.world_size(tree))
-    machine = plan.machine(tree, memory_gb)
-    interval = interval_lines(
-        tree,
-        found,
-        machine,
-        images_per_s=images_per_s,
-        mtbf_hours=mtbf_hours,
-        restart_s=restart_seconds,
-    )
-    settings = plan_lines.head_lines(tree, found, machine)
-    for label, text in plan_lines.lines(found) + interval + settings + sources:
+    given = Given(memory_gb, _rate(tree, images_per_s, like), mtbf_hours, restart_seconds)
+    lines, short = report(tree, images, identities, given)
+    for label, text in lines + sources:
         say(f"{label:32} {text}")
+    if short is not None and tree.cluster.check_memory:
+        raise UserError(f"does not fit: {short}; {GO_ON}")
+
+
+def _rate(tree: Config, images_per_s: float | None, like: Path | None) -> MeasuredRate | None:
+    """What the plan's hours go by, where it was measured."""
+    if like is not None:
+        from manyfaces.train.measured import rate_like
+
+        return rate_like(tree, like)
+    return None if images_per_s is None else MeasuredRate(images_per_s, "as --images-per-s says")

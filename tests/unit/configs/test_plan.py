@@ -13,7 +13,6 @@ from manyfaces.configs.head_cost import head_cost
 from manyfaces.configs.objectives.objective import ObjectiveCost, Sizes
 from manyfaces.configs.plan import (
     Plan,
-    machine,
     num_steps,
     plan,
     total_samples,
@@ -22,6 +21,7 @@ from manyfaces.configs.plan import (
 )
 from manyfaces.configs.plan_lines import head_lines, lines
 from manyfaces.configs.schema import Config, Head, Rows, UserError
+from manyfaces.configs.worker_machine import machine
 
 
 def make(**tree: object) -> Config:
@@ -72,16 +72,17 @@ def test_zero_stages_and_optimizers() -> None:
             found.network.weight_bytes,
             found.network.gradient_bytes,
             found.network.optimizer_bytes,
+            found.network.buffer_bytes,
             found.network.wire_bytes,
         )
         return tuple(part / weights for part in parts)
 
-    assert state(0, kind="sgd") == (1, 1, 1, 1.5)
-    assert state(0, kind="sgd", momentum=0) == (1, 1, 0, 1.5)
-    assert state(0, kind="adamw") == (1, 1, 2, 1.5)
-    assert state(1, kind="adamw") == (1, 1, 0.75, 1.5)
-    assert state(2, kind="adamw") == (1, 0.25, 0.75, 1.5)
-    assert state(3, kind="adamw") == (0.25, 0.25, 0.75, 2.25)
+    assert state(0, kind="sgd") == (1, 1, 1, 0, 1.5)
+    assert state(0, kind="sgd", momentum=0) == (1, 1, 0, 0, 1.5)
+    assert state(0, kind="adamw") == (1, 1, 2, 0, 1.5)
+    assert state(1, kind="adamw") == (1, 1, 0.75, 1, 1.5)
+    assert state(2, kind="adamw") == (1, 0.25, 0.75, 1, 1.5)
+    assert state(3, kind="adamw") == (0.25, 0.25, 0.75, 1, 2.25)
 
 
 def test_checkpointing_trades_memory_for_arithmetic() -> None:
@@ -277,8 +278,9 @@ def test_a_plan_with_rows_on_the_host() -> None:
     told = dict(lines(on_host))
     assert set(told) - set(dict(lines(on_device))) == {"chosen rows a step"}
     snapshot = "checkpoint snapshot, 96.4 GiB"
-    assert dict(lines(on_device))["host memory a worker"] == snapshot
-    assert told["host memory a worker"] == f"head rows and state, 106 GiB; {snapshot}"
+    process = "process, 4 GiB"
+    assert dict(lines(on_device))["host memory a worker"] == f"{snapshot}; {process}"
+    assert told["host memory a worker"] == f"head rows and state, 106 GiB; {snapshot}; {process}"
     assert (
         told["chosen rows a step"]
         == "19.2 GiB to the device and back a worker, beside the backbone"
@@ -319,7 +321,7 @@ def test_the_copy_that_a_checkpoint_is_written_from_counts_as_memory() -> None:
     assert fits[1].startswith("rowwise float16")
     on_gpu = planned(True, gpus=1)[1]
     assert on_gpu.memory_bytes == planned(False, gpus=1)[1].memory_bytes
-    assert dict(lines(on_gpu))["host memory a worker"] == "checkpoint snapshot, 17.3 GiB"
+    assert dict(lines(on_gpu))["host memory a worker"].startswith("checkpoint snapshot, 17.3 GiB;")
 
 
 def test_lazy_decay_moves_drawn_rows_and_their_momentum_once_more() -> None:

@@ -1,0 +1,94 @@
+"""What this computer has, without torch: its GPUs and the memory that its processes may take."""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+from typing import NamedTuple, get_args
+
+from manyfaces.configs.machines import Card
+
+_ASK_S = 10.0
+
+
+class Gpus(NamedTuple):
+    """The GPUs of this computer, as the driver tells of them."""
+
+    name: str
+    card: Card | None
+    """What it is called in the table of `machines.py`, if it is there."""
+    memory_bytes: int
+    """Memory of the smallest."""
+
+
+def num_gpus() -> int:
+    """GPUs that this computer shows its processes."""
+    return len(list(Path("/dev").glob("nvidia[0-9]*")))
+
+
+def gpus() -> Gpus | None:
+    """The GPUs, or None where there is none or the driver does not answer."""
+    if not num_gpus():
+        return None
+    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        told = subprocess.run(query, capture_output=True, text=True, timeout=_ASK_S, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return parse_gpus(told.stdout)
+
+
+def parse_gpus(told: str) -> Gpus | None:
+    """The GPUs by what `nvidia-smi` tells of each: `NAME, MIB`."""
+    rows = [line.rpartition(", ") for line in told.splitlines()]
+    known = [(int(size), name) for name, _, size in rows if size.strip().isdecimal()]
+    if not known:
+        return None
+    mib, name = min(known)
+    return Gpus(name, _card(name, mib), mib << 20)
+
+
+def _card(name: str, mib: int) -> Card | None:
+    words = re.sub(r"\bRTX ", "RTX", name).upper()
+    for card in get_args(Card):
+        if re.search(rf"\b{re.escape(card.upper())}\b", words):
+            return "a100-40gb" if card == "a100" and mib < 50_000 else card  # type: ignore[no-any-return]
+    return None
+
+
+def memory_bytes() -> tuple[int, str]:
+    """Memory that processes of this computer may take together, and what sets that limit."""
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        limit = cgroup_limit(Path("/proc/self/cgroup").read_text(), Path("/sys/fs/cgroup"))
+    except OSError:
+        limit = None
+    if limit is None or limit >= whole:
+        return whole, "this machine"
+    return limit, "the control group of this process"
+
+
+def cgroup_limit(own: str, root: Path) -> int | None:
+    """The lowest limit of memory among the control groups that `own`, the text of
+    /proc/self/cgroup, names and those above them; `root` is where they are mounted. None without a
+    limit."""
+    limits = []
+    for line in own.splitlines():
+        number, controllers, path = line.split(":", 2)
+        if number == "0":  # version 2
+            base, name = root, "memory.max"
+        elif "memory" in controllers.split(","):
+            base, name = root / "memory", "memory.limit_in_bytes"
+        else:
+            continue
+        group = base / path.strip("/")
+        for folder in (group, *group.parents):
+            try:
+                text = (folder / name).read_text().strip()
+            except OSError:
+                text = "max"
+            if text.isdecimal():
+                limits.append(int(text))
+            if folder == base:
+                break
+    return min(limits, default=None)

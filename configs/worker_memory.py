@@ -1,0 +1,68 @@
+"""What a worker's process takes in memory besides what is trained and kept for the backward pass.
+
+The figures of CPU workers are measured: `tests/bench/bench_memory.py` prints them beside those of
+real workers, and `tests/e2e/test_worker_memory.py` holds the plan to them. The figures of GPUs are
+stated, not measured.
+"""
+
+from dataclasses import dataclass
+
+from manyfaces.configs.network_cost import NetworkCost
+from manyfaces.configs.schema import Config
+
+MIB = 1 << 20
+LIBRARIES = 300 * MIB
+"""Anonymous memory of a CPU worker that has no network yet: 214 MiB once Python, torch, DeepSpeed,
+DALI and Arrow are imported, 77 more once torch's compiler and its like have come with the first
+optimiser, and the threads' stacks. Pages of files, about 300 MiB of libraries that all workers
+share, are the page cache's and not counted."""
+RAY_WORKER = 60 * MIB
+"""What Ray's part of a worker adds."""
+BESIDE_WORKERS = 1400 * MIB
+"""What a local run has beside its workers: the process that a person started, Ray's daemons and the
+controller of its workers."""
+GPU_LIBRARIES = 1536 * MIB
+"""Memory of a GPU that CUDA's context, the kernels, the workspaces of cuBLAS and cuDNN and the
+buffers of NCCL take. Stated, not measured."""
+GPU_HOST = 4096 * MIB
+"""Host memory of a GPU worker with its libraries. Stated, not measured."""
+HEAP_SHARE = 0.85
+"""What the heap of a CPU worker holds between blocks that are in use, as a share of the
+activations. Workers give nothing back to the kernel (`cluster/memory.py`), and glibc 2.36 looks for
+an aligned block only in holes that are larger than it by the alignment: what one tensor leaves does
+not take the next one of its size, unless its neighbours are free too. Measured after 7 to 30 steps:
+0.75 to 0.95 for convolutional networks, 0.6 to 0.75 for transformers; where blocks go back to the
+kernel at once, or with jemalloc, it is 0.05."""
+_BATCHES = 4
+"""Batches that are decoded or trained on, beside those that wait: the one of the step and the one
+that was asked for behind it, one that is decoded and one that is collected."""
+
+
+@dataclass(frozen=True)
+class WorkerMemory:
+    """Bytes of one worker."""
+
+    process: int
+    """Libraries, before anything is built."""
+    input: int
+    """Batches that are decoded ahead."""
+    heap: int
+    """Of a CPU, what the heap holds between blocks that are in use."""
+    host: int
+    """Of a GPU worker, its process on the host."""
+
+
+def worker_memory(
+    config: Config, network: NetworkCost, upload_bytes: int, *, is_gpu: bool
+) -> WorkerMemory:
+    """What a worker takes besides the network and the objective, where the images of one batch are
+    `upload_bytes`."""
+    images = (config.data.prefetch_batches + _BATCHES) * upload_bytes
+    if is_gpu:
+        return WorkerMemory(process=GPU_LIBRARIES, input=images, heap=0, host=GPU_HOST)
+    return WorkerMemory(
+        process=LIBRARIES + (RAY_WORKER if config.cluster.launcher == "ray" else 0),
+        input=images,
+        heap=round(HEAP_SHARE * network.activation_bytes),
+        host=0,
+    )
