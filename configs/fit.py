@@ -4,12 +4,12 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+from manyfaces.configs import this_machine
 from manyfaces.configs.amounts import size
 from manyfaces.configs.machines import Machine
 from manyfaces.configs.plan import Plan, has_gpus, plan, world_size
 from manyfaces.configs.plan_lines import Lines
 from manyfaces.configs.schema import Config, Elastic
-from manyfaces.configs.this_machine import memory_bytes, num_gpus
 from manyfaces.configs.worker_machine import workers_here
 
 _REMEDIES_TOLD = 3
@@ -50,7 +50,7 @@ def without_gpus(config: Config) -> str | None:
     """Why a configuration for GPUs cannot run on this computer, which has none; None where it has,
     where none is wanted, and where the workers are a cluster's."""
     cluster = config.cluster
-    if num_gpus() or cluster.address is not None or not has_gpus(config):
+    if this_machine.num_gpus() or cluster.address is not None or not has_gpus(config):
         return None
     if cluster.machine is not None:
         wanted = f"cluster.machine is {cluster.machine}"
@@ -86,7 +86,7 @@ def _host_shortage(config: Config, found: Plan, machine: Machine) -> str | None:
         return None
     if config.cluster.machine is not None:
         return None
-    workers, (has, where) = workers_here(config), memory_bytes()
+    workers, (has, where) = workers_here(config), this_machine.memory_bytes()
     needs = workers * found.host_bytes
     if needs <= has:
         return None
@@ -95,8 +95,11 @@ def _host_shortage(config: Config, found: Plan, machine: Machine) -> str | None:
 
 def remedies(config: Config, found: Plan, machine: Machine) -> Iterator[tuple[str, int]]:
     """Settings that make the run fit, each alone, the cheapest first, with the memory of a worker
-    then. The last of them change what is learnt."""
+    then: of each key the value that changes least. The last of them change what is learnt."""
+    told_keys: set[str] = set()
     for words in _candidates(config, found):
+        if told_keys & words.keys():
+            continue
         other = config
         for key, value in words.items():
             other = _changed(other, key, value)

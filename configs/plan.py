@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil, prod
 
+from manyfaces.configs import this_machine
 from manyfaces.configs.network_cost import NetworkCost, network_cost
 from manyfaces.configs.objectives.objective import ObjectiveCost, Sizes
 from manyfaces.configs.schema import Config, Elastic, UserError
-from manyfaces.configs.this_machine import num_gpus
 from manyfaces.configs.worker_memory import WorkerMemory, worker_memory
 
 JPEG_BYTES = 5000
@@ -30,7 +30,7 @@ def world_size(config: Config) -> int:
         return workers
     if config.cluster.launcher == "process":
         return 1
-    gpus = 0 if config.cluster.gpus_per_worker == 0 else num_gpus()
+    gpus = 0 if config.cluster.gpus_per_worker == 0 else this_machine.num_gpus()
     return gpus or min(2, max((os.cpu_count() or 1) // config.cluster.threads_per_worker, 1))
 
 
@@ -168,4 +168,4 @@ def has_gpus(config: Config) -> bool:
     gpus = config.cluster.gpus_per_worker
     if gpus == "auto" and config.cluster.machine is not None:
         return True
-    return gpus == 1 or (gpus == "auto" and (num_gpus() > 0 or not few))
+    return gpus == 1 or (gpus == "auto" and (this_machine.num_gpus() > 0 or not few))

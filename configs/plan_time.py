@@ -70,7 +70,8 @@ def time_lines(
     seconds = step_s * found.num_steps
     told = f"about {duration(seconds)} at {found.batch_size / step_s:,.0f} images/s"
     if machine.is_gpu:
-        told += f", {found.world_size * seconds / _HOUR:,.3g} GPU-hours"
+        hours = found.world_size * seconds / _HOUR
+        told += f", {hours:,.0f} GPU-hours" if hours >= 100 else f", {hours:.3g} GPU-hours"
     if estimated.seconds:
         told += f": {estimated.shares('head' if found.has_head else 'objective')}"
     told_of = [("time", told)]

@@ -16,6 +16,9 @@ LIBRARIES = 300 * MIB
 DALI and Arrow are imported, 77 more once torch's compiler and its like have come with the first
 optimiser, and the threads' stacks. Pages of files, about 300 MiB of libraries that all workers
 share, are the page cache's and not counted."""
+KERNELS = 100 * MIB
+"""What oneDNN keeps from the first step on: generated code and scratch memory, 75 to 155 MiB by the
+number of different layers."""
 RAY_WORKER = 60 * MIB
 """What Ray's part of a worker adds."""
 BESIDE_WORKERS = 1400 * MIB
@@ -26,13 +29,13 @@ GPU_LIBRARIES = 1536 * MIB
 buffers of NCCL take. Stated, not measured."""
 GPU_HOST = 4096 * MIB
 """Host memory of a GPU worker with its libraries. Stated, not measured."""
-HEAP_SHARE = 0.85
+HEAP_SHARE = 0.75
 """What the heap of a CPU worker holds between blocks that are in use, as a share of the
 activations. Workers give nothing back to the kernel (`cluster/memory.py`), and glibc 2.36 looks for
 an aligned block only in holes that are larger than it by the alignment: what one tensor leaves does
 not take the next one of its size, unless its neighbours are free too. Measured after 7 to 30 steps:
-0.75 to 0.95 for convolutional networks, 0.6 to 0.75 for transformers; where blocks go back to the
-kernel at once, or with jemalloc, it is 0.05."""
+0.7 to 0.9 for convolutional networks, 0.5 to 0.65 for transformers; about 0 where blocks go back to
+the kernel at once."""
 _BATCHES = 4
 """Batches that are decoded or trained on, beside those that wait: the one of the step and the one
 that was asked for behind it, one that is decoded and one that is collected."""
@@ -61,7 +64,7 @@ def worker_memory(
     if is_gpu:
         return WorkerMemory(process=GPU_LIBRARIES, input=images, heap=0, host=GPU_HOST)
     return WorkerMemory(
-        process=LIBRARIES + (RAY_WORKER if config.cluster.launcher == "ray" else 0),
+        process=LIBRARIES + KERNELS + (RAY_WORKER if config.cluster.launcher == "ray" else 0),
         input=images,
         heap=round(HEAP_SHARE * network.activation_bytes),
         host=0,
