@@ -133,6 +133,8 @@ def _candidates(config: Config, found: Plan) -> Iterator[dict[str, Any]]:
     on_device = config.has_head and config.head.placement == "device"
     if on_device and found.has_gpus and config.head.sample_rate < 1:
         yield {"head.placement": "host"}
+    at_a_time = config.train.images_at_a_time(workers)
+    yield from ({"train.micro_batch_size": at_a_time // n} for n in (2, 4, 8, 16) if at_a_time > n)
     if config.train.precision == "float32":
         yield {"train.precision": "bfloat16"}
     for share in (2, 4, 8):

@@ -68,10 +68,14 @@ def network_cost(config: Config, world_size: int, *, is_gpu: bool) -> NetworkCos
     stepped_copy = sharded(trained, 1) if stage >= 1 else 0
     autocast_copy = weights // 2 if bf16 else 0
     # Backward is two forwards: towards inputs and towards weights, which a fixed base has none of.
-    # A checkpointed block runs forward twice.
-    passes = (2 if config.model.adapters else 3) + int(checkpointing)
+    # A checkpointed block runs forward twice, and so does the whole network where a batch goes
+    # through it in several parts (`train/gradient_cache.py`).
+    in_parts = config.train.num_micro_batches(world_size) > 1
+    passes = (2 if config.model.adapters else 3) + int(checkpointing) + int(in_parts)
     kept = config.model.checkpointed_share if checkpointing else 1.0
-    images = ceil(batch / world_size)
+    images = config.train.images_at_a_time(world_size)
+    # Of a batch in parts, all embeddings and their gradient.
+    embeddings = 2 * FP32 * config.model.embedding_dim * ceil(batch / world_size) * in_parts
     kept_bytes = cost.activations * (2 if bf16 else FP32)
     kept_bytes += cost.float32_activations * 2 * bf16
     return NetworkCost(
@@ -83,7 +87,7 @@ def network_cost(config: Config, world_size: int, *, is_gpu: bool) -> NetworkCos
         gradient_bytes=sharded(trained, 2),
         optimizer_bytes=sharded(states, 1) + stepped_copy,
         buffer_bytes=_buffer_bytes(trained, stage, overlaps=is_gpu),
-        activation_bytes=round(kept * kept_bytes * images),
+        activation_bytes=round(kept * kept_bytes * images) + embeddings,
         step_bytes=sharded(trained, 1) if stage or world_size > 1 else 0,
         wire_bytes=_wire_bytes(trained, stage, world_size, bf16),
         checkpoint_bytes=trained + states,

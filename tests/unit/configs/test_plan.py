@@ -95,6 +95,18 @@ def test_checkpointing_trades_memory_for_arithmetic() -> None:
     assert thin.network.flops * 3 == dense.network.flops * 4
 
 
+def test_a_batch_in_parts_keeps_the_activations_of_one_for_another_forward_pass() -> None:
+    whole, parts = (
+        plan(make(train={"batch_size": 256, "micro_batch_size": size}), 1000, 100, 2)
+        for size in (None, 32)
+    )
+    embeddings = 2 * 128 * 512 * 4
+    assert (parts.network.activation_bytes - embeddings) * 4 == whole.network.activation_bytes
+    assert parts.network.flops * 3 == whole.network.flops * 4
+    assert parts.memory_bytes < whole.memory_bytes
+    assert parts.objective == whole.objective
+
+
 def test_counts_in_decimals_and_rounds_up_to_whole_steps() -> None:
     config = make(train={"epochs": 0.1, "batch_size": 3, "schedule": {"warmup_epochs": 0.3}})
     assert num_steps(config, 90) == 3  # not 4, as 0.1 * 90 / 3 is in no binary
