@@ -33,9 +33,13 @@ def device_lines(config: Config, machine: Machine) -> Lines:
 
 def shortage(config: Config, found: Plan, machine: Machine) -> str | None:
     """What is too large for what, with the remedies, in one line; None where the run fits."""
+    fewest, has = _with_fewest_workers(config, found, machine)
     if found.memory_bytes > machine.memory_bytes:
-        needs, has = size(found.memory_bytes), size(machine.memory_bytes)
-        told = f"a worker needs about {needs} and has {has} ({_whose(machine)})"
+        needs = f"{size(found.memory_bytes)} and has {size(machine.memory_bytes)}"
+        told = f"a worker needs about {needs} ({_whose(machine)})"
+    elif fewest.memory_bytes > has:
+        needs = f"{size(fewest.memory_bytes)} and has {size(has)}"
+        told = f"each of cluster.workers.min={fewest.world_size} workers needs about {needs}"
     elif host := _host_shortage(config, found, machine):
         told = host
     else:
@@ -66,6 +70,25 @@ def without_gpus(config: Config) -> str | None:
         f"this machine has no GPU, and {wanted}; give the cluster.address of a cluster with GPUs, "
         "or train on the CPU with cluster.gpus_per_worker=0 and few cluster.workers"
     )
+
+
+def _with_fewest_workers(config: Config, found: Plan, machine: Machine) -> tuple[Plan, float]:
+    """The plan with the fewest workers that an elastic run goes on with, and the memory that each
+    has then; with the planned ones for other runs."""
+    workers = _fewest(config, found)
+    fewest = plan(config, found.num_images, found.num_identities, workers)
+    return fewest, _memory_of(machine, found.world_size, workers)
+
+
+def _fewest(config: Config, found: Plan) -> int:
+    workers = config.cluster.workers
+    return workers.min if isinstance(workers, Elastic) else found.world_size
+
+
+def _memory_of(machine: Machine, planned: int, workers: int) -> float:
+    """Memory of each of so many workers; a computer whose memory `planned` ones share has more for
+    each of fewer."""
+    return machine.memory_bytes * (1 if machine.is_gpu else planned / workers)
 
 
 def _whose(machine: Machine) -> str:
@@ -103,12 +126,9 @@ def remedies(config: Config, found: Plan, machine: Machine) -> Iterator[tuple[st
         other = config
         for key, value in words.items():
             other = _changed(other, key, value)
-        workers = words.get("cluster.workers", found.world_size)
+        workers = words.get("cluster.workers", _fewest(config, found))
         less = plan(other, found.num_images, found.num_identities, workers)
-        # A machine that is shared has more for each of fewer workers.
-        has = machine.memory_bytes
-        if not machine.is_gpu:
-            has *= found.world_size / workers
+        has = _memory_of(machine, found.world_size, workers)
         if less.memory_bytes <= has and not _host_shortage(other, less, machine):
             yield (
                 " ".join(f"{key}={_word(value)}" for key, value in words.items()),

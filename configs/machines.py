@@ -9,6 +9,7 @@ from manyfaces.configs.objectives.objective import ObjectiveCost
 Card = Literal["v100", "a100", "a100-40gb", "h100", "h200", "b200", "l40s", "l4", "a10", "rtx4090"]
 """Names of the GPUs that a plan can be made for."""
 DEFAULT_CARD: Card = "h100"
+WORKERS_PER_NODE = 8
 PRODUCT_SHARE = 0.4
 """The share of a card's peak that the head's matrix products are taken to reach. Not measured by
 us."""
@@ -130,7 +131,7 @@ def gpu(
         bandwidth=MEMORY_SHARE * card.bandwidth_gb_s * 1e9,
         link=card.link_gb_s * 1e9,
         network=card.network_gb_s * 1e9,
-        workers_per_node=8,
+        workers_per_node=WORKERS_PER_NODE,
         assumed=(
             f"{peak} by the data sheet of {card.title}, of which the backbone reaches "
             f"{NETWORK_SHARE:.0%} and the head {PRODUCT_SHARE:.0%}; assumed, not measured"
@@ -151,7 +152,7 @@ def cpu(threads: int, memory_bytes: float, memory_told: str, *, known: bool) -> 
         bandwidth=CPU_BANDWIDTH * threads,
         link=CPU_BANDWIDTH,
         network=1e9,
-        workers_per_node=8,
+        workers_per_node=WORKERS_PER_NODE,
         assumed=(
             f"{CPU_NETWORK / 1e9:.0f} GFLOP/s a thread for the backbone and "
             f"{CPU_PRODUCTS / 1e9:.0f} for the head; assumed, not measured here"

@@ -11,19 +11,22 @@ from fractions import Fraction
 from math import ceil, prod
 
 from manyfaces.configs import this_machine
+from manyfaces.configs.machines import WORKERS_PER_NODE
 from manyfaces.configs.network_cost import NetworkCost, network_cost
 from manyfaces.configs.objectives.objective import ObjectiveCost, Sizes
 from manyfaces.configs.schema import Config, Elastic, UserError
-from manyfaces.configs.worker_memory import WorkerMemory, worker_memory
+from manyfaces.configs.worker_memory import TORCHRUN, WorkerMemory, worker_memory
 
 JPEG_BYTES = 5000
 """Bytes of a 112 px face at JPEG quality 95; our development faces have 4,163 on average."""
 
 
 def world_size(config: Config) -> int:
-    """Workers to plan for: the most that an elastic run may have; `auto` as this machine's devices
-    and cores have it."""
+    """Workers to plan for: those of torchrun; the most that an elastic run may have; `auto` as this
+    machine's devices and cores have it, or as a node of the stated machine has."""
     workers = config.cluster.workers
+    if TORCHRUN in os.environ:
+        return int(os.environ["WORLD_SIZE"])
     if isinstance(workers, Elastic):
         return workers.max
     if workers != "auto":
@@ -31,6 +34,8 @@ def world_size(config: Config) -> int:
     if config.cluster.launcher == "process":
         return 1
     gpus = 0 if config.cluster.gpus_per_worker == 0 else this_machine.num_gpus()
+    if not gpus and config.cluster.machine is not None:
+        return WORKERS_PER_NODE
     return gpus or min(2, max((os.cpu_count() or 1) // config.cluster.threads_per_worker, 1))
 
 

@@ -7,7 +7,7 @@ from manyfaces.configs.amounts import size
 from manyfaces.configs.machines import Machine
 from manyfaces.configs.plan import has_gpus, world_size
 from manyfaces.configs.schema import Config
-from manyfaces.configs.worker_memory import BESIDE_WORKERS
+from manyfaces.configs.worker_memory import BESIDE_WORKERS, TORCHRUN, uses_ray
 
 
 def machine(config: Config, memory_gb: float | None = None) -> Machine:
@@ -31,12 +31,12 @@ def machine(config: Config, memory_gb: float | None = None) -> Machine:
 
 def workers_here(config: Config) -> int:
     """Workers on this computer, where they are all here or no cluster is known."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", 0)) or world_size(config)
+    return int(os.environ["LOCAL_WORLD_SIZE"]) if TORCHRUN in os.environ else world_size(config)
 
 
 def beside_workers(config: Config) -> int:
     """Memory of what runs on this computer beside the workers."""
-    return BESIDE_WORKERS if config.cluster.launcher == "ray" else 0
+    return BESIDE_WORKERS if uses_ray(config) else 0
 
 
 def _with_gpu(config: Config, memory_bytes: float | None) -> Machine:

@@ -41,8 +41,9 @@ class Cluster(Node):
     gpus_per_worker: Literal["auto", 0, 1] = "auto"
     """GPUs of each worker; `auto` is one where the machine has any."""
     machine: Card | None = None
-    """GPU of each worker, for the plan: its hours, and whether the run fits. null is this
-    computer's, and where it has none or `address` names a cluster, an H100."""
+    """GPU of each worker, for the plan: its hours, and whether the run fits; `workers: auto` is
+    planned as a node of eight. null is this computer's, and where it has none or `address` names a
+    cluster, an H100."""
     check_memory: bool = True
     """Whether a run is refused that needs more memory than its workers have, by the plan; `false`
     only says it."""

@@ -99,6 +99,17 @@ def test_a_stated_gpu_and_one_that_is_assumed() -> None:
     assert "assumed" in str(fit_lines(assumed, planned(assumed), machine(assumed)))
 
 
+@pytest.mark.usefixtures("memory")
+def test_an_elastic_run_has_to_fit_with_its_fewest_workers() -> None:
+    words = ["train.batch_size=16384", "cluster.address=auto", "cluster.machine=a100"]
+    fits = load("pretrain/ms1mv3_r50", [*words, "cluster.workers={min: 16, max: 32}"])
+    assert shortage(fits, planned(fits), machine(fits)) is None
+    config = load("pretrain/ms1mv3_r50", [*words, "cluster.workers={min: 2, max: 32}"])
+    told = str(shortage(config, planned(config), machine(config)))
+    assert "each of cluster.workers.min=2 workers needs about" in told
+    assert "train.micro_batch_size=" in told
+
+
 def test_the_gpus_of_this_machine_and_its_own_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     with_gpus(monkeypatch, gib=80, host_gib=512)
     config = load("pretrain/ms1mv3_r50", ["cluster.workers=8"])
