@@ -105,10 +105,11 @@ def _wire_bytes(trained: int, stage: int, world_size: int, bf16: bool) -> int:
     """Bytes that a worker sends in a step.
 
     A ring (Patarasuk, Yuan 2009) sends (W-1)/W of the buffer for a reduce-scatter or an all-gather,
-    twice that for an all-reduce. Stage 0 all-reduces float32 gradients; from stage 1 they are
-    reduced to their owner, in 16 bits under autocast (DeepSpeed's `torch_autocast` gives Linear and
-    Conv weights that dtype), and the stepped weights gathered, at stage 3 once more for the
-    backward.
+    twice that for an all-reduce. Stage 0 all-reduces float32 gradients. From stage 1 gradients are
+    sent in 16 bits under autocast (DeepSpeed's `torch_autocast` gives Linear and Conv weights that
+    dtype): at stages 1 and 2 DeepSpeed all-reduces them, a bucket of several owners at a time
+    (`use_multi_rank_bucket_allreduce`), at stage 3 it reduces them to their owners. The stepped
+    weights are gathered, at stage 3 once more for the backward pass.
     """
 
     def ring(size: int) -> int:
@@ -116,5 +117,5 @@ def _wire_bytes(trained: int, stage: int, world_size: int, bf16: bool) -> int:
 
     if stage == 0:
         return 2 * ring(trained)
-    gathers = 2 if stage == 3 else 1
-    return ring(trained // 2 if bf16 else trained) + gathers * ring(trained)
+    gradients = ring(trained // 2 if bf16 else trained)
+    return gradients + 2 * ring(trained) if stage == 3 else 2 * gradients + ring(trained)

@@ -8,6 +8,8 @@ from manyfaces.configs.errors import UserError
 from manyfaces.configs.identity import keys_with_credentials
 from manyfaces.configs.schema import Cluster, Config, Elastic
 
+USUAL_DECODE_THREADS = 7
+"""For each GPU, beside the thread that computes: clouds' machines have 8 to 26 cores a GPU."""
 USUAL_WORKERS = 8
 """Workers of a node at most, where nobody says how many: the GPUs of a usual one."""
 TRAIN = "python -m manyfaces.train train"
@@ -51,7 +53,10 @@ def nodes(config: Config, workers_per_node: int | None, cpus_per_node: int | Non
             "has as many workers as the others"
         )
     needed = workers * cluster.threads_per_worker
-    cpus = cpus_per_node or needed + workers * config.data.decode_threads
+    decoding = config.data.decode_threads
+    if decoding == "auto":  # takes whatever cores there are
+        decoding = USUAL_DECODE_THREADS if gpus_per_worker else 1
+    cpus = cpus_per_node or needed + workers * decoding
     if cpus < needed:
         raise UserError(
             f"--cpus-per-node {cpus} is too few: {workers} workers of cluster.threads_per_worker "

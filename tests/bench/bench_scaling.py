@@ -156,7 +156,8 @@ def run_rate(
         metrics = Path(folder) / "bench" / "metrics.jsonl"
         environment = {**os.environ, **KEEP_MEMORY}
         process = subprocess.Popen(words, stdout=subprocess.DEVNULL, env=environment)
-        began = ended = {}
+        began: dict[int, tuple[str | None, float]] = {}
+        ended = began
         while process.poll() is None:
             made = [row["step"] for row in _rows(metrics)]
             if made and max(made) >= FIRST and not began:

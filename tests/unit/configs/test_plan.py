@@ -52,7 +52,7 @@ def test_ms1mv3_on_eight_workers_by_hand() -> None:
     assert found.objective.device_bytes == 2 * rows
     assert found.objective.workspace_bytes == 4 * (1024 * 11679 + 3 * 11679 * 512 + 4 * 1024 * 512)
     assert found.network.activation_bytes == 128 * config.model.cost((112, 112)).activations * 2
-    assert found.network.wire_bytes == weights // 2 * 7 // 8 + weights * 7 // 8
+    assert found.network.wire_bytes == 2 * (weights // 2 * 7 // 8) + weights * 7 // 8
     assert found.objective.wire_bytes == 2 * 1024 * 512 * 2 * 7 // 8
     assert found.upload_bytes == 128 * 112 * 112 * 3
     assert found.read_bytes == 1024 * 5000
@@ -80,8 +80,8 @@ def test_zero_stages_and_optimizers() -> None:
     assert state(0, kind="sgd") == (1, 1, 1, 0, 1.5)
     assert state(0, kind="sgd", momentum=0) == (1, 1, 0, 0, 1.5)
     assert state(0, kind="adamw") == (1, 1, 2, 0, 1.5)
-    assert state(1, kind="adamw") == (1, 1, 0.75, 1, 1.5)
-    assert state(2, kind="adamw") == (1, 0.25, 0.75, 1, 1.5)
+    assert state(1, kind="adamw") == (1, 1, 0.75, 1, 2.25)
+    assert state(2, kind="adamw") == (1, 0.25, 0.75, 1, 2.25)
     assert state(3, kind="adamw") == (0.25, 0.25, 0.75, 1, 2.25)
 
 
