@@ -1,11 +1,13 @@
 """How much memory this process holds, and how much its node has left."""
 
+import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
-_LIMIT = Path("/sys/fs/cgroup/memory.max")
-_CURRENT = Path("/sys/fs/cgroup/memory.current")
+from manyfaces.configs.this_machine import memory_bytes
+
+_IN_CONTAINER = Path("/sys/fs/cgroup/memory.current")
 NEARLY_FULL = 0.05
 """A process that is killed while its node has less than this share of its memory left was most
 likely killed for memory."""
@@ -40,20 +42,14 @@ def memory_use() -> MemoryUse:
     try:
         meminfo = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         resident = int(Path("/proc/self/statm").read_text().split()[1])
-        free, total = (1024 * int(meminfo[key].split()[0]) for key in ("MemAvailable", "MemTotal"))
+        free, whole = (1024 * int(meminfo[key].split()[0]) for key in ("MemAvailable", "MemTotal"))
     except (OSError, ValueError, KeyError):
         return MemoryUse()
-    limit, current = _bytes_in(_LIMIT), _bytes_in(_CURRENT)
-    if limit is not None and current is not None and limit < total:
-        free, total = min(free, max(limit - current, 0)), limit
+    total, _ = memory_bytes()
+    if total < whole:  # a container: what others outside of it use does not count
+        with contextlib.suppress(OSError, ValueError):
+            free = min(free, max(total - int(_IN_CONTAINER.read_text()), 0))
     return MemoryUse(resident * os.sysconf("SC_PAGE_SIZE"), free, total)
-
-
-def _bytes_in(path: Path) -> int | None:
-    try:
-        return int(path.read_text())
-    except (OSError, ValueError):  # "max": there is no limit
-        return None
 
 
 def _gb(size: float) -> str:

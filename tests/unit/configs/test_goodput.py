@@ -104,7 +104,7 @@ def test_without_a_rate_the_arithmetic_of_a_step_gives_one() -> None:
     assert "steps as estimated (--images-per-s, --like)" in text
     # IResNet-50 at 37.9 GFLOP an image, 8 images a worker, on an H100 in float32.
     seconds = text.partition("steps (")[2].split()[0]
-    assert 37.9e9 * 8 / 67e12 / 0.16 < float(seconds) / 1000 < 0.04
+    assert 37.9e9 * 8 / 67e12 / 0.16 < float(seconds) / 1000 < 0.05
 
 
 def test_an_interval_that_no_worker_lives_through_gives_no_goodput() -> None:
