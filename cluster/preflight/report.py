@@ -81,7 +81,7 @@ class Problem(Told):
 
 
 class Report(Told):
-    """All of it."""
+    """What a preflight has found of a cluster."""
 
     nodes: tuple[NodeReport, ...]
     network: Network | None = None

@@ -10,6 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("configs", "data", "models", "cluster", "train")
 ENTRIES = {
     "ray.train": "cluster/launch.py cluster/callbacks.py",
+    "ray.tune": "cluster/sweep.py",
     "ray.job_submission": "cluster/jobs.py",
     "deepspeed": "train/engine.py",
     "nvidia": "data/feed/decode.py",

@@ -19,6 +19,7 @@ from manyfaces.train.cli import (
     manifest,
     output,
     preflight,
+    sweep,
     training,
 )
 from manyfaces.train.cli.training import ProcessOwner
@@ -56,9 +57,10 @@ for verb in (
     training.check,
     evaluation.evaluate,
     evaluation.export,
-    preflight.preflight,
     jobs.submit,
     training.sync_mlflow,
+    preflight.preflight,
+    sweep.sweep,
 ):
     app.command()(verb)
 app.add_typer(jobs.app, name="jobs", help="Follow submitted jobs.")

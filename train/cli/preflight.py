@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from manyfaces.cluster.preflight.report import DECODE, STORE, Network, NodeReport, Report
 from manyfaces.configs.errors import UserError
 from manyfaces.train.cli.options import RecipeOrNot, Words
 from manyfaces.train.cli.output import console, load_config, progress, say
@@ -12,8 +13,6 @@ from manyfaces.train.cli.verbs import above_zero
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-    from manyfaces.cluster.preflight.report import Network, NodeReport, Report
 
 LABEL_WIDTH, NODE_WIDTH = 16, 34
 """Characters of the figures' names, and of a node's column."""
@@ -78,7 +77,7 @@ def preflight(
         raise UserError(f"preflight: faults on {where}: {len(report.problems)}, each told above")
 
 
-def _show(report: "Report") -> None:
+def _show(report: Report) -> None:
     from rich.text import Text
 
     wide = max((console.width - LABEL_WIDTH) // NODE_WIDTH, 1)
@@ -94,7 +93,7 @@ def _show(report: "Report") -> None:
         say(f"all is well on {len(report.nodes)} nodes" if len(report.nodes) > 1 else "all is well")
 
 
-def _table(report: "Report", nodes: "Sequence[NodeReport]") -> "Table":
+def _table(report: Report, nodes: Sequence[NodeReport]) -> "Table":
     """A column for each of these nodes."""
     from rich.table import Column, Table
     from rich.text import Text
@@ -115,7 +114,7 @@ def _table(report: "Report", nodes: "Sequence[NodeReport]") -> "Table":
     return table
 
 
-def _figures(node: "NodeReport", network: "Network | None") -> "Iterator[tuple[str, str]]":
+def _figures(node: NodeReport, network: Network | None) -> Iterator[tuple[str, str]]:
     """Name and text of what is known of a node."""
     workers = "" if node.has_workers else ", no workers"
     yield "answers", node.fault or f"yes{workers}"
@@ -137,14 +136,14 @@ def _figures(node: "NodeReport", network: "Network | None") -> "Iterator[tuple[s
         yield "clock", f"{node.clock_skew_s:+.3f} s"
     yield from _folders(node)
     for figure, answer in node.answers.items():
-        if figure != "run.dir" or answer.fault:
+        if figure != STORE or answer.fault:
             yield figure, _answer(figure, answer.facts) if not answer.fault else "fails"
     if system is not None:
         yield from system.versions.items()
         yield "driver", system.driver or "none"
 
 
-def _interface(node: "NodeReport") -> str:
+def _interface(node: NodeReport) -> str:
     found = node.system.interface if node.system is not None else None
     if found is None:
         return f"{node.address}, on no interface"
@@ -152,7 +151,7 @@ def _interface(node: "NodeReport") -> str:
     return f"{found.name} {node.address}{speed}, MTU {found.mtu}"
 
 
-def _folders(node: "NodeReport") -> "Iterator[tuple[str, str]]":
+def _folders(node: NodeReport) -> Iterator[tuple[str, str]]:
     for folder in node.folders:
         if folder.fault:
             yield folder.key, folder.fault
@@ -162,14 +161,14 @@ def _folders(node: "NodeReport") -> "Iterator[tuple[str, str]]":
 
 
 def _answer(figure: str, facts: dict[str, object]) -> str:
-    if figure == "decode":
+    if figure == DECODE:
         return f"{facts['images_per_s']:,.0f} images/s, {facts['each']:,.0f} a {facts['per']}"
     told = f"{facts['images']:,} images of {facts['identities']:,}"
     rate = facts.get("read_bytes_s")
     return f"{told}, read at {rate / 1e6:,.0f} MB/s" if isinstance(rate, float) else told
 
 
-def _network_line(network: "Network") -> str:
+def _network_line(network: Network) -> str:
     told = f"{network.backend}, messages of {network.num_bytes >> 20} MiB"
     if network.all_reduce_bytes_s is not None:
         told += f": all-reduce {network.all_reduce_bytes_s / 1e6:,.0f} MB/s"

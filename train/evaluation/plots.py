@@ -52,6 +52,23 @@ def plot_metrics(
     return files
 
 
+def plot_lines(
+    lines: Mapping[str, Sequence[tuple[float, float]]],
+    legend: str,
+    x_label: str,
+    y_label: str,
+    path: Path,
+) -> Path:
+    """Draw each line through its points (x, y); returns the file. `legend` is what the lines' names
+    are values of."""
+    figure, axes = _figure(y_label, x_label, y_label)
+    for name, points in lines.items():
+        axes.plot([x for x, _ in points], [y for _, y in points], label=name, marker=".")
+    if lines:
+        axes.legend(title=legend)
+    return _save(figure, path)
+
+
 def _plot_curve(curve: Curve, path: Path) -> Path:
     figure, axes = _figure(curve.title, curve.x_label, curve.y_label)
     axes.plot(curve.x, curve.y)
