@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from manyfaces.cluster.probe import versions
@@ -75,7 +76,7 @@ def _version_faults(node: Mapping[str, Any]) -> list[str]:
     needed, has = requirements(), node["versions"]
     faults = []
     supported = importlib.metadata.metadata("manyfaces")["Requires-Python"]
-    if supported and not Requirement(f"python{supported}").specifier.contains(node["python"]):
+    if supported and not SpecifierSet(supported).contains(node["python"]):
         faults.append(f"Python {node['python']}; manyfaces needs {supported}")
     if lacks := [str(each) for each in needed if has.get(each.name) is None]:
         faults.append(f"not installed: {', '.join(lacks)}")

@@ -34,9 +34,9 @@ def versions(names: list[str]) -> dict[str, str | None]:
 
 
 def look(checks: str, config: str, mark: str, names: list[str]) -> dict[str, Any]:
-    """What one node says of itself."""
+    """What one node says of itself; without `checks`, of its versions alone."""
     found = {"python": platform.python_version(), "versions": versions(names)}
-    return {**found, "faults": _call(checks, "check", config, mark)}
+    return {**found, "faults": _call(checks, "check", config, mark) if checks else []}
 
 
 def _call(checks: str, function: str, config: str, mark: str) -> list[str]:
@@ -58,7 +58,7 @@ def probe(checks: str, config: str, wait_s: float, names: list[str]) -> dict[str
     faults = _call(checks, "begin", config, mark)
     nodes = [node for node in ray.nodes() if node["Alive"]]
     try:
-        answers = {} if faults else dict(_ask(nodes, wait_s, checks, config, mark, names))
+        answers = dict(_ask(nodes, wait_s, "" if faults else checks, config, mark, names))
     finally:
         _call(checks, "end", config, mark)
     free = ray._private.state.available_resources_per_node()
