@@ -4,7 +4,7 @@ BIN := .venv/bin
 ROOMS := configs data models cluster train
 
 # `demo` is a folder too.
-.PHONY: demo test test-all bench lint clean
+.PHONY: demo test test-all bench gpu lint clean
 
 demo: .venv/installed demo/train/manyfaces.json demo/pairs.bin
 	$(BIN)/manyfaces train configs/demo.yaml
@@ -31,6 +31,11 @@ test-all: test
 
 bench: .venv/installed demo/train/manyfaces.json
 	$(BIN)/python tests/bench/bench_job.py configs/demo.yaml
+
+# On a machine with a GPU, within ten minutes. It installs nothing: without .venv it takes the python3 that install.sh of
+# `manyfaces manifest wheels` has filled. `make gpu GPU=--cpu` tries it on any machine.
+gpu:
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) tests/bench/bench_gpu.py $(GPU)
 
 # Benchmarks and the GPU's tests are run by hand: mypy sees where they have fallen behind.
 # mypy and import-linter cannot follow an editable install that maps folders: they see the rooms under build/typed/manyfaces.

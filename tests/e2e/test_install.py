@@ -1,5 +1,7 @@
-"""The wheel and the source distribution hold everything, and install into a fresh environment."""
+"""The wheel and the source distribution hold everything; the wheel installs into a fresh environment
+and trains there."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -98,22 +100,69 @@ def test_the_wheel_holds_every_file_and_the_licence(tree: Path, wheel: Path) -> 
     assert metadata.get_all("License-File") == ["LICENSE"]
 
 
-def test_it_installs_into_a_fresh_environment(wheel: Path, tmp_path: Path) -> None:
-    """The dependencies are those of this environment, on its path but not installed anew: the
-    editable install of this tree is not seen through it."""
-    environment = tmp_path / "venv"
-    run(sys.executable, "-m", "venv", "--without-pip", environment, cwd=tmp_path)
+@pytest.fixture(scope="module")
+def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh environment with the wheel in it. The dependencies are those of this environment, on
+    its path but not installed anew: the editable install of this tree is not seen through it."""
+    folder = tmp_path_factory.mktemp("installed")
+    environment = folder / "venv"
+    run(sys.executable, "-m", "venv", "--without-pip", environment, cwd=folder)
     python = environment / "bin" / "python"
     words = ("install", "--quiet", "--no-deps", "--no-index", wheel)
-    run(sys.executable, "-m", "pip", "--python", python, *words, cwd=tmp_path)
+    run(sys.executable, "-m", "pip", "--python", python, *words, cwd=folder)
     (packages,) = environment.glob("lib/python*/site-packages")
     (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return environment
 
-    command = environment / "bin" / "manyfaces"
+
+def test_it_installs_into_a_fresh_environment(environment: Path, tmp_path: Path) -> None:
+    command, python = environment / "bin" / "manyfaces", environment / "bin" / "python"
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert f"manyfaces {version}\n" in run(command, "--version", cwd=tmp_path)
     where = "import manyfaces.train.cli.main as main; print(main.__file__)"
-    assert run(python, "-c", where, cwd=tmp_path).startswith(str(packages))
+    assert run(python, "-c", where, cwd=tmp_path).startswith(str(environment))
     shown = run(command, "check", "glint360k_r100", cwd=tmp_path)
     assert "name: glint360k-r100" in shown
     assert "17,091,657" in shown
+
+
+def test_the_installed_files_make_the_same_wheel_again(
+    environment: Path, wheel: Path, tmp_path: Path
+) -> None:
+    """`manyfaces manifest wheels` takes it along from where there are no sources."""
+    program = (
+        "from pathlib import Path; from manyfaces.cluster.manifests.own_wheel import own_wheel; "
+        "print(own_wheel(Path.cwd()))"
+    )
+    made = Path(run(environment / "bin" / "python", "-c", program, cwd=tmp_path).strip())
+    assert made.name == wheel.name
+    with zipfile.ZipFile(made) as ours, zipfile.ZipFile(wheel) as built:
+        assert set(ours.namelist()) == set(built.namelist())
+        for name in built.namelist():
+            if not name.endswith("/RECORD"):
+                assert ours.read(name) == built.read(name), name
+        record = next(name for name in built.namelist() if name.endswith("/RECORD"))
+        assert sorted(ours.read(record).split()) == sorted(built.read(record).split())
+
+
+@pytest.mark.slow
+def test_ten_steps_are_trained_there(environment: Path, tmp_path: Path) -> None:
+    command = environment / "bin" / "manyfaces"
+    made = ("--identities", 20, "--images", 8, "--seed", 1)
+    run(command, "data", "synth", "faces", *made, cwd=tmp_path)
+    words = (
+        "data.path=faces",
+        "data.image_px=32",
+        "evaluation.pairs=[]",
+        "run.name=ten",
+        "model={kind: mobilefacenet, scale: 1, embedding_dim: 16}",
+        "train.batch_size=16",
+        "train.epochs=1",
+        "cluster.workers=1",
+        "cluster.threads_per_worker=1",
+    )
+    run(command, "train", "quick/arcface", *words, cwd=tmp_path)  # under Ray, as it is by itself
+    checkpoints = tmp_path / "runs" / "ten" / "checkpoints"
+    assert [path.name for path in checkpoints.iterdir()] == ["step-00000010"]
+    state = json.loads((checkpoints / "step-00000010" / "state.json").read_text())
+    assert (state["step"], state["position"]) == (10, 160)
