@@ -16,6 +16,11 @@ from manyfaces.cluster.manifests.target import Target
 from manyfaces.configs.errors import UserError
 
 _NO_MATCH = re.compile(r"No matching distribution found for (\S+)")
+_NONE_AT_ALL = "(from versions: none)"
+_NO_ANSWER = re.compile(
+    r"Could not fetch URL (\S+): (connection error: .*|timed out.*|There was a problem .*|5\d\d .*)"
+    r" - skipping"
+)
 _BUILD_LIMIT_S = 600
 _PURE = "py3-none-any"
 # DeepSpeed would compile its operators for this machine; without them it does so at first use.
@@ -65,9 +70,18 @@ class WheelIndex:
             return None
         found = _NO_MATCH.search(ended.stderr)
         name = found and canonicalize_name(re.split(r"[^\w.-]", found[1])[0])
-        if name not in requirements:
+        if name is None or name not in requirements:
             raise UserError(f"pip download: {_last_error(ended.stderr)}")
+        if _NONE_AT_ALL in ended.stderr:
+            self._refuse_no_answer(options, requirements[name])
         return name
+
+    def _refuse_no_answer(self, options: Sequence[str], requirement: str) -> None:
+        """Raise `UserError` where the index does not answer: pip says of it what it says of a
+        package that does not exist, and the rest only when it is asked to tell much."""
+        ended = self._pip("download", "-vvv", *options, requirement)
+        if found := _NO_ANSWER.search(ended.stdout + ended.stderr):
+            raise UserError(f"pip download: {found[1]}: {found[2]}")
 
     def _build(self, name: str, requirement: str) -> str:
         """Build the wheel of a source distribution, if it is one for every machine. Returns the
