@@ -3,6 +3,7 @@ and trains there."""
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,9 @@ from email.parser import Parser
 from pathlib import Path
 
 import pytest
+from commands import recipe, rows
+
+from manyfaces.train.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("configs", "data", "models", "cluster", "train")
@@ -166,3 +170,41 @@ def test_ten_steps_are_trained_there(environment: Path, tmp_path: Path) -> None:
     assert [path.name for path in checkpoints.iterdir()] == ["step-00000010"]
     state = json.loads((checkpoints / "step-00000010" / "state.json").read_text())
     assert (state["step"], state["position"]) == (10, 160)
+
+
+@pytest.mark.slow
+def test_the_dockerfile_installs_what_trains(
+    wheel: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its lines are run in a fresh environment, where pip's settings say what the index is."""
+    context = tmp_path / "context"
+    context.mkdir()
+    for file in (wheel, ROOT / "constraints.txt"):
+        shutil.copy(file, context)
+    monkeypatch.chdir(context)
+    words = ("--wheel", wheel.name, "--constraints", "constraints.txt")
+    assert main(["manifest", "dockerfile", *words]) == 0
+    lines = re.findall(r"^RUN (.*)$", capsys.readouterr().out, re.MULTILINE)
+    lines = [line for line in lines if "useradd" not in line]
+    assert ["pip install" in line for line in lines] == [False, True]
+
+    environment = tmp_path / "venv"
+    run(sys.executable, "-m", "venv", environment, cwd=tmp_path)
+    for line in lines:
+        line = line.replace("/opt/manyfaces", str(context))
+        run("bash", "-c", f"PATH={environment}/bin:$PATH; {line}", cwd=context)
+    command = environment / "bin" / "manyfaces"
+    assert "manyfaces " in run(command, "--version", cwd=tmp_path)
+    pins = (ROOT / "constraints.txt").read_text().splitlines()
+    frozen = run(environment / "bin" / "pip", "freeze", cwd=tmp_path).splitlines()
+    installed = {line.partition("+")[0].lower() for line in frozen if "==" in line}
+    assert installed <= {pin.lower() for pin in pins}, "every package is at its pinned version"
+
+    run(command, "data", "synth", "made", "--identities", 10, "--images", 4, cwd=tmp_path)
+    path = recipe(tmp_path, tmp_path / "made", cluster={"launcher": "process"})
+    run(command, "train", path, cwd=tmp_path)
+    steps = [row["step"] for row in rows(tmp_path / "runs" / "run" / "metrics.jsonl")]
+    assert max(steps) == 10
