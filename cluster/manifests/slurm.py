@@ -69,6 +69,7 @@ trap 'rm -rf "$state"' EXIT
 cat > "$state/config.yaml" << 'END_OF_CONFIG'
 @CONFIG@END_OF_CONFIG
 
+# Its name has to resolve to the same address on all nodes, itself included, not to 127.0.0.1.
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 address=$head:$((20000 + SLURM_JOB_ID % 10000))  # a port of this job's own
 

@@ -9,7 +9,7 @@ import typer
 from manyfaces.configs.errors import UserError
 from manyfaces.train.cli.options import Recipe, Words
 from manyfaces.train.cli.output import load_config, note
-from manyfaces.train.cli.verbs import Verbs, above_zero, positive, whole
+from manyfaces.train.cli.verbs import Verbs, above_zero, positive
 from manyfaces.train.cli.wheels import wheels
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def kubernetes(
     ] = None,
     retries: Annotated[
         int,
-        typer.Option(parser=whole, metavar="N", help="New clusters after a failure, at most."),
+        typer.Option(min=0, metavar="N", help="New clusters after a failure, at most."),
     ] = 3,
     deadline_hours: Annotated[
         float | None,
@@ -148,7 +148,11 @@ def kubernetes(
     ] = None,
     out: Out = None,
 ) -> None:
-    """A RayJob for KubeRay: one object that makes a Ray cluster and runs the training on it."""
+    """Print a RayJob for KubeRay, which makes a Ray cluster and runs the training on it.
+
+    Every path of the configuration has to be on a --claim or at a URL. Credentials stay in Secrets,
+    which the pods read by name.
+    """
     from manyfaces.cluster.manifests.kubernetes import Settings, is_by_digest, rayjob
     from manyfaces.cluster.manifests.volumes import Claim
 
@@ -197,7 +201,10 @@ def slurm(
     cpus_per_node: CpusPerNode = None,
     out: Out = None,
 ) -> None:
-    """A batch script: it saves a checkpoint before its time is over, and queues itself again."""
+    """Print a batch script that saves a checkpoint before its time is over and queues itself again.
+
+    The configuration stands in the script as it is now: a later part of the run has the same.
+    """
     from manyfaces.cluster.manifests.slurm import Settings, batch_script
 
     tree = load_config(config, words or ())
@@ -232,7 +239,10 @@ def dockerfile(
     ] = Path(),
     out: Out = None,
 ) -> None:
-    """A Dockerfile for the image that a run works in."""
+    """Print a Dockerfile for the image that a run works in.
+
+    The wheel and the versions of all packages are checked by their SHA-256 when it is built.
+    """
     from manyfaces.cluster.manifests.dockerfile import BASE, Settings
     from manyfaces.cluster.manifests.dockerfile import dockerfile as text
 
@@ -296,7 +306,11 @@ def ray_up(
     cpus_per_node: CpusPerNode = None,
     out: Out = None,
 ) -> None:
-    """A file for `ray up`: a cluster in a cloud, to which jobs are then submitted."""
+    """Print a file for `ray up`, which makes a cluster in a cloud; jobs are then submitted to it.
+
+    The configuration says how many machines there are and what each has to have; it is given again
+    when the job is submitted.
+    """
     from manyfaces.cluster.manifests.ray_up import Settings
     from manyfaces.cluster.manifests.ray_up import ray_up as text
 
