@@ -359,6 +359,8 @@ def _give(text: str, out: Path | None) -> None:
     if out is None:
         sys.stdout.write(text)
         return
+    if not out.parent.is_dir():
+        raise UserError(f"--out {out}: there is no folder {out.parent}")
     from manyfaces.configs.files import write_atomic
 
     write_atomic(out, text)

@@ -375,6 +375,7 @@ SLURM = ("slurm", "demo", *NUMBERS, "--time", "1:00:00")
         (("kubernetes", "demo", *NUMBERS, "--image", "r:5000/faces:latest"), "give a tag"),
         (("kubernetes", "demo", *NUMBERS, "--image", "faces@sha256:12"), "64 hexadecimal digits"),
         (("kubernetes", "demo", *NUMBERS), "missing option '--image'"),
+        ((*SLURM, "--out", "none/job.sh"), "--out none/job.sh: there is no folder none"),
         (("dockerfile", "--wheel", "none.whl"), "--wheel none.whl: is no wheel of manyfaces"),
     ],
 )
