@@ -22,7 +22,7 @@ from manyfaces.train.tracking.place import keep
 
 ATTEMPT = "manyfaces.attempt"
 """The tag that finds an attempt among the runs below its run: when it began, in milliseconds."""
-PARENT = "mlflow.parentRunId"
+PARENT, NOTE = "mlflow.parentRunId", "mlflow.note.content"
 STEP = "manyfaces.step"
 BATCH = 1000  # MLflow's limit of one log_batch
 BATCH_PARAMS = 100
@@ -143,11 +143,14 @@ class Server:
                 run_name=f"{self.config.run.name} attempt {attempt.number}",
             ).info
             self._attempts = {**known, key: info}
-        if info.lifecycle_stage == "deleted" or attempt.status == "RUNNING":
+        if info.lifecycle_stage == "deleted" or attempt.ended is None:
             return
-        assert attempt.ended is not None
-        self._set_tags(info.run_id, {"manyfaces.end": redact(attempt.reason)[:5000]})
-        self._client.set_terminated(info.run_id, attempt.status, int(attempt.ended * 1000))
+        ended = int(attempt.ended * 1000)
+        if (info.status, info.end_time) == (attempt.status, ended):
+            return  # so that what a person has written there since then stays
+        reason = redact(attempt.reason)[:5000]
+        self._set_tags(info.run_id, {"manyfaces.end": reason, NOTE: reason})
+        self._client.set_terminated(info.run_id, attempt.status, ended)
 
     def end(self, status: str, end_s: float | None) -> None:
         """The run has ended so, at that time."""
@@ -181,9 +184,10 @@ class Server:
                 saved = Path(folder) / "model"
                 self._save(exported, saved, model)
                 self._client.log_model_artifacts(model.model_id, str(saved))
-            self._client.log_outputs(
-                self.run_id, [LoggedModelOutput(model.model_id, exported.step)]
-            )
+            outputs = self._client.get_run(self.run_id).outputs
+            if model.model_id not in {each.model_id for each in outputs.model_outputs}:
+                output = LoggedModelOutput(model.model_id, exported.step)
+                self._client.log_outputs(self.run_id, [output])
             self._client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
         if not self._client.search_registered_models(f"name = '{register}'"):
             self._client.create_registered_model(register)

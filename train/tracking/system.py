@@ -39,7 +39,6 @@ class SystemSampler:
         began = read_rows(run / EVENTS)[:1]
         self._began = began[0]["time"] if began else time.time()
         self._network = psutil.net_io_counters()
-        psutil.cpu_percent()  # it tells the use since it was asked last
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._sample, name="system", daemon=True)
         self._thread.start()
@@ -69,6 +68,7 @@ class SystemSampler:
         return values
 
     def _sample(self) -> None:
+        psutil.cpu_percent()  # it tells the use since this thread has asked last
         # A folder that is full or gone costs the sample, nothing else.
         while True:
             ended = self._closed.wait(self.period_s)

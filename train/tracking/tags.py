@@ -30,6 +30,9 @@ def attempt_tags(attempt: Attempt) -> dict[str, str]:
     tags = {_OF_MLFLOW[key]: _text(origin[key]) for key in _OF_MLFLOW if key in origin}
     named = {
         "command": origin.get("command"),
+        # MLflow's pages hide its own tags, and show the commit without what differs from it.
+        "commit": origin.get("commit"),
+        "dirty": origin.get("dirty"),
         "host": origin.get("host"),
         "world_size": start.get("world_size"),
         "from_step": start.get("step"),

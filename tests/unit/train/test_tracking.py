@@ -118,6 +118,11 @@ def made_encoder() -> Encoder:
     return Encoder(backbone, model, (32, 32), torch.device("cpu"), False)
 
 
+def unanswered(*args: Any, **options: Any) -> None:
+    """What a client's call does that the server does not answer."""
+    raise ConnectionError("the answer was lost")
+
+
 def sync(folder: RunFolder, *words: str) -> str:
     console = Console(soft_wrap=True)
     with console.capture() as told:
@@ -226,12 +231,12 @@ def test_a_run_whose_making_was_not_answered_is_found_again(
 
     make = MlflowClient.create_run
 
-    def unanswered(*args: Any, **options: Any) -> None:
+    def made(*args: Any, **options: Any) -> None:
         make(*args, **options)
-        raise ConnectionError("the answer was lost")
+        unanswered()
 
     with monkeypatch.context() as patch:
-        patch.setattr(MlflowClient, "create_run", unanswered)
+        patch.setattr(MlflowClient, "create_run", made)
         assert "the answer was lost; `manyfaces sync" in mirrored(folder, config).problem
         patch.setattr(MlflowClient, "log_batch", unanswered)
         for _ in range(3):
@@ -380,6 +385,8 @@ def test_a_run_says_where_it_comes_from_and_what_it_reads(
         "mlflow.source.git.commit": "c" * 40,
         "mlflow.source.git.dirty": "true",
         "manyfaces.command": "manyfaces train x.yaml",
+        "manyfaces.commit": "c" * 40,
+        "manyfaces.dirty": "true",
         "manyfaces.host": "a",
         "manyfaces.nodes": "a, b",
         "manyfaces.devices": "2 x NVIDIA H100",
@@ -417,9 +424,12 @@ def test_each_attempt_is_a_run_below_with_its_own_end(config: Config, folder: Ru
         (times[1], times[2]),
         (times[3], times[4]),
     ]
-    client(config).delete_run(found[0].info.run_id)
+    there = client(config)
+    there.set_tag(found[2].info.run_id, "mlflow.note.content", "a person's words")
+    there.delete_run(found[0].info.run_id)
     assert mirrored(folder, config).problem == ""
-    assert len(attempts_of(folder, config)) == 2
+    notes = [r.data.tags["mlflow.note.content"] for r in attempts_of(folder, config)]
+    assert notes == ["rank 1 died", "a person's words"]
 
 
 def test_checkpoints_and_plots_come_while_the_run_goes_on(
@@ -473,6 +483,7 @@ def test_the_use_of_each_node_is_sent_once(config: Config, folder: RunFolder) ->
         assert steps(folder, config, f"system/{node}/cpu_utilization_percentage") == [10, 20]
 
 
+@pytest.mark.slow
 def test_a_finished_run_registers_its_backbone_once(
     config: Config, folder: RunFolder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -493,12 +504,17 @@ def test_a_finished_run_registers_its_backbone_once(
     registers = config.model_copy(update={"tracking": tracking})
     assert Mirror(folder.path, registers, {}, period_s=60).close("FAILED") == ""
     assert exports == []
+    with monkeypatch.context() as patch:
+        patch.setattr(mlflow.MlflowClient, "finalize_logged_model", unanswered)
+        assert "the answer was lost" in mirrored(folder, registers).problem
     for _ in range(2):
         assert mirrored(folder, registers).problem == ""
-    assert exports == [folder.checkpoints / "step-00000002"]
+    assert exports == [folder.checkpoints / "step-00000002"] * 2
     there = client(config)
     [version] = there.search_model_versions("name = 'faces'")
     assert version.run_id == run_id(folder)
+    [output] = there.get_run(run_id(folder)).outputs.model_outputs
+    assert output.step == 2
     [model] = there.search_logged_models([there.get_run(run_id(folder)).info.experiment_id])
     assert (str(model.status), model.source_run_id) == ("READY", run_id(folder))
     mlflow.set_tracking_uri(tracking_uri(config))
