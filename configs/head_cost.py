@@ -40,9 +40,10 @@ def scored_columns(head: Head, sizes: Sizes) -> int:
     rows = ceil(sizes.num_identities / sizes.world_size)
     if head.sample_rate >= 1:
         return rows
-    rate = head.sample_rate
-    own = undrawn_columns(rate, sizes.batch_size, rows, sizes.num_identities)
-    return min(rows, ceil(rate * rows) + own)
+    # Shares of the batch are padded to one length.
+    padded = ceil(sizes.batch_size / sizes.world_size) * sizes.world_size
+    own = undrawn_columns(head.sample_rate, padded, rows, sizes.num_identities)
+    return min(rows, ceil(head.sample_rate * rows) + own)
 
 
 def head_cost(head: Head, sizes: Sizes) -> ObjectiveCost:

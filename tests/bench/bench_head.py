@@ -159,9 +159,9 @@ def share(num_classes: int, B: int, rate: float, columns: str) -> Step:
     """A rank's share of the head on 64 ranks, for the global batch. Sampled classes as on a GPU:
     with a column for each sample of the batch (`each`), or for as many of its classes as are
     expected here (`expected`)."""
-    devices.host_sync_is_free = lambda device: False
+    patch.object(devices, "host_sync_is_free", lambda device: False).start()
     if columns == "each":
-        sampling.undrawn_columns = lambda rate, batch_size, num_rows, num_classes: batch_size
+        patch.object(sampling, "undrawn_columns", lambda rate, batch_size, *of: batch_size).start()
     with patch.object(partial_fc, "Ranks", OneOf64):
         head = PartialFC(
             schema.Head(sample_rate=rate), num_classes, D, seed=0, weight_decay=5e-4, device=CPU
