@@ -14,10 +14,11 @@ from launcher import run_ranks
 from torch import Tensor
 
 from manyfaces.configs import schema
-from manyfaces.configs.head_cost import undrawn_columns
+from manyfaces.configs.head_cost import head_cost, scored_columns, undrawn_columns
 from manyfaces.configs.margins.arcface import ArcFace
 from manyfaces.configs.margins.curricularface import CurricularFace
 from manyfaces.configs.margins.margin import Margin
+from manyfaces.configs.objectives.objective import Sizes
 from manyfaces.configs.split import batch_share, class_share
 from manyfaces.data.feed.loader import Batch
 from manyfaces.models.backbones.output import Output
@@ -242,6 +243,26 @@ def test_the_recipe_of_42_million_images_by_hand() -> None:
     assert undrawn_columns(0.3, 24_576, 100, 2_059_906) == 25
     assert undrawn_columns(0.3, 3, 100, 200) == 3
     assert undrawn_columns(0.0, 64, 10, 10) == 10
+
+
+@pytest.mark.parametrize(
+    ("world_size", "columns"),
+    [
+        (1, 617_972 + 18_269),  # mu = 17,203.2
+        (8, 77_247 + 2_538),  # 2,150.4
+        (64, 9_657 + 416),  # 268.8
+        (512, 1_208 + 96),  # 33.6
+    ],
+)
+def test_work_follows_the_rate_at_any_number_of_workers(world_size: int, columns: int) -> None:
+    sizes = Sizes(2_059_906, 512, 24_576, world_size, is_gpu=True)
+    assert scored_columns(schema.Head(sample_rate=0.3), sizes) == columns
+    every = scored_columns(schema.Head(), sizes)
+    assert every == -(-2_059_906 // world_size)
+    assert columns < 0.33 * every
+    flops = [head_cost(schema.Head(sample_rate=rate), sizes).flops for rate in (0.1, 0.3, 1.0)]
+    assert flops[1] * every == flops[2] * columns
+    assert flops[0] < 0.45 * flops[1]
 
 
 def test_the_number_of_columns_is_asked_for_before_the_backbone_runs(
