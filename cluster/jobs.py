@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,8 +35,9 @@ _TALKATIVE = (
 STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"
 STOP_WAIT_MORE_S = 5
 """Ray kills a job so long after its time of grace; its own 3 s are too short for a checkpoint."""
-PROBE = "probe"
-"""Key of the metadata that a probe's job has instead of a run's name."""
+PROBE = "manyfaces-check-"
+"""How the id of a probe's job begins, which is shown in no list of ours. It is not deleted: Ray then
+brings it back as one that has failed."""
 PROBE_WAIT_S, NODE_WAIT_S = 120, 60
 """Longest time that a probe takes in all, and until all nodes have answered it."""
 POLL_S = 0.25
@@ -150,14 +152,17 @@ class Jobs:
             self._client.submit_job,
             entrypoint=shlex.join([*words, *names]),
             runtime_env=dict(shipped),
-            metadata={PROBE: "manyfaces submit"},
+            submission_id=f"{PROBE}{uuid.uuid4().hex[:12]}",
         )
         try:
             ended = self.wait_for_end(job, PROBE_WAIT_S)
             lines = self.logs(job).splitlines()
-        finally:
+        except BaseException:
             with contextlib.suppress(UserError):
-                self._remove(job)
+                self.stop(job)
+            raise
+        if ended.state not in ENDED:
+            self.stop(job)
         answers = [line for line in lines if line.startswith(MARK)]
         if answers:
             return json.loads(answers[-1].removeprefix(MARK))
@@ -237,16 +242,10 @@ class Jobs:
             time.sleep(POLL_S)
         return found
 
-    def _remove(self, job: str) -> None:
-        """Have the cluster forget a job, which is ended where it still runs."""
-        if self.stop(job):
-            self.wait_for_end(job, STOP_WAIT_MORE_S)
-        self._ask(self._client.delete_job, job)
-
     def all(self) -> list[Job]:
         """Every job, newest first."""
         known = [info for info in self._ask(self._client.list_jobs) if info.submission_id]
-        jobs = [_job(info) for info in known if PROBE not in (info.metadata or {})]
+        jobs = [_job(info) for info in known if not info.submission_id.startswith(PROBE)]
         return sorted(jobs, key=lambda job: job.started or 0, reverse=True)
 
     def _ask(self, call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
