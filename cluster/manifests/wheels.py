@@ -56,10 +56,15 @@ found=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/
 joined=$(mktemp -d)
 trap 'rm -rf "$joined"' EXIT
 "$python" "$here/join_wheels.py" "$here" "$joined"
-"$python" -m pip install --quiet --disable-pip-version-check --no-index --no-deps "$joined"/*.whl ||
-    fail "pip has not installed the wheels; its own lines stand above"
+install() {{
+    "$python" -m pip install --quiet --disable-pip-version-check --no-index --no-deps "$@" ||
+        fail "pip has not installed the wheels; its own lines stand above"
+}}
+install "$joined"/*.whl
+install --force-reinstall "$joined"/manyfaces-*.whl # also where the same version was there before
 "$python" -m pip check || echo "note: not all that is installed goes together, see above" >&2
-"$python" -m manyfaces.train --version
+"$python" -m manyfaces.train --version ||
+    fail "manyfaces is installed and does not start; Python's own lines stand above"
 """
 
 
@@ -142,7 +147,7 @@ def gather(
 
         def fetch(wanted: Mapping[str, str]) -> Fetched:
             if wanted:
-                tell(f"fetching   {len(wanted)} wheels: {_shortened(sorted(wanted))}")
+                tell(f"fetching   {_shortened(sorted(wanted))}")
             return index.fetch(wanted)
 
         choice = choose(own, extras, pins, names, target, fetch)
@@ -167,8 +172,8 @@ def _new(work: str, name: str) -> Path:
 
 
 def _shortened(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:_SHOWN])
-    return shown if len(names) <= _SHOWN else f"{shown}, .."
+    shown, more = ", ".join(names[:_SHOWN]), len(names) - _SHOWN
+    return f"{shown} and {more} more" if more > 0 else shown
 
 
 def _write_rest(

@@ -6,7 +6,7 @@ peaked logits.
 Flat: embeddings at random, as a run begins. Peaked: embeddings near their class centres, as it
 ends. The peer is Partial FC as it is shipped (`Peer` of bench_head.py: float32 logits, autograd,
 momentum and decay of all rows) and tuned: products in bfloat16, TF32 elsewhere, margin and
-cross-entropy compiled, a fused optimiser. Parity guard: loss and embeddings' gradient of a first
+cross-entropy compiled, a fused optimiser. Parity guard: loss and embeddings' gradient of a
 step of 128 samples are compared with float64 from the same rows among the same classes; the peers'
 errors are told, and one of ours that is further off than `LIMIT` gets no time. Each contender is
 alone on the device while it runs. Each row is printed as a line of JSON; `--tiny` tries the same on
@@ -17,7 +17,7 @@ import argparse
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -40,21 +40,20 @@ LEAD = 3.0
 about 0.05."""
 SEED, SAMPLE = 0, 7
 """Of our rows and draws; of the peers' draw that is compared."""
+LOGITS = {False: "flat", True: "peaked"}
 SHIPPED, TUNED = "Partial FC as shipped", "Partial FC tuned"
 
 
 class Case(NamedTuple):
-    """What is stepped: classes, batch, share of the classes, and whether logits are peaked."""
+    """What is stepped: classes, batch and share of the classes."""
 
     classes: int
     batch: int
     rate: float
-    peaked: bool
 
     def __str__(self) -> str:
         share = f", rate {self.rate:g}" if self.rate < 1 else ""
-        logits = "peaked" if self.peaked else "flat"
-        return f"C = {self.classes:,}{share}, B = {self.batch:,}, {logits}"
+        return f"C = {self.classes:,}{share}, B = {self.batch:,}"
 
 
 class TunedPeer(Peer):
@@ -91,11 +90,16 @@ def margin_loss(embeddings_BD: Tensor, weight_CD: Tensor, labels_B: Tensor) -> T
     return F.cross_entropy(logits_BC.scatter(1, labels_B[:, None], margin_B1) * 64, labels_B)
 
 
-Stepped = tuple[
-    Tensor, Callable[[Tensor], Tensor | None], Callable[[Tensor, Tensor], tuple[Any, Tensor]]
-]
-"""The class rows; the sorted ids of those that the first step scores for these labels, or None for
-all; the step, from embeddings and labels to loss and d embeddings."""
+class Stepped(NamedTuple):
+    """A contender."""
+
+    rows_CD: Tensor
+    """Its class rows, which its steps change in place."""
+    sample: Callable[[Tensor], Tensor | None]
+    """The sorted ids of the classes that its next step scores for these labels, behind
+    `torch.manual_seed(SAMPLE)`; None for all."""
+    step: Callable[[Tensor, Tensor], tuple[float | Tensor, Tensor]]
+    """From embeddings and labels to loss and d embeddings."""
 
 
 def main() -> None:
@@ -110,8 +114,7 @@ def main() -> None:
     if arguments.tiny:
         sizes = [(2_000, 32, 1.0), (4_000, 32, 0.1)]
     for classes, batch, rate in sizes:
-        for peaked in (False, True):
-            show(Case(classes, batch, rate, peaked), arguments.rounds, device)
+        show(Case(classes, batch, rate), arguments.rounds, device)
 
 
 def show(case: Case, rounds: int, device: torch.device) -> None:
@@ -124,43 +127,62 @@ def show(case: Case, rounds: int, device: torch.device) -> None:
     if device.type == "cuda":
         without = partial(ours, "recompute", case, device, kernels=False)
         contenders["manyfaces recompute without kernels"] = without
-    times: dict[str, float] = {}
+    times: dict[tuple[str, bool], float] = {}
+    for name, make in contenders.items():
+        made: list[Stepped] = []  # once for both, for the rows of millions take seconds to make
 
-    def measure(name: str) -> Row:
-        what = f"{case}: {name}"
-        few = case._replace(batch=min(case.batch, COMPARED))
-        is_right, how = parity(contenders[name](), few)
-        if not is_right and name not in (SHIPPED, TUNED):
-            return Row(what, None, detail=f"no time, for the result is wrong: {how}")
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats(device)
-        rows_CD, _, step = contenders[name]()
-        embeddings_BD, labels_B = batch_of(case, rows_CD)
-        times[name] = step_seconds(lambda: step(embeddings_BD, labels_B), device, rounds=rounds)
-        beside = [
-            f"{times[each] / times[name]:.2f} x {each}"
-            for each in (SHIPPED, TUNED)
-            if each in times and name not in (SHIPPED, TUNED)
-        ]
-        return Row(what, 1e3 * times[name], "ms", "; ".join([*beside, peak_gb(device), how]))
+        def measure(
+            name: str, make: Callable[[], Stepped], made: list[Stepped], peaked: bool
+        ) -> Row:
+            if not made:
+                made.append(make())
+            return measured(name, made[0], case, peaked, times, rounds, device)
 
-    for name in contenders:
-        attempt(f"{case}: {name}", partial(measure, name))
+        for peaked in (False, True):
+            what = f"{case}, {LOGITS[peaked]}: {name}"
+            attempt(what, partial(measure, name, make, made, peaked))
 
 
-def parity(stepped: Stepped, case: Case) -> tuple[bool, str]:
-    """Whether loss and embeddings' gradient of the first step are right, and how far off they are,
-    in words: beside the same in float64, among the same classes."""
-    rows_CD, sample, step = stepped
-    embeddings_BD, labels_B = batch_of(case, rows_CD)
-    ids, rows_SD = sample(labels_B), rows_CD.detach()
+def measured(
+    name: str,
+    stepped: Stepped,
+    case: Case,
+    peaked: bool,
+    times: dict[tuple[str, bool], float],
+    rounds: int,
+    device: torch.device,
+) -> Row:
+    """The time of a contender's step, which is added to `times`, beside those of the peers."""
+    what, is_peer = f"{case}, {LOGITS[peaked]}: {name}", name in (SHIPPED, TUNED)
+    is_right, how = parity(stepped, case, peaked)
+    if not is_right and not is_peer:
+        return Row(what, None, detail=f"no time, for the result is wrong: {how}")
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    embeddings_BD, labels_B = batch_of(case, case.batch, peaked, stepped.rows_CD)
+    seconds = step_seconds(lambda: stepped.step(embeddings_BD, labels_B), device, rounds=rounds)
+    times[name, peaked] = seconds
+    beside = [
+        f"{times[each, peaked] / seconds:.2f} x {each}"
+        for each in (SHIPPED, TUNED)
+        if (each, peaked) in times and not is_peer
+    ]
+    return Row(what, 1e3 * seconds, "ms", "; ".join([*beside, peak_gb(device), how]))
+
+
+def parity(stepped: Stepped, case: Case, peaked: bool) -> tuple[bool, str]:
+    """Whether loss and embeddings' gradient of a step are right, and how far off they are, in
+    words: beside the same in float64, among the same classes."""
+    few = min(case.batch, COMPARED)
+    embeddings_BD, labels_B = batch_of(case, few, peaked, stepped.rows_CD)
+    ids, rows_SD = stepped.sample(labels_B), stepped.rows_CD.detach()
     if ids is not None:
         rows_SD = rows_SD[ids]
     targets_B = labels_B if ids is None else torch.searchsorted(ids, labels_B)
     right, d_right_BD = in_float64(embeddings_BD, rows_SD, targets_B)
     torch.manual_seed(SAMPLE)
-    found, d_found_BD = step(embeddings_BD, labels_B)
+    found, d_found_BD = stepped.step(embeddings_BD, labels_B)
     off = abs(float(found) - right) / right
     d_off = ((d_found_BD.double() - d_right_BD).norm() / d_right_BD.norm()).item()
     how = f"loss {right:.3g}, off by {off:.0e}, gradient by {d_off:.0e}"
@@ -179,14 +201,14 @@ def in_float64(embeddings_BD: Tensor, rows_SD: Tensor, targets_B: Tensor) -> tup
     return loss.item(), d_embeddings_BD
 
 
-def batch_of(case: Case, rows_CD: Tensor) -> tuple[Tensor, Tensor]:
-    """Embeddings and labels of a batch, at random or near the class centres."""
+def batch_of(case: Case, size: int, peaked: bool, rows_CD: Tensor) -> tuple[Tensor, Tensor]:
+    """Embeddings and labels of so many samples, at random or near the class centres."""
     device = rows_CD.device
     generator = torch.Generator(device).manual_seed(1)
-    labels_B = torch.randint(0, case.classes, (case.batch,), generator=generator, device=device)
-    noise_BD = torch.randn(case.batch, D, generator=generator, device=device)
+    labels_B = torch.randint(0, case.classes, (size,), generator=generator, device=device)
+    noise_BD = torch.randn(size, D, generator=generator, device=device)
     embeddings_BD = F.normalize(noise_BD)
-    if case.peaked:
+    if peaked:
         # Negatives have cosines of deviation D^-1/2: their log-sum-exp is known before.
         negatives = math.log(case.rate * case.classes) + 64**2 / (2 * D)
         noise = math.tan(math.acos((negatives + LEAD) / 64) - 0.5)
@@ -199,7 +221,7 @@ def peer(kind: type[Peer], case: Case, device: torch.device) -> Stepped:
     with device:
         made = kind(case.classes, case.rate)
 
-    def step(embeddings_BD: Tensor, labels_B: Tensor) -> tuple[Any, Tensor]:
+    def step(embeddings_BD: Tensor, labels_B: Tensor) -> tuple[float | Tensor, Tensor]:
         torch.backends.cuda.matmul.allow_tf32 = kind is TunedPeer
         with device:
             return made.step(embeddings_BD, labels_B)
@@ -213,7 +235,7 @@ def peer(kind: type[Peer], case: Case, device: torch.device) -> Stepped:
         scores[labels_B] = 2
         return torch.topk(scores, int(case.rate * case.classes)).indices.sort().values
 
-    return made.weight, sample, step
+    return Stepped(made.weight, sample, step)
 
 
 def ours(kind: str, case: Case, device: torch.device, kernels: bool = True) -> Stepped:
@@ -224,22 +246,23 @@ def ours(kind: str, case: Case, device: torch.device, kernels: bool = True) -> S
     )
     position = 0
 
-    def step(embeddings_BD: Tensor, labels_B: Tensor) -> tuple[Any, Tensor]:
+    def step(embeddings_BD: Tensor, labels_B: Tensor) -> tuple[float | Tensor, Tensor]:
         nonlocal position
         torch.backends.cuda.matmul.allow_tf32 = False
-        done = head.step(embeddings_BD, labels_B, lr=0.1, position=position, batch_size=case.batch)
-        position += case.batch
+        count = len(labels_B)
+        done = head.step(embeddings_BD, labels_B, lr=0.1, position=position, batch_size=count)
+        position += count
         return done.loss, done.d_embeddings_ND
 
     def sample(labels_B: Tensor) -> Tensor | None:
-        """What the first step draws, and the batch's own."""
+        """What the next step draws, and the batch's own."""
         if case.rate >= 1:
             return None
-        first = torch.from_numpy(blocks(case.classes, case.rate, SEED, 0)).to(device)
+        first = torch.from_numpy(blocks(case.classes, case.rate, SEED, position)).to(device)
         drawn = (first[:, None] * BLOCK + torch.arange(BLOCK, device=device)).flatten()
         return torch.cat([drawn[drawn < case.classes], labels_B]).unique()
 
-    return head.tensors()["rows"], sample, step
+    return Stepped(head.tensors()["rows"], sample, step)
 
 
 if __name__ == "__main__":

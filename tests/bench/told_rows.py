@@ -48,9 +48,10 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def step_seconds(step: Step, device: torch.device, *, rounds: int, warm_up: int = 3) -> float:
-    """The median time of a step after `warm_up` others; the device has finished each."""
-    found = []
+def step_seconds(step: Step, device: torch.device, *, rounds: int) -> float:
+    """The median time of so many steps after as many others, at most three; the device has finished
+    each."""
+    found, warm_up = [], min(3, rounds)
     for number in range(warm_up + rounds):
         synchronise(device)
         began = time.perf_counter()

@@ -43,6 +43,7 @@ def test_make_gpu_says_that_there_is_no_gpu() -> None:
 def test_every_part_is_tried_with_tiny_sizes(tmp_path: Path) -> None:
     file = tmp_path / "gpu.json"
     command = [sys.executable, "tests/bench/bench_gpu.py", "--cpu", "--json", str(file)]
+    command += ["--minutes", "40"]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     parts = {part["name"]: part for part in json.loads(file.read_text())["parts"]}
