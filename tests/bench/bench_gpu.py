@@ -142,12 +142,11 @@ def job(faces: str, work: Path, tiny: bool) -> list[str]:
         "evaluation.pairs=[]",
         "cluster.workers=1",
         "train.batch_size=128",
-        "--json",
     ]
-    if tiny:
-        less = ["model={kind: mobilefacenet, scale: 1, embedding_dim: 16}", "data.image_px=32"]
-        words += [*less, "train.batch_size=8", "--steps", "2"]
-    return words
+    if not tiny:
+        return [*words, "--json"]
+    less = ["model={kind: mobilefacenet, scale: 1, embedding_dim: 16}", "data.image_px=32"]
+    return [*words, *less, "train.batch_size=8", "--steps", "2", "--json"]
 
 
 def row_of(line: str) -> Rows:

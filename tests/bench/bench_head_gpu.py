@@ -204,7 +204,8 @@ def in_float64(embeddings_BD: Tensor, rows_SD: Tensor, targets_B: Tensor) -> tup
 def batch_of(case: Case, size: int, peaked: bool, rows_CD: Tensor) -> tuple[Tensor, Tensor]:
     """Embeddings and labels of so many samples, at random or near the class centres."""
     device = rows_CD.device
-    generator = torch.Generator(device).manual_seed(1)
+    # Of others than the steps before have brought near to their centres.
+    generator = torch.Generator(device).manual_seed(1 + peaked)
     labels_B = torch.randint(0, case.classes, (size,), generator=generator, device=device)
     noise_BD = torch.randn(size, D, generator=generator, device=device)
     embeddings_BD = F.normalize(noise_BD)

@@ -6,7 +6,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 import torch
 
@@ -22,9 +22,9 @@ class Row(NamedTuple):
     detail: str = ""
 
 
-def tell(row: Row) -> None:
-    """Print the row as a line of JSON."""
-    print(json.dumps(row._asdict()), flush=True)  # noqa: T201
+def tell(row: Row, out: TextIO | None = None) -> None:
+    """Print the row as a line of JSON, on stdout unless another file is given."""
+    print(json.dumps(row._asdict()), file=out, flush=True)
 
 
 def attempt(what: str, measure: Callable[[], Row]) -> Row:
