@@ -41,7 +41,7 @@ def main() -> None:
     side, px = (256, 32) if tiny else (8192, 112)
     batch, rounds = (8, 1) if tiny else (arguments.batch, arguments.rounds)
     if tiny:  # the same but for the C++ compiler, which takes a minute for each
-        torch.compile = partial(torch.compile, backend="aot_eager")  # type: ignore[assignment]
+        torch.compile = partial(torch.compile, backend="aot_eager")
     models: dict[str, Backbone] = {
         "IResNet-18" if tiny else "IResNet-50": IResNet(depth=18 if tiny else 50),
         "ViT-T" if tiny else "ViT-B": ViT(size="tiny" if tiny else "base"),

@@ -261,7 +261,8 @@ def ours(kind: str, case: Case, device: torch.device, kernels: bool = True) -> S
             return None
         first = torch.from_numpy(blocks(case.classes, case.rate, SEED, position)).to(device)
         drawn = (first[:, None] * BLOCK + torch.arange(BLOCK, device=device)).flatten()
-        return torch.cat([drawn[drawn < case.classes], labels_B]).unique()
+        ids: Tensor = torch.cat([drawn[drawn < case.classes], labels_B]).unique()
+        return ids
 
     return Stepped(head.tensors()["rows"], sample, step)
 
