@@ -120,7 +120,7 @@ def batch_script(config: Config, nodes: Nodes, settings: Settings) -> str:
     Raises `UserError` for a time limit that cannot be read or is too short to save a checkpoint
     in, and for credentials in the configuration.
     """
-    refuse_credentials(config, "set them in the environment of the job, as by --setup")
+    refuse_credentials(config, "set them in the environment of sbatch, which hands it to the job")
     before_s = math.ceil(config.cluster.grace_s) + BEFORE_END_S
     if _seconds(settings.time) <= before_s:
         raise UserError(

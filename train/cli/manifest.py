@@ -44,7 +44,8 @@ Out = Annotated[
 Setup = Annotated[
     list[str] | None,
     typer.Option(
-        metavar="COMMAND", help="A command that each machine needs first; may be repeated."
+        metavar="COMMAND",
+        help="A command that prepares each machine, such as `module load cuda`; may be repeated.",
     ),
 ]
 WheelFile = Annotated[
@@ -67,6 +68,131 @@ Extras = Annotated[
         "--extra", metavar="NAME", help="gcs, http, s3 or timm, as the run needs; may be repeated."
     ),
 ]
+Image = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME@sha256:DIGEST",
+        help="The image that it runs in, as `manyfaces manifest dockerfile` builds it.",
+    ),
+]
+Claims = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="CLAIM:/FOLDER",
+        help="A persistent volume claim that every pod mounts there; may be repeated.",
+    ),
+]
+JobName = Annotated[
+    str | None, typer.Option(metavar="NAME", help="The RayJob's name; default: run.name.")
+]
+Namespace = Annotated[str | None, typer.Option(metavar="NAME")]
+MemoryGB = Annotated[
+    float | None,
+    typer.Option(parser=above_zero, metavar="GB", help="Memory of each worker's pod."),
+]
+SpotKind = Annotated[
+    Literal["aks", "eks", "gke", "karpenter"] | None,
+    typer.Option(help="Place the workers on spot nodes of this kind of cluster."),
+]
+NodeSelectors = Annotated[
+    list[str] | None,
+    typer.Option(metavar="LABEL=VALUE", help="Label of the workers' nodes; may be repeated."),
+]
+Tolerations = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="TAINT[=VALUE]", help="Taint that the workers' pods bear; may be repeated."
+    ),
+]
+TokenSecret = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Secret with Ray's token in auth_token; default: KubeRay's own.",
+    ),
+]
+MlflowSecret = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Secret with MLflow's username and password."),
+]
+StoreSecret = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Secret whose keys are environment variables, such as AWS_ACCESS_KEY_ID.",
+    ),
+]
+Retries = Annotated[
+    int,
+    typer.Option(min=0, metavar="N", help="New clusters after a failure, at most."),
+]
+DeadlineHours = Annotated[
+    float | None,
+    typer.Option(parser=above_zero, metavar="HOURS", help="End the job after so long."),
+]
+TimeLimit = Annotated[
+    str,
+    typer.Option(
+        metavar="LIMIT", help="Time limit of a part of the run, as Slurm has it: 24:00:00."
+    ),
+]
+Partition = Annotated[str | None, typer.Option(metavar="NAME")]
+Account = Annotated[str | None, typer.Option(metavar="NAME")]
+SbatchOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="--NAME=VALUE", help="Another option of sbatch, as it is; may be repeated."
+    ),
+]
+Build = Annotated[Literal["cpu", "cuda"], typer.Option(help="With which PyTorch.")]
+Base = Annotated[
+    str | None,
+    typer.Option(
+        metavar="IMAGE[@sha256:DIGEST]",
+        help="What it is built on; default: python:3.11-bookworm, by its tag.",
+    ),
+]
+TorchIndex = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help="Package index that has PyTorch; default: PyTorch's own for the CPU, PyPI for CUDA.",
+    ),
+]
+Context = Annotated[
+    Path,
+    typer.Option(metavar="FOLDER", help="Where `docker build` will run; default: here."),
+]
+Provider = Annotated[Literal["aws", "gcp"], typer.Option(help="Whose cloud.")]
+Region = Annotated[str, typer.Option(metavar="NAME", help="us-west-2, us-central1, ...")]
+WorkerType = Annotated[
+    str, typer.Option(metavar="NAME", help="Machine of a node: p5.48xlarge, a3-highgpu-8g, ...")
+]
+MachineImage = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="What the machines boot, with the driver of their GPUs: ami-..., or "
+        "projects/.../images/... .",
+    ),
+]
+Zone = Annotated[str | None, typer.Option(metavar="NAME", help="us-west-2a; needed on Google's.")]
+Project = Annotated[str | None, typer.Option(metavar="ID", help="Project; needed on Google's.")]
+HeadType = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Machine of the head; default: 8 cores, 32 GiB."),
+]
+Spot = Annotated[bool, typer.Option("--spot", help="Workers on machines that may be taken away.")]
+DiskGB = Annotated[int, typer.Option(parser=positive, metavar="GB", help="Disk of each machine.")]
+IdleMinutes = Annotated[
+    float,
+    typer.Option(
+        parser=above_zero,
+        metavar="MINUTES",
+        help="Machines above the smallest number go when they had nothing to do for so long.",
+    ),
+]
+SshUser = Annotated[str, typer.Option(metavar="NAME")]
 
 
 @app.callback()
@@ -81,71 +207,22 @@ def manifest() -> None:
 @app.command("kubernetes")
 def kubernetes(
     config: Recipe,
-    image: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME@sha256:DIGEST",
-            help="The image that it runs in, as `manyfaces manifest dockerfile` builds it.",
-        ),
-    ],
+    image: Image,
     words: Words = None,
-    claim: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="CLAIM:/FOLDER",
-            help="A persistent volume claim that every pod mounts there; may be repeated.",
-        ),
-    ] = None,
-    name: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The RayJob's name; default: run.name.")
-    ] = None,
-    namespace: Annotated[str | None, typer.Option(metavar="NAME")] = None,
+    claim: Claims = None,
+    name: JobName = None,
+    namespace: Namespace = None,
     workers_per_node: WorkersPerNode = None,
     cpus_per_node: CpusPerNode = None,
-    memory_gb: Annotated[
-        float | None,
-        typer.Option(parser=above_zero, metavar="GB", help="Memory of each worker's pod."),
-    ] = None,
-    spot: Annotated[
-        Literal["aks", "eks", "gke", "karpenter"] | None,
-        typer.Option(help="Place the workers on spot nodes of this kind of cluster."),
-    ] = None,
-    node_selector: Annotated[
-        list[str] | None,
-        typer.Option(metavar="LABEL=VALUE", help="Label of the workers' nodes; may be repeated."),
-    ] = None,
-    toleration: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="TAINT[=VALUE]", help="Taint that the workers' pods bear; may be repeated."
-        ),
-    ] = None,
-    token_secret: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Secret with Ray's token in auth_token; default: KubeRay's own.",
-        ),
-    ] = None,
-    mlflow_secret: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Secret with MLflow's username and password."),
-    ] = None,
-    store_secret: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Secret whose keys are environment variables, such as AWS_ACCESS_KEY_ID.",
-        ),
-    ] = None,
-    retries: Annotated[
-        int,
-        typer.Option(min=0, metavar="N", help="New clusters after a failure, at most."),
-    ] = 3,
-    deadline_hours: Annotated[
-        float | None,
-        typer.Option(parser=above_zero, metavar="HOURS", help="End the job after so long."),
-    ] = None,
+    memory_gb: MemoryGB = None,
+    spot: SpotKind = None,
+    node_selector: NodeSelectors = None,
+    toleration: Tolerations = None,
+    token_secret: TokenSecret = None,
+    mlflow_secret: MlflowSecret = None,
+    store_secret: StoreSecret = None,
+    retries: Retries = 3,
+    deadline_hours: DeadlineHours = None,
     out: Out = None,
 ) -> None:
     """Print a RayJob for KubeRay, which makes a Ray cluster and runs the training on it.
@@ -181,21 +258,11 @@ def kubernetes(
 @app.command("slurm")
 def slurm(
     config: Recipe,
-    time: Annotated[
-        str,
-        typer.Option(
-            metavar="LIMIT", help="Time limit of a part of the run, as Slurm has it: 24:00:00."
-        ),
-    ],
+    time: TimeLimit,
     words: Words = None,
-    partition: Annotated[str | None, typer.Option(metavar="NAME")] = None,
-    account: Annotated[str | None, typer.Option(metavar="NAME")] = None,
-    option: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="--NAME=VALUE", help="Another option of sbatch, as it is; may be repeated."
-        ),
-    ] = None,
+    partition: Partition = None,
+    account: Account = None,
+    option: SbatchOptions = None,
     setup: Setup = None,
     workers_per_node: WorkersPerNode = None,
     cpus_per_node: CpusPerNode = None,
@@ -215,33 +282,17 @@ def slurm(
 @app.command("dockerfile")
 def dockerfile(
     wheel: WheelFile,
-    build: Annotated[Literal["cpu", "cuda"], typer.Option(help="With which PyTorch.")] = "cuda",
-    base: Annotated[
-        str | None,
-        typer.Option(
-            metavar="IMAGE[@sha256:DIGEST]",
-            help="What it is built on; default: python:3.11-bookworm, by its tag.",
-        ),
-    ] = None,
-    torch_index: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL",
-            help="Package index that has PyTorch; default: PyTorch's own for the CPU, PyPI for "
-            "CUDA.",
-        ),
-    ] = None,
+    build: Build = "cuda",
+    base: Base = None,
+    torch_index: TorchIndex = None,
     extra: Extras = None,
     constraints: Constraints = None,
-    context: Annotated[
-        Path,
-        typer.Option(metavar="FOLDER", help="Where `docker build` will run; default: here."),
-    ] = Path(),
+    context: Context = Path(),
     out: Out = None,
 ) -> None:
     """Print a Dockerfile for the image that a run works in.
 
-    The wheel and the versions of all packages are checked by their SHA-256 when it is built.
+    The wheel and the list of all packages' versions are checked by their SHA-256 when it is built.
     """
     from manyfaces.cluster.manifests.dockerfile import BASE, Settings
     from manyfaces.cluster.manifests.dockerfile import dockerfile as text
@@ -259,46 +310,19 @@ def dockerfile(
 @app.command("ray-up")
 def ray_up(
     config: Recipe,
-    provider: Annotated[Literal["aws", "gcp"], typer.Option(help="Whose cloud.")],
-    region: Annotated[str, typer.Option(metavar="NAME", help="us-west-2, us-central1, ...")],
-    worker_type: Annotated[
-        str, typer.Option(metavar="NAME", help="Machine of a node: p5.48xlarge, a3-highgpu-8g, ...")
-    ],
-    machine_image: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            help="What the machines boot, with the driver of their GPUs: ami-..., or "
-            "projects/.../images/... .",
-        ),
-    ],
+    provider: Provider,
+    region: Region,
+    worker_type: WorkerType,
+    machine_image: MachineImage,
     wheel: WheelFile,
     words: Words = None,
-    zone: Annotated[
-        str | None, typer.Option(metavar="NAME", help="us-west-2a; needed on Google's.")
-    ] = None,
-    project: Annotated[
-        str | None, typer.Option(metavar="ID", help="Project; needed on Google's.")
-    ] = None,
-    head_type: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Machine of the head; default: 8 cores, 32 GiB."),
-    ] = None,
-    spot: Annotated[
-        bool, typer.Option("--spot", help="Workers on machines that may be taken away.")
-    ] = False,
-    disk_gb: Annotated[
-        int, typer.Option(parser=positive, metavar="GB", help="Disk of each machine.")
-    ] = 200,
-    idle_minutes: Annotated[
-        float,
-        typer.Option(
-            parser=above_zero,
-            metavar="MINUTES",
-            help="Machines above the smallest number go when they had nothing to do for so long.",
-        ),
-    ] = 15.0,
-    ssh_user: Annotated[str, typer.Option(metavar="NAME")] = "ubuntu",
+    zone: Zone = None,
+    project: Project = None,
+    head_type: HeadType = None,
+    spot: Spot = False,
+    disk_gb: DiskGB = 200,
+    idle_minutes: IdleMinutes = 15.0,
+    ssh_user: SshUser = "ubuntu",
     setup: Setup = None,
     extra: Extras = None,
     constraints: Constraints = None,
