@@ -230,7 +230,8 @@ def kubernetes(
     Every path of the configuration has to be on a --claim or at a URL. Credentials stay in Secrets,
     which the pods read by name.
     """
-    from manyfaces.cluster.manifests.kubernetes import Settings, is_by_digest, rayjob
+    from manyfaces.cluster.manifests.kubernetes import is_by_digest, rayjob
+    from manyfaces.cluster.manifests.pods import Settings
     from manyfaces.cluster.manifests.volumes import Claim
 
     tree = load_config(config, words or ())
