@@ -517,7 +517,7 @@ def test_a_finished_run_registers_its_backbone_once(
     assert output.step == 2
     [model] = there.search_logged_models([there.get_run(run_id(folder)).info.experiment_id])
     assert (str(model.status), model.source_run_id) == ("READY", run_id(folder))
-    mlflow.set_tracking_uri(tracking_uri(config))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri(config))
     images_NHWC = np.zeros((2, 32, 32, 3), np.uint8)
     embeddings_ND = mlflow.pyfunc.load_model("models:/faces/1").predict(images_NHWC)
     np.testing.assert_allclose(embeddings_ND, EncoderModel(encoder).embed(list(images_NHWC)))
