@@ -52,7 +52,7 @@ def _card(name: str, mib: int) -> Card | None:
     words = re.sub(r"\bRTX ", "RTX", name).upper()
     for card in get_args(Card):
         if re.search(rf"\b{re.escape(card.upper())}\b", words):
-            return "a100-40gb" if card == "a100" and mib < 50_000 else card  # type: ignore[no-any-return]
+            return "a100-40gb" if card == "a100" and mib < 50_000 else card
     return None
 
 

@@ -11,12 +11,8 @@ import yaml
 
 from manyfaces.configs.errors import UserError
 from manyfaces.configs.load import load_stored
-from manyfaces.configs.schema import Config, Data
-from manyfaces.configs.urls import url_of
-from manyfaces.data.dataset.dataset import open_part
-from manyfaces.data.dataset.manifest import MANIFEST, parse_manifest
-from manyfaces.data.dataset.part import Part
-from manyfaces.data.store.remote import Remote
+from manyfaces.configs.schema import Config
+from manyfaces.train import probes
 from manyfaces.train.folder import RunFolder, run_url
 
 PATIENCE_S = 8.0
@@ -41,7 +37,7 @@ def begin(config: str, mark: str) -> list[str]:
 def check(config: str, mark: str) -> list[str]:
     """What is wrong with this node, a line each."""
     tree = _load(config)
-    return [*_store_faults(tree), *_folder_faults(tree, mark), *_data_faults(tree.data)]
+    return [*_folder_faults(tree, mark), *_probed(tree)]
 
 
 def end(config: str, mark: str) -> list[str]:
@@ -79,55 +75,26 @@ def _folder_faults(config: Config, mark: str) -> Iterator[str]:
         yield f"{key} {folder}: it cannot be written ({error.strerror})"
 
 
-def _store_faults(config: Config) -> Iterator[str]:
-    if (url := run_url(config)) is None:
-        return
-    # Torch comes with it, which takes seconds to import.
-    from manyfaces.train.checkpoint.store import RunStore
-
-    try:
-        RunStore(url, min(config.checkpoint.store_patience_s, PATIENCE_S)).check()
-    except UserError as error:
-        yield str(error)
-
-
-def _data_faults(config: Data) -> Iterator[str]:
-    quick = config.model_copy(update={"store_patience_s": min(config.store_patience_s, PATIENCE_S)})
-    for path in config.paths:
+def _probed(config: Config) -> Iterator[str]:
+    """What is wrong with the dataset and with the store of a run at a URL."""
+    quick = config.model_copy(
+        update={
+            "data": config.data.model_copy(
+                update={"store_patience_s": min(config.data.store_patience_s, PATIENCE_S)}
+            ),
+            "checkpoint": config.checkpoint.model_copy(
+                update={"store_patience_s": min(config.checkpoint.store_patience_s, PATIENCE_S)}
+            ),
+        }
+    )
+    payload = {"config": quick.model_dump(mode="json")}
+    wanted = {"dataset": probes.dataset}
+    if run_url(config) is not None:
+        wanted["store"] = probes.store
+    for name, probe in wanted.items():
         try:
-            _read(path, quick)
+            probe(payload)
         except UserError as error:
             yield str(error)
         except OSError as error:
-            yield f"dataset {error.filename or path}: it cannot be read ({error.strerror})"
-
-
-def _read(path: str, config: Data) -> None:
-    """Read a sample of the first and of the last shard. At a URL the manifest is read and these
-    shards are asked for: the index of a large one takes longer than a check may."""
-    if (url := url_of(path)) is not None:
-        remote = Remote(url, config.store_patience_s)
-        manifest = parse_manifest(remote.read(MANIFEST), url)
-        _refuse_missing(remote, [shard.name for shard in manifest.shards])
-        return
-    part = open_part(path, config)
-    if part.remote is not None:
-        remote = Remote(part.remote.url, config.store_patience_s)
-        _refuse_missing(remote, [shard.name for shard in part.manifest.shards])
-        return
-    for row in (0, len(part.shard_N) - 1):
-        _read_sample(part, row)
-
-
-def _refuse_missing(remote: Remote, names: list[str]) -> None:
-    ends = {names[0], names[-1]}
-    for name in sorted(ends - remote.sizes(sorted(ends)).keys()):
-        raise UserError(f"dataset {remote.url}: {name} is missing; restore the shard")
-
-
-def _read_sample(part: Part, row: int) -> None:
-    path, size = part.shard_path(int(part.shard_N[row])), int(part.size_N[row])
-    with path.open("rb") as file:
-        file.seek(int(part.offset_N[row]))
-        if len(file.read(size)) != size:
-            raise UserError(f"dataset {path}: it ends before sample {row}; restore the shard")
+            yield f"{name} {error.filename or ''}: it cannot be read ({error.strerror})"

@@ -17,9 +17,9 @@ DASHBOARD_PORT = 8265
 PROBES = {
     DATASET: "manyfaces.train.probes:dataset",
     STORE: "manyfaces.train.probes:store",
-    DECODE: "manyfaces.train.probes:decode",
+    DECODE: "manyfaces.train.decode_probe:decode",
 }
-"""They import DALI and torch, which only the nodes do."""
+"""The last imports DALI and torch, which only the nodes do."""
 
 
 @dataclass(frozen=True)

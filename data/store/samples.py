@@ -94,7 +94,7 @@ class Store:
             file = OpenFile(path)
             found = file.size
         except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error}); {self._remedy}") from error
+            raise UserError(f"{path}: cannot be read ({error.strerror}); {self._remedy}") from error
         if found != expected:
             raise UserError(f"{path}: {found:,} bytes, expected {expected:,}; {self._remedy}")
         return file

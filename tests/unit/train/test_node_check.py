@@ -47,10 +47,10 @@ def test_a_dataset_that_cannot_be_read(tmp_path: Path, dataset_path: Path) -> No
     node_check.begin(told, MARK)
     last.write_bytes(last.read_bytes()[:100])
     [line] = node_check.check(told, MARK)
-    assert line == f"dataset {last}: it ends before sample 119; restore the shard"
+    assert line.startswith(f"{last}: 100 bytes, expected ")
     last.unlink()
     [line] = node_check.check(told, MARK)
-    assert line == f"dataset {last}: it cannot be read (No such file or directory)"
+    assert line.startswith(f"{last}: cannot be read (No such file or directory); restore it")
     shutil.rmtree(copy)
     [line] = node_check.check(told, MARK)
-    assert line == f"dataset {copy}: no such folder"
+    assert line.startswith(f"dataset {copy}: no such folder")

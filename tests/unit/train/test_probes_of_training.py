@@ -10,7 +10,7 @@ import pytest
 from manyfaces.configs.load import load
 from manyfaces.configs.schema import Config, UserError
 from manyfaces.data.dataset.dataset import open_dataset
-from manyfaces.train import probes
+from manyfaces.train import decode_probe, probes
 from manyfaces.train.preflight import asking, checkpoint_bytes, folders
 
 
@@ -61,13 +61,13 @@ def test_a_store_is_written(dataset_path: Path) -> None:
 
 
 def test_images_are_decoded(dataset_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probes, "DECODE_S", 0.1)
-    monkeypatch.setattr(probes, "MADE_FACES", 4)
-    facts = probes.decode(payload(config(dataset_path), threads=2))
+    monkeypatch.setattr(decode_probe, "DECODE_S", 0.1)
+    monkeypatch.setattr(decode_probe, "MADE_FACES", 4)
+    facts = decode_probe.decode(payload(config(dataset_path), threads=2))
     assert facts["images"] == "dataset"
     assert facts["images_per_s"] == pytest.approx(2 * facts["each"])
     assert facts["each"] > 100
-    made = probes.decode(payload(None))
+    made = decode_probe.decode(payload(None))
     assert (made["images"], made["count"], made["per"]) == ("made", 1, "core")
 
 
