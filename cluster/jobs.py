@@ -36,8 +36,8 @@ STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"
 STOP_WAIT_MORE_S = 5
 """Ray kills a job so long after its time of grace; its own 3 s are too short for a checkpoint."""
 PROBE = "manyfaces-check-"
-"""How the id of a probe's job begins, which is shown in no list of ours. It is not deleted, as Ray
-would then bring it back as one that has failed."""
+"""How the id of a probe's job begins, which is shown in no list of ours. It is not deleted: Ray may
+bring back a job that has just ended, as one that has failed."""
 PROBE_WAIT_S, NODE_WAIT_S = 120, 60
 """Longest time that a probe takes in all, and until all nodes have answered it."""
 POLL_S = 0.25

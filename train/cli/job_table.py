@@ -63,7 +63,7 @@ def as_json(job: Job, status: JobStatus | None) -> dict[str, Any]:
 
 def step_text(status: JobStatus) -> str:
     """The step, and how many there are."""
-    return f"{UNKNOWN if status.step is None else status.step:,} of {status.num_steps:,}"
+    return f"{_number(status.step, ',')} of {status.num_steps:,}"
 
 
 def loss_text(status: JobStatus) -> str:
@@ -84,7 +84,7 @@ def minutes(job: Job) -> str:
 def _restarts(status: JobStatus) -> str:
     if not status.failures:
         return str(status.restarts)
-    return f"{status.restarts}, after {status.failures} failures of workers"
+    return f"{status.restarts}, of which {status.failures} after a failure"
 
 
 def _workers(status: JobStatus) -> str:

@@ -1,5 +1,6 @@
 """How a run stands, read from a record that is written line by line, and handed to a cluster."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -9,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from manyfaces.cluster import status_file
+from manyfaces.cluster.jobs import Job
 from manyfaces.configs.load import load
+from manyfaces.train.cli.job_table import state_line, status_rows
 from manyfaces.train.folder import RunFolder
 from manyfaces.train.job_report import StatusReader, told_to_cluster
 from manyfaces.train.job_status import JobStatus
@@ -24,6 +27,11 @@ def reader_of(tmp_path: Path) -> tuple[Record, StatusReader]:
     record.metrics(7, **{"train/loss": 9.0, "images_per_s": 50.0})
     record.event("checkpoint", "checkpoint x", step=5)
     return record, StatusReader(config, folder, 100)
+
+
+def shown(status: JobStatus, state: str = "RUNNING") -> dict[str, str]:
+    job = Job("raysubmit_x", "run", state, "", 1.0, None)
+    return {"state": state_line(job, status), **dict(status_rows(job, status))}
 
 
 def measure(record: Record, step: int) -> None:
@@ -50,6 +58,10 @@ def test_a_run_is_followed_through_a_restart_to_its_stop(tmp_path: Path) -> None
     record.event("start", "2 workers", world_size=2, step=5)
     status = reader.read()
     assert (status.step, status.restarts, status.failures) == (5, 1, 1)
+    rows = shown(status)
+    assert (rows["state"], rows["step"]) == ("RUNNING: starting", "5 of 100")
+    assert rows["restarts"] == "1, of which 1 after a failure"
+    assert rows["checkpoint"] == "step 5, 0 s ago"
     measure(record, 8)
     record.event("stopping", "SIGTERM")
     assert reader.read().state == "stopping"
@@ -58,6 +70,17 @@ def test_a_run_is_followed_through_a_restart_to_its_stop(tmp_path: Path) -> None
     status = reader.read()
     assert (status.state, status.step, status.checkpoint_step) == ("stopped", 8, 8)
     assert status.folder == str(tmp_path / "run")
+
+
+def test_a_run_of_which_nothing_is_known_yet(tmp_path: Path) -> None:
+    config = load("demo", [f"run.dir={tmp_path}", "run.name=new"])
+    status = StatusReader(config, RunFolder.of(config), 12_000).read()
+    rows = shown(status)
+    assert rows["step"] == "- of 12,000"
+    assert {rows[name] for name in ("loss", "images/s", "time left", "workers")} == {"-"}
+    assert rows["checkpoint"] == "none yet"
+    late = dataclasses.replace(status, time=status.time - 300)
+    assert shown(late)["state"] == "RUNNING: starting (as of 5 min ago)"
 
 
 def test_the_newest_row_is_found_behind_many(tmp_path: Path) -> None:
