@@ -109,7 +109,10 @@ def logs(job: JobId, address: Address = None, follow: Follow = False) -> None:
 
 @app.command("stop")
 def stop(job: JobId, address: Address = None, no_wait: NoWait = False) -> None:
-    """Stop a job, which saves a checkpoint first, and say what was saved."""
+    """Stop a job, which saves what was trained.
+
+    It has cluster.grace_s for that. The step that was saved is told at the end.
+    """
     jobs = _jobs(address)
     if not jobs.stop(job):
         say(f"{job}: was not running")
