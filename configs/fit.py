@@ -93,8 +93,10 @@ def _memory_of(machine: Machine, planned: int, workers: int) -> float:
 
 def _whose(machine: Machine) -> str:
     told = f"{machine.name}: {machine.memory_told}" if machine.is_gpu else machine.memory_told
-    assumed = "assumed, as nothing is known of the workers' machines; name them by cluster.machine"
-    return told if machine.known else f"{told}; {assumed}"
+    if machine.known:
+        return told
+    stated = "cluster.machine" if machine.is_gpu else "check's --memory-gb"
+    return f"{told}; assumed, as nothing is known of the workers' machines: {stated} says it"
 
 
 def _one_of(fitting: list[str]) -> str:

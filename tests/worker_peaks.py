@@ -70,6 +70,8 @@ def peaks_of(command: list[str], run: Path) -> Peaks:
 
 def _look(found: Peaks, pids: list[int], run: Path) -> None:
     ranks = {beat.pid: beat.rank for beat in read_heartbeats(run).values()}
+    if not ranks:  # a worker that has not said so yet is not told from what is beside it
+        return
     beside = 0
     for pid in pids:
         taken = taken_bytes(pid)

@@ -48,6 +48,7 @@ def test_check_ends_with_2_where_the_run_does_not_fit(
     assert line.startswith("error: does not fit: a worker needs about 2")
     assert line.endswith("; cluster.check_memory=false goes on all the same")
     assert main([*words, "cluster.check_memory=false"]) == 0
+    assert main([*words, "cluster.address=auto", "cluster.gpus_per_worker=0"]) == 0
     assert main([*words, "--memory-gb", "64"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
