@@ -2,6 +2,7 @@
 values is a trial."""
 
 import itertools
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,8 @@ _OWN = {
     "run.work_dir": "all trials stand in one folder",
 }
 """Keys that are no axis, and why."""
+_WORD = re.compile(r"^override '.*?': ")
+"""How a line about a word begins."""
 
 
 @dataclass(frozen=True)
@@ -77,19 +80,21 @@ def trials_of(
     combinations = list(itertools.product(*(axis.values for axis in axes)))
     if len(combinations) > MOST_TRIALS:
         raise UserError(f"sweep: {len(combinations):,} trials; at most {MOST_TRIALS:,} are taken")
-    trials, problems = [], dict[str, None]()
+    trials, problems = [], dict[str, str]()
     for number, values in enumerate(combinations):
         words = [f"{axis.key}={value}" for axis, value in zip(axes, values, strict=True)]
         try:
             config = load(recipe, [*plain, *words], tell)
         except UserError as error:
-            problems |= dict.fromkeys(str(error).splitlines())
+            for line in str(error).splitlines():
+                # An unknown key is told once, not with each of its values.
+                problems.setdefault(_WORD.sub("", line), line)
             continue
         name = f"{config.run.name}-{number:03d}"
         run = config.run.model_copy(update={"name": name})
         trials.append(Trial(values, config.model_copy(update={"run": run})))
     if problems:
-        raise UserError("\n".join(problems))
+        raise UserError("\n".join(problems.values()))
     return trials
 
 
