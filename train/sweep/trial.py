@@ -97,7 +97,7 @@ class TrialProcess:
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=_end_with_parent,
+            preexec_fn=_take_signals,
         )
 
     def _fault(self, code: int) -> str:
@@ -111,6 +111,8 @@ class TrialProcess:
         return told[-1] if told else f"ended with {code}; {self._log} has what it printed"
 
 
-def _end_with_parent() -> None:
-    """Have the kernel ask this process to stop when its parent is gone, however that ended."""
+def _take_signals() -> None:
+    """In the new process, before the command: the kernel asks it to stop when its parent is gone,
+    however that ended, and signals reach it, which processes of Ray's may hold back."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1})
