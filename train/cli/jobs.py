@@ -9,7 +9,7 @@ import typer
 
 from manyfaces.configs.redact import redact
 from manyfaces.train.cli.options import Recipe, Words
-from manyfaces.train.cli.output import console, note, read_config, say
+from manyfaces.train.cli.output import note, read_config, say
 from manyfaces.train.cli.verbs import Verbs
 
 if TYPE_CHECKING:
@@ -83,15 +83,15 @@ def status(job: JobId, address: Address = None, as_json: Json = False) -> None:
     """Show how a job stands, and the last that it printed."""
     jobs = _jobs(address)
     found = jobs.job(job)
-    from manyfaces.train.cli import job_table
+    from manyfaces.train.cli import job_lines
     from manyfaces.train.job_status import JobStatus
 
     known = JobStatus.parse(jobs.status(found))
     if as_json:
-        _write(json.dumps(job_table.as_json(found, known), indent=2) + "\n")
+        _write(json.dumps(job_lines.as_json(found, known), indent=2) + "\n")
         return
-    say(job_table.state_line(found, known))
-    for label, text in job_table.status_rows(found, known):
+    say(job_lines.state_line(found, known))
+    for label, text in job_lines.status_rows(found, known):
         say(f"{label:11}{text}")
     for line in jobs.last_lines(found, LAST_LINES):
         say(f"  {line}")
@@ -138,16 +138,17 @@ def list_jobs(address: Address = None, as_json: Json = False) -> None:
     """List all jobs, the newest first."""
     jobs = _jobs(address)
     found = jobs.all()
-    from manyfaces.train.cli import job_table
+    from manyfaces.train.cli import job_lines
     from manyfaces.train.job_status import JobStatus
 
     # Each status is asked for alone.
     asked = [(job, JobStatus.parse(jobs.status(job))) for job in found[:LISTED]]
     known = [*asked, *((job, None) for job in found[LISTED:])]
     if as_json:
-        _write(json.dumps([job_table.as_json(*each) for each in known], indent=2) + "\n")
+        _write(json.dumps([job_lines.as_json(*each) for each in known], indent=2) + "\n")
     elif known:
-        console.print(job_table.list_table(known))
+        for line in job_lines.list_lines(known):
+            say(line)
     else:
         say(f"{jobs.address}: no job was submitted to this cluster")
 

@@ -208,8 +208,8 @@ def test_foreign_text_is_shown_as_it_is(
     told = capsys.readouterr().out
     for text in (
         "[x] :cat: [/nothing]",
-        "a[x]\n",
-        "a[x] ",
+        "run        a[x]\n",
+        "  a[x]\n",
         "a line [y]",
         "set[x]",
         "[a]",

@@ -12,7 +12,7 @@ import pytest
 from manyfaces.cluster import status_file
 from manyfaces.cluster.jobs import Job
 from manyfaces.configs.load import load
-from manyfaces.train.cli.job_table import state_line, status_rows
+from manyfaces.train.cli.job_lines import state_line, status_rows
 from manyfaces.train.folder import RunFolder
 from manyfaces.train.job_report import StatusReader, told_to_cluster
 from manyfaces.train.job_status import JobStatus

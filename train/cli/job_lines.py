@@ -1,10 +1,8 @@
-"""How the jobs of a cluster stand, as lines and a table for people and as JSON for programs."""
+"""How the jobs of a cluster stand, as lines for people and as JSON for programs."""
 
 import time
+from collections.abc import Sequence
 from typing import Any
-
-from rich.table import Column, Table
-from rich.text import Text
 
 from manyfaces.cluster.jobs import ENDED, Job
 from manyfaces.configs.redact import redacted
@@ -42,16 +40,16 @@ def status_rows(job: Job, status: JobStatus | None) -> list[tuple[str, str]]:
     return [*rows, ("started", clock(job.started)), ("minutes", minutes(job))]
 
 
-def list_table(found: list[tuple[Job, JobStatus | None]]) -> Table:
-    """All jobs, a row each."""
-    names = "state", "run", "step", "loss", "started", "minutes"
-    table = Table(Column("job", no_wrap=True), *names)
+def list_lines(found: Sequence[tuple[Job, JobStatus | None]]) -> list[str]:
+    """All jobs, a line each below a line of headings; nothing is cut off, however narrow the
+    terminal is."""
+    rows = [("job", "state", "step", "loss", "started", "minutes", "run")]
     for job, status in found:
         step = step_text(status) if status else UNKNOWN
         loss = loss_text(status) if status else UNKNOWN
-        cells = job.id, job.state, job.run, step, loss, clock(job.started), minutes(job)
-        table.add_row(*(Text(redacted(cell)) for cell in cells))
-    return table
+        rows.append((job.id, job.state, step, loss, clock(job.started), minutes(job), job.run))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
 def as_json(job: Job, status: JobStatus | None) -> dict[str, Any]:
