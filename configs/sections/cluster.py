@@ -11,6 +11,8 @@ from manyfaces.configs.node import NOTHING, Decides, Node
 class Elastic(Node):
     """A number of workers that may change while the run goes on."""
 
+    decides: ClassVar[Decides] = NOTHING
+
     min: PositiveInt
     """Fewest workers the run goes on with."""
     max: PositiveInt

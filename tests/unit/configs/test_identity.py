@@ -108,6 +108,12 @@ def test_protocols_of_ones_own_may_come_and_go_but_not_change(tmp_path: Path) ->
     assert "head.margin.file_sha256" not in differences(identity(make()), identity(custom))
 
 
+@pytest.mark.parametrize("workers", [1, "auto", {"min": 1, "max": 2}, {"min": 2, "max": 8}])
+def test_a_run_goes_on_with_any_number_of_workers(workers: Any) -> None:
+    fixed, changed = (identity(make(cluster={"workers": each})) for each in (4, workers))
+    assert differences(fixed, changed) == differences(changed, fixed) == []
+
+
 def test_flatten_opens_lists_of_mappings() -> None:
     tree = {"a": [{"b": 1}, {"b": 2, "c": {"d": ()}}], "e": ({"f": [3, 4]},), "g": []}
     flat = {"a.0.b": 1, "a.1.b": 2, "a.1.c.d": (), "e.0.f": [3, 4], "g": []}
