@@ -1,6 +1,7 @@
 """Workers that Ray loses more often than `cluster.max_failures`, each time behind a new
 checkpoint."""
 
+import json
 import os
 import signal
 from functools import partial
@@ -16,6 +17,7 @@ pytestmark = pytest.mark.slow
 STEPS, EVERY = 90, 5
 
 
+@pytest.mark.filterwarnings("ignore")  # MLflow's store warns of its own database layer
 def test_the_run_goes_on_for_as_long_as_it_saves(dataset_path: Path, tmp_path: Path) -> None:
     config = recipe(
         tmp_path,
@@ -48,3 +50,18 @@ def test_the_run_goes_on_for_as_long_as_it_saves(dataset_path: Path, tmp_path: P
     assert "restart, from which on they are counted anew, goes on from step" in failures[1]
     measured = [row["step"] for row in rows(run / "metrics.jsonl") if "train/loss" in row]
     assert measured == list(range(1, STEPS + 1))
+    attempts = attempts_of(run)
+    assert [each.info.status for each in attempts] == ["FAILED"] * 3 + ["FINISHED"]
+    assert [each.data.tags["manyfaces.end"] for each in attempts[:3]] == failures
+    steps = [int(each.data.tags["manyfaces.from_step"]) for each in attempts]
+    assert steps == [row["step"] for row in told("start")]
+
+
+def attempts_of(run: Path) -> list[Any]:
+    """The runs that MLflow has below the run, the first one first."""
+    from mlflow import MlflowClient
+
+    known = json.loads((run / "mlflow.json").read_text())
+    below = f"tags.`mlflow.parentRunId` = '{known['run_id']}'"
+    client, order = MlflowClient(known["uri"]), ["attributes.start_time ASC"]
+    return list(client.search_runs([known["experiment_id"]], below, order_by=order))
