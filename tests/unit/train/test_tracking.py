@@ -320,10 +320,12 @@ def test_nothing_is_sent_of_a_run_that_was_taken_over(config: Config, folder: Ru
     assert not (folder.path / RUN_FILE).exists()
 
 
-def test_the_experiment_is_one_of_model_training(config: Config, folder: RunFolder) -> None:
+def test_the_experiment_is_one_of_model_training(
+    config: Config, folder: RunFolder, tmp_path: Path
+) -> None:
     """One that an earlier version has made becomes so, and what a person has chosen stays."""
     there = client(config)
-    old = there.create_experiment("manyfaces")
+    old = there.create_experiment("manyfaces", artifact_location=tmp_path.as_uri())
     mirrored(folder, config)
     assert there.get_experiment(old).tags[KIND] == TRAINING
     there.set_experiment_tag(old, KIND, "genai_development")
