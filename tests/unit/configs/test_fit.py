@@ -60,8 +60,8 @@ def test_what_is_too_large_is_told_with_both_numbers_and_remedies_that_fit() -> 
     assert told is not None
     needs, has = re.findall(r"[\d.]+ GiB", told)[:2]
     assert float(needs.split()[0]) == pytest.approx(found.memory_bytes / GIB, rel=0.01)
-    assert has == "3.32 GiB"
-    assert "this machine has 8 GiB, less 1.37 GiB" in told
+    assert has == "3.02 GiB"
+    assert "this machine has 8 GiB, less 1.95 GiB" in told
     remedies = re.findall(r"([a-z]+\.[a-z_]+=\w+) \(", told.partition("what fits: ")[2])
     assert remedies
     for remedy in remedies:
@@ -75,7 +75,7 @@ def test_what_fits_is_told_too() -> None:
     config = load("demo", ["cluster.workers=2"])
     ((label, told),) = fit_lines(config, planned(config), machine(config))
     assert label == "fits"
-    assert "of 3.32 GiB a worker" in told
+    assert "of 3.02 GiB a worker" in told
 
 
 @pytest.mark.usefixtures("memory")
