@@ -27,14 +27,14 @@ from manyfaces.configs.interval_lines import (
     AGREE_S,
     COMMIT_S,
     COPY_BYTES_S,
-    PEAK_SHARE,
     STORE_BYTES_S,
     WRITE_BYTES_S,
     interruptions,
-    step_seconds,
 )
 from manyfaces.configs.load import load
+from manyfaces.configs.plan_time import step_seconds
 from manyfaces.configs.schema import Config
+from manyfaces.configs.worker_machine import machine
 
 WORKERS, WORKER_BATCH, NODE_GPUS, DAY_S = 1024, 32, 8, 24 * HOUR
 RATES = {
@@ -104,12 +104,11 @@ def main() -> None:
     config = load(arguments.config, [f"train.batch_size={WORKER_BATCH * WORKERS}", *words])
     settings = settings_of(config, arguments.images_per_s)
     console = Console()
-    machine = plan.machine(config, None)
-    estimated = (
-        f"{PEAK_SHARE:.0%} of the peak of {machine.name}, {machine.flops:.0e} operations a second"
-    )
     given = arguments.images_per_s
-    step_by = f"estimated at {estimated}" if given is None else f"at {given:,.0f} images/s"
+    if given is None:
+        step_by = f"estimated: {machine(config).assumed}"
+    else:
+        step_by = f"at {given:,.0f} images/s"
     console.print(
         f"simulated, {arguments.days:,} days, seed {arguments.seed}: {arguments.config} with "
         f"{WORKERS:,} workers and a batch of {config.train.batch_size:,}; a step {step_by}",
@@ -137,7 +136,7 @@ def settings_of(config: Config, images_per_s: float | None) -> Settings:
     assert images is not None
     assert identities is not None
     found = plan.plan(config, images, identities, WORKERS)
-    step_s = step_seconds(found, plan.machine(config, None))
+    step_s = step_seconds(found, machine(config))
     if images_per_s is not None:
         step_s = found.batch_size / images_per_s
     mine = found.network.checkpoint_bytes + found.objective.state_bytes

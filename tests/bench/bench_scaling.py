@@ -35,8 +35,9 @@ from rich.console import Console
 from rich.table import Table
 
 from manyfaces.cluster.memory import KEEP_MEMORY
-from manyfaces.configs import plan
+from manyfaces.configs import machines, plan
 from manyfaces.configs.load import load
+from manyfaces.configs.plan_time import step_time
 from manyfaces.configs.schema import Config
 
 TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0"]
@@ -46,13 +47,10 @@ FIRST = 20
 """Steps that are left out at the beginning."""
 BARE, RUN_TORCHRUN, RUN_RAY, ALONE = "bare loop", "torchrun", "Ray", "two alone"
 
-GPU_FLOPS, GPU_SHARE = 989e12, 0.4
-"""bf16 products of an H100 SXM in a second by its data sheet, and the share of them that a step is
-assumed to reach."""
-LINK_BYTES_PER_S, LINK_LATENCY_S = 50e9, 20e-6
-"""Assumed of each GPU's link to the others: 400 Gbit/s, and the time of one hop of a collective."""
-OVERLAPPED = 0.8
-"""Assumed share of the gradients' exchange that runs behind the backward pass."""
+LATENCY_S, OVERLAPPED = 20e-6, 0.8
+"""Assumed: the time of one hop of a collective, and the share of the gradients' exchange that runs
+behind the backward pass."""
+CARD: machines.Card = "h100"
 COLLECTIVES = 5
 """Of the head in a step, at most."""
 
@@ -335,25 +333,24 @@ def show_wire(console: Console, recipe: Sequence[str]) -> None:
 
 def show_model(console: Console, config: Config) -> None:
     """Print how well many GPUs would do by the plan's arithmetic, each with its share of images."""
-    at = plan.world_size(config)
-    share = max(config.train.batch_size // at, 1)
+    share = max(config.train.batch_size // plan.world_size(config), 1)
+    card = machines.gpu(config.cluster.machine or CARD, config.train.precision, known=True)
     table = Table("GPUs", "compute", "exchange not hidden", "efficiency")
     for world in (64, 128, 256, 512, 1024):
         train = config.train.model_copy(update={"batch_size": share * world})
         found = _plan(config.model_copy(update={"train": train}), world)
-        flops = (found.network.flops + found.whole_objective.flops) / world
-        compute_s = flops / (GPU_FLOPS * GPU_SHARE)
-        gradients_s = found.network.wire_bytes / LINK_BYTES_PER_S * (1 - OVERLAPPED)
-        head_s = found.objective.wire_bytes / LINK_BYTES_PER_S
-        hops_s = COLLECTIVES * LINK_LATENCY_S * log2(world)
-        exposed_s = gradients_s + head_s + hops_s
+        step = step_time(found, card)
+        compute_s = step.backbone_s + step.head_s
+        hidden_s = card.sending(found.network.wire_bytes, world) * OVERLAPPED
+        exposed_s = step.sent_s - hidden_s + COLLECTIVES * LATENCY_S * log2(world)
         efficiency = compute_s / (compute_s + exposed_s)
         times = (f"{1e3 * seconds:.2f} ms" for seconds in (compute_s, exposed_s))
         table.add_row(f"{world:,}", *times, f"{efficiency:.1%}")
     console.print(
-        f"by the plan, {share:,} images a GPU, assuming {GPU_SHARE:.0%} of {GPU_FLOPS / 1e12:,.0f} "
-        f"TFLOP/s, {LINK_BYTES_PER_S / 1e9:.0f} GB/s a GPU, {1e6 * LINK_LATENCY_S:.0f} us a hop, "
-        f"{OVERLAPPED:.0%} of the gradients' exchange hidden; nothing of it was measured:"
+        f"by the plan, {share:,} images a GPU, nothing of it measured: {card.assumed}; "
+        f"{card.network / 1e9:.3g} GB/s a GPU, {1e6 * LATENCY_S:.0f} us a hop, "
+        f"{OVERLAPPED:.0%} of the gradients' exchange hidden",
+        highlight=False,
     )
     console.print(table)
 
