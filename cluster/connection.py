@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from manyfaces.cluster.ray_messages import keep_first_lines
 from manyfaces.cluster.signals import held_back
 from manyfaces.configs.errors import UserError
 from manyfaces.configs.redact import redact
@@ -47,7 +46,6 @@ def connected(
     if ray.is_initialized():
         yield
         return
-    keep_first_lines()
     # Ray takes SIGTERM for itself, and what ends all processes of a job must not end Ray's before
     # the checkpoint.
     with held_back():
