@@ -17,8 +17,9 @@ POLL_S = 0.2
 TUNE_SETTINGS = {
     # Trials that have no value yet tell so all the time, so that a stop need not wait for one.
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
-    # The runs keep their own record.
+    # The runs keep their own record, and what a trial fails with is told in a line.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
 }
 
@@ -124,6 +125,8 @@ def _tuner(what: Sweep, storage: str, ended: Ended) -> Any:
             storage_path=storage,
             stop=_stopper(),
             callbacks=[_callback(ended)],
+            # Runs save their own checkpoints.
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             verbose=0,
         ),
     )
