@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import manyfaces, ray_workers, recipe, rows, wait_until
+from commands import manyfaces, ray_workers, recipe, rows
+from node_runs import wait_until
 from ray_nodes import STORE_BYTES, ray_cluster
 from trained_samples import check_in_order
 
 pytestmark = pytest.mark.slow
-BATCH, STEPS = 16, 300
+BATCH, STEPS = 16, 180
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def test_a_job_survives_a_killed_worker_and_a_lost_node(
         tmp_path,
         dataset_path,
         cluster={"workers": {"min": 1, "max": 3}},
-        train={"batch_size": 16, "epochs": 40},
+        train={"batch_size": 16, "epochs": 24},
     )
     run = tmp_path / "runs" / "run"
     submitted = manyfaces("submit", config, "run.name=run", "--address", address)
@@ -72,8 +73,8 @@ def test_a_job_survives_a_killed_worker_and_a_lost_node(
             lambda: "SUCCEEDED" in manyfaces("jobs", "status", job, "--address", address).stdout
         )
         shown = manyfaces("jobs", "status", job, "--address", address).stdout
-        assert re.search(r"step +300 of 300$", shown, re.M)
-        assert re.search(r"checkpoint +step 300, \d+ (s|min) ago$", shown, re.M)
+        assert re.search(r"step +180 of 180$", shown, re.M)
+        assert re.search(r"checkpoint +step 180, \d+ (s|min) ago$", shown, re.M)
         [listed] = json.loads(manyfaces("jobs", "list", "--json", "--address", address).stdout)
         assert (listed["id"], listed["status"]["state"]) == (job, "finished")
     finally:
@@ -86,7 +87,7 @@ def test_a_job_survives_a_killed_worker_and_a_lost_node(
     assert [row["step"] for row in rows(run / "metrics.jsonl") if "train/loss" in row] == list(
         range(1, STEPS + 1)
     )
-    assert "finished at step 300" in logs
+    assert "finished at step 180" in logs
 
 
 def test_a_fixed_number_of_workers_a_lost_node_and_a_job_that_is_stopped(
@@ -94,7 +95,7 @@ def test_a_fixed_number_of_workers_a_lost_node_and_a_job_that_is_stopped(
 ) -> None:
     nodes, extra, address = cluster
     config = recipe(
-        tmp_path, dataset_path, cluster={"workers": 2}, train={"batch_size": 16, "epochs": 40}
+        tmp_path, dataset_path, cluster={"workers": 2}, train={"batch_size": 16, "epochs": 24}
     )
     run = tmp_path / "runs" / "run"
 
