@@ -40,8 +40,10 @@ def requirements() -> list[Requirement]:
 
 def fit(found: Mapping[str, Any], config: Cluster) -> Fit:
     """Compare the probe's answer with what the workers and manyfaces need."""
-    nodes: list[dict[str, Any]] = found["nodes"]
+    nodes: list[dict[str, Any]] = [node for node in found["nodes"] if not node.get("lost")]
     result = Fit(faults=[f"the driver's node, {found['driver']}: {it}" for it in found["faults"]])
+    if lost := [node["name"] for node in found["nodes"] if node.get("lost")]:
+        result.notes.append(f"{_names(lost)}: lost by the cluster just now, and not counted")
     answered = [node for node in nodes if "versions" in node]
     told: dict[str, list[str]] = {}
     for node in nodes:

@@ -82,8 +82,10 @@ def probe(checks: str, config: str, wait_s: float, names: list[str]) -> dict[str
 def _ask(
     nodes: list[dict[str, Any]], wait_s: float, *arguments: Any
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The answer of each node, by its id; `fault` says why there is none."""
+    """The answer of each node, by its id; `fault` says why there is none. A node that is `lost` has
+    just died, which Ray notices after some seconds."""
     import ray
+    from ray.exceptions import NodeDiedError, TaskUnschedulableError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     # As `__main__` it travels by value, to nodes that may have another manyfaces installed.
@@ -96,6 +98,8 @@ def _ask(
     for answer in done:
         try:
             yield asked[answer], ray.get(answer)
+        except (NodeDiedError, TaskUnschedulableError):
+            yield asked[answer], {"lost": True}
         except Exception as error:
             first = next((line for line in str(error).splitlines() if line.strip()), repr(error))
             yield asked[answer], {"fault": first.strip()}

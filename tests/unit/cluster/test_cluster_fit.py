@@ -74,6 +74,16 @@ def test_many_nodes_with_one_fault_are_one_line() -> None:
     ]
 
 
+def test_a_node_that_has_just_died_is_no_fault() -> None:
+    lost = {**node("b"), "lost": True}
+    del lost["versions"]
+    result = fit(found(node("a"), lost), Cluster(workers=2))
+    assert result.notes == ["node b: lost by the cluster just now, and not counted"]
+    assert result.faults == []
+    [line] = fit(found(node("a"), lost), Cluster(workers=3)).faults
+    assert "the cluster has places for 2; lower" in line
+
+
 def test_builds_of_one_torch_go_together_and_another_release_than_here_is_noted() -> None:
     builds = [node(name, versions={**HERE, "torch": f"2.99.0+{name}"}) for name in ("cpu", "cu130")]
     result = fit(found(*builds), Cluster(workers=1))
