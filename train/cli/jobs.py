@@ -56,6 +56,8 @@ def submit(
     from manyfaces.train.cli.submit_checks import check_nodes, refuse_secrets, with_tracking_uri
     from manyfaces.train.faults import VARIABLE, parse
     from manyfaces.train.run import absolute
+    from manyfaces.train.tracking.origin import VARIABLE as ORIGIN
+    from manyfaces.train.tracking.origin import shipped_origin
 
     refuse_secrets(tree)
     for line in spellings:
@@ -70,7 +72,8 @@ def submit(
     with shipment(dump(tree)) as shipped:
         if not no_check:
             check_nodes(jobs, shipped, tree)
-        job = jobs.submit(tree.run.name, shipped, tree.cluster.grace_s, {VARIABLE: faults})
+        variables = {VARIABLE: faults, ORIGIN: shipped_origin()}
+        job = jobs.submit(tree.run.name, shipped, tree.cluster.grace_s, variables)
     say(f"submitted  {job}")
     say(f"data       {' and '.join(tree.data.paths)}")
     say(f"run        {tree.run.dir}/{tree.run.name}")

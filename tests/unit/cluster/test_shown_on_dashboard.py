@@ -2,6 +2,7 @@
 job get them all the same."""
 
 import contextlib
+import json
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -118,6 +119,8 @@ def test_a_job_is_told_of_the_tracking_server_in_a_file_alone(
     told = KEPT.pop()
     assert told.uri == "http://mlflow:5000"
     assert "mlflow" not in repr(told.told)
+    origin = json.loads(told.told["runtime_env"]["env_vars"]["MANYFACES_ORIGIN"])
+    assert {"command", "user", "host"} <= origin.keys()
     out, err = capsys.readouterr()
     assert "PLANTED" not in out + err
     assert out.splitlines()[-2:] == [
