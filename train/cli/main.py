@@ -64,9 +64,7 @@ for verb in (
 ):
     app.command()(verb)
 app.add_typer(jobs.app, name="jobs", help="Follow submitted jobs.")
-app.add_typer(
-    manifest.app, name="manifest", help="Print what runs a job elsewhere, to read and then apply."
-)
+app.add_typer(manifest.app, name="manifest")
 app.add_typer(data.app, name="data", help="Make and check datasets.")
 app.add_typer(
     checkpoint.app, name="checkpoint", help="Look at checkpoints, verify and hand them on."

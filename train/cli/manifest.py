@@ -225,10 +225,11 @@ def kubernetes(
     deadline_hours: DeadlineHours = None,
     out: Out = None,
 ) -> None:
-    """Print a RayJob for KubeRay, which makes a Ray cluster and runs the training on it.
+    """Print a RayJob for Kubernetes with KubeRay.
 
-    Every path of the configuration has to be on a --claim or at a URL. Credentials stay in Secrets,
-    which the pods read by name.
+    It makes a Ray cluster, runs the training on it and takes it away again. Every path of the
+    configuration has to be on a --claim or at a URL. Credentials stay in Secrets, which the pods
+    read by name.
     """
     from manyfaces.cluster.manifests.kubernetes import is_by_digest, rayjob
     from manyfaces.cluster.manifests.pods import Settings
@@ -269,9 +270,10 @@ def slurm(
     cpus_per_node: CpusPerNode = None,
     out: Out = None,
 ) -> None:
-    """Print a batch script that saves a checkpoint before its time is over and queues itself again.
+    """Print a batch script for Slurm.
 
-    The configuration stands in the script as it is now: a later part of the run has the same.
+    It saves a checkpoint before its time is over, and queues itself again. The configuration stands
+    in the script as it is now: a later part of the run has the same.
     """
     from manyfaces.cluster.manifests.slurm import Settings, batch_script
 
@@ -291,7 +293,7 @@ def dockerfile(
     context: Context = Path(),
     out: Out = None,
 ) -> None:
-    """Print a Dockerfile for the image that a run works in.
+    """Print a Dockerfile of the image to run in.
 
     The wheel and the list of all packages' versions are checked by their SHA-256 when it is built.
     """
@@ -331,10 +333,10 @@ def ray_up(
     cpus_per_node: CpusPerNode = None,
     out: Out = None,
 ) -> None:
-    """Print a file for `ray up`, which makes a cluster in a cloud; jobs are then submitted to it.
+    """Print a file for `ray up` on AWS or GCP.
 
-    The configuration says how many machines there are and what each has to have; it is given again
-    when the job is submitted.
+    It makes a Ray cluster, to which jobs are then submitted. The configuration says how many
+    machines there are and what each has to have; it is given again when the job is submitted.
     """
     from manyfaces.cluster.manifests.ray_up import Settings
     from manyfaces.cluster.manifests.ray_up import ray_up as text
