@@ -7,6 +7,7 @@ import typer
 
 from manyfaces.configs.load import load
 from manyfaces.train.cli.main import app
+from manyfaces.train.sweep.grid import axes_of, trials_of
 
 
 def parsed(line: str) -> dict[str, Any]:
@@ -15,7 +16,7 @@ def parsed(line: str) -> dict[str, Any]:
     program, *words = shlex.split(line, comments=True)
     assert program == "manyfaces", line
     command: Any = typer.main.get_command(app)
-    context = command.make_context(program, words)
+    name, context = program, command.make_context(program, words)
     while hasattr(command, "resolve_command"):
         rest = [*context._protected_args, *context.args]
         name, command, rest = command.resolve_command(context, rest)
@@ -23,5 +24,10 @@ def parsed(line: str) -> dict[str, Any]:
     found = dict(context.params)
     recipe = found.get("config")
     if recipe is not None and not recipe.isupper():  # CONFIG stands for any
-        load(recipe, found.get("words") or ())
+        words = found.get("words") or ()
+        if name == "sweep":
+            axes, plain = axes_of(words)
+            trials_of(recipe, axes, plain, lambda line: None)
+        else:
+            load(recipe, words)
     return found

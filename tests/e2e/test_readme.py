@@ -37,6 +37,7 @@ SHORT = (
     "train.batch_size=16",
 )
 """A run of seconds in place of half an hour."""
+IN_RAY = tuple(word for word in SHORT if not word.startswith("cluster.launcher"))
 
 
 class StandIn(NamedTuple):
@@ -51,27 +52,41 @@ class StandIn(NamedTuple):
 
 _NEW = "a dataset is written to a new folder, and DATASET is there already"
 _ONE_OF_TWO = "a name or a file that exists"
+_OF_A_CLUSTER = {"/shared/ms1mv3": "DATASET", "/shared/runs": "runs"}
+_SMALL = (
+    "data.expect_images=120",
+    "data.expect_identities=20",
+    "data.image_px=32",
+    "evaluation.pairs=[]",
+    "model={kind: mobilefacenet, scale: 1, embedding_dim: 16}",
+    "train.batch_size=16",
+    "train.epochs=1",
+    "cluster.workers=1",
+    "cluster.threads_per_worker=1",
+)
 STAND_INS = {
     "manyfaces data convert faces_emore": StandIn(_NEW, {"DATASET": "of_rec"}),
     "manyfaces data convert webface.zip": StandIn(_NEW, {"DATASET": "of_zip"}),
     "manyfaces data convert hf_export": StandIn(_NEW, {"DATASET": "of_parquet"}),
     "manyfaces data convert list.txt": StandIn(_NEW, {"DATASET": "of_list"}),
     "manyfaces submit": StandIn(
-        "the cluster is this test's, and so are the faces",
-        {"/shared/ms1mv3": "DATASET", "/shared/runs": "runs"},
-        (
-            "data.expect_images=120",
-            "data.expect_identities=20",
-            "data.image_px=32",
-            "evaluation.pairs=[]",
-            "model={kind: mobilefacenet, scale: 1, embedding_dim: 16}",
-            "train.batch_size=16",
-            "train.epochs=1",
-            "cluster.workers=1",
-            "cluster.threads_per_worker=1",
-        ),
+        "the cluster is this test's, and so are the faces", _OF_A_CLUSTER, _SMALL
     ),
+    "manyfaces preflight": StandIn("as for submit", _OF_A_CLUSTER, _SMALL),
     "manyfaces train": StandIn("half an hour", {}, SHORT),
+    "manyfaces train CONFIG --simulate-nodes": StandIn(
+        "any recipe, and half an hour",
+        {"CONFIG": "configs/faces/small_cpu.yaml"},
+        ("data.path=DATASET", "run.name=nodes", "cluster.workers=2", *IN_RAY),
+    ),
+    "manyfaces sweep": StandIn(
+        "half an hour", {}, ("cluster.workers=1", "--grace-epochs", "1", *IN_RAY)
+    ),
+    "manyfaces manifest": StandIn(
+        "any recipe that says how many workers there are",
+        {"CONFIG": "demo"},
+        ("cluster.workers=2", "cluster.gpus_per_worker=0"),
+    ),
     "manyfaces train configs/faces/small_cpu.yaml data.path=DATASET run.name=second": StandIn(
         "as long again", {"train.epochs=20": "train.epochs=2"}, SHORT[1:]
     ),
@@ -221,7 +236,7 @@ def dashboard(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def on_a_cluster(command: str) -> bool:
-    return command.startswith(("manyfaces submit", "manyfaces jobs"))
+    return command.startswith(("manyfaces preflight", "manyfaces submit", "manyfaces jobs"))
 
 
 @pytest.mark.slow
