@@ -134,9 +134,7 @@ def _fit_while_saving(work: Work, config: schema.Cluster, storage: str) -> None:
     import ray.exceptions
     import ray.train
 
-    from manyfaces.cluster.ray_messages import keep_first_lines
-
-    keep_first_lines()
+    pkgutil.resolve_name("manyfaces.cluster.ray_messages:keep_first_lines")()
     # A node that was lost meanwhile is waited for: how many workers there are does not change.
     resources = ray.cluster_resources()
     starts = 0  # that were cut off since the newest checkpoint
