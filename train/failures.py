@@ -1,5 +1,6 @@
 """Workers that failed, as the run's record tells it: who, where, why, and what is done again."""
 
+import json
 import os
 import socket
 import time
@@ -43,7 +44,7 @@ def workers_failed(payload: Mapping[str, Any], causes: Mapping[int, str], count:
     step = max([*measured, *(beat.step for beat in beats.values())], default=0)
     good = newest_step(folder.checkpoints) or 0
     going_on = next_line(config, count, step, good, saved=good > payload.get("saved", good))
-    reason = f"{cause}{memory_words(cause, beats.get(rank), payload.get('planned_bytes', 0))}"
+    reason = f"{cause}{memory_words(cause, beats.get(rank), _planned_bytes(folder))}"
     Record(folder.path).event(
         "worker_failed",
         f"{where} {reason}; step {step}; {going_on}",
@@ -103,6 +104,14 @@ def _hung(
     )
 
 
+def _planned_bytes(folder: RunFolder) -> int:
+    """Memory of a worker by the run's plan; 0 where that cannot be read."""
+    try:
+        return int(json.loads(folder.plan_figures.read_bytes())["memory_bytes"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return 0
+
+
 def memory_words(cause: str, beat: Heartbeat | None, planned_bytes: int) -> str:
     """What is said of memory besides the cause, where that is or may be the reason: what the rank
     held, what its node had left, and what the plan had said that a worker takes; "" otherwise."""
@@ -112,7 +121,9 @@ def memory_words(cause: str, beat: Heartbeat | None, planned_bytes: int) -> str:
         held = f"{beat.memory}; "
     if not is_told and not held:
         return ""
-    planned = f"the run's plan is {planned_bytes / 1e9:.1f} GB a worker, see plan.txt"
+    planned = "the run's plan is not known"
+    if planned_bytes:
+        planned = f"the run's plan is {planned_bytes / 1e9:.1f} GB a worker, see plan.txt"
     return f" ({held}{planned})"
 
 

@@ -74,8 +74,6 @@ class _Claimed:
 
     lease: Lease
     num_steps: int
-    planned_bytes: int
-    """Memory that a worker takes, by the plan."""
     complete: bool
     quantities: QuantitiesByName
     store_lease: StoreLease | None
@@ -131,11 +129,7 @@ def _claim(config: Config, folder: RunFolder, console: Console, *, takeover: boo
         if store is not None:
             store.put_record(folder.path, folder.kept)
         held.pop_all()
-    manifest = dataset.manifest
-    planned = plan.plan(
-        config, manifest.num_images, manifest.num_identities, plan.world_size(config)
-    )
-    return _Claimed(lease, num_steps, planned.memory_bytes, complete, quantities, store_lease)
+    return _Claimed(lease, num_steps, complete, quantities, store_lease)
 
 
 def _checked(
@@ -224,7 +218,7 @@ def _run(
 def _launch(config: Config, folder: RunFolder, claimed: _Claimed | None) -> None:
     payload: dict[str, Any] = {"name": config.run.name, "config": config.model_dump(mode="json")}
     if claimed is not None:
-        payload |= {"lease": claimed.lease.id, "planned_bytes": claimed.planned_bytes}
+        payload["lease"] = claimed.lease.id
         payload["origin"] = origin()
         if claimed.store_lease is not None:
             payload["store_lease"] = claimed.store_lease.number
