@@ -24,11 +24,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.table import Table
@@ -38,7 +37,8 @@ ROOT = HERE.parents[1]
 FACES = ("--identities", "100", "--images", "20", "--seed", "1")
 FEW_FACES = ("--identities", "10", "--images", "8", "--seed", "1")
 GRACE_S = 5.0
-"""What a part that is stopped has for its last lines before it is killed."""
+"""What the last lines of a part and the table take at most."""
+LOOK_EVERY_S = 0.2
 # Deterministic products, which the tests ask for, need it before CUDA begins (cuBLAS' manual).
 ENVIRONMENT = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "TOKENIZERS_PARALLELISM": "false"}
 LOOK = (
@@ -84,20 +84,22 @@ def main() -> int:
             "measured. --cpu tries the benchmark itself at tiny sizes\n"
         )
         return 2
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
     end = time.monotonic() + 60 * arguments.minutes
     with tempfile.TemporaryDirectory(prefix="manyfaces-gpu-") as work:
         parts = parts_of(Path(work), tiny=arguments.cpu)
         parts = [part for part in parts if not arguments.only or part.name in arguments.only]
-        try:
-            with ended_by_signal():
-                if made := make_faces(Path(work), tiny=arguments.cpu, end=end):
-                    sys.stderr.write(f"faces      {made}\n")
-                for part in parts:
-                    run(part, end)
-                    write(arguments.json, machine, parts)
-        except KeyboardInterrupt:
-            sys.stderr.write("stopped; this is what there is\n")
-        write(arguments.json, machine, parts)
+        for part in [faces_of(Path(work), tiny=arguments.cpu), *parts]:
+            run(part, end, stop)
+            if part not in parts and part.ended:
+                sys.stderr.write(f"faces      {part.ended}\n")  # what needs them then fails
+            elif part in parts and not part.ended and not part.rows:
+                part.ended = "told nothing"
+            write(arguments.json, machine, parts)
+    if stop.is_set():
+        sys.stderr.write("stopped; this is what there is\n")
     show(machine, parts, tiny=arguments.cpu)
     return 1 if any(part.ended for part in parts) else 0
 
@@ -149,6 +151,12 @@ def job(faces: str, work: Path, tiny: bool) -> list[str]:
     return [*words, *less, "train.batch_size=8", "--steps", "2", "--json"]
 
 
+def faces_of(work: Path, *, tiny: bool) -> Part:
+    """What makes the dataset of the other parts; it has no rows."""
+    words = ["-m", "manyfaces.train", "data", "synth", str(work / "faces")]
+    return Part("faces", 600 if tiny else 120, [*words, *(FEW_FACES if tiny else FACES)], row_of)
+
+
 def row_of(line: str) -> Rows:
     row = json.loads(line)
     return {row["what"]: row}
@@ -162,27 +170,10 @@ def rates_of(line: str) -> Rows:
     }
 
 
-def make_faces(work: Path, *, tiny: bool, end: float) -> str:
-    """Make the dataset; returns what went wrong, or nothing: parts that need it then say so."""
-    words = ["-m", "manyfaces.train", "data", "synth", "faces", *(FEW_FACES if tiny else FACES)]
-    try:
-        made = subprocess.run(
-            [sys.executable, *words],
-            cwd=work,
-            capture_output=True,
-            text=True,
-            timeout=max(1.0, min(120.0, end - time.monotonic())),
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        return f"not made within {error.timeout:.0f} s"
-    return "" if made.returncode == 0 else last_line(made.stderr)
-
-
-def run(part: Part, end: float) -> None:
-    """Run a part until it ends, its limit or the end of all."""
+def run(part: Part, end: float, stop: threading.Event) -> None:
+    """Run a part until it ends, its limit, the end of all or `stop`."""
     limit_s = min(part.limit_s, end - time.monotonic() - GRACE_S)
-    if limit_s <= 0:
+    if limit_s <= 0 or stop.is_set():
         return
     sys.stderr.write(f"{part.name:<10} at most {limit_s:.0f} s\n")
     began = time.monotonic()
@@ -196,31 +187,28 @@ def run(part: Part, end: float) -> None:
             text=True,
             start_new_session=True,
         )
-        reader = threading.Thread(target=read_rows, args=(process, part), daemon=True)
+        assert process.stdout is not None
+        reader = threading.Thread(target=read_rows, args=(process.stdout, part), daemon=True)
         reader.start()
-        try:
-            code = process.wait(limit_s)
-            part.ended = "" if code == 0 else f"ended with {code}: "
-        except subprocess.TimeoutExpired:
-            part.ended = f"stopped after {limit_s:.0f} s"
-        except KeyboardInterrupt:
-            part.ended = "stopped"
-            raise
-        finally:
-            kill(process)
-            reader.join(GRACE_S)
-            part.seconds = time.monotonic() - began
-            if part.ended.endswith(": "):
-                errors.seek(0)
-                part.ended += last_line(errors.read())
-        if not part.ended and not part.rows:
-            part.ended = "told nothing"
+        while process.poll() is None and time.monotonic() < began + limit_s:
+            if stop.wait(LOOK_EVERY_S):
+                break
+        code = process.poll()
+        kill(process)
+        reader.join(GRACE_S)
+        process.stdout.close()
+        errors.seek(0)
+        said = last_line(errors.read())
+    part.seconds = time.monotonic() - began
+    if code is None:
+        part.ended = "stopped" if stop.is_set() else f"stopped after {limit_s:.0f} s"
+    else:
+        part.ended = f"ended with {code}: {said}" if code else ""
 
 
-def read_rows(process: subprocess.Popen[str], part: Part) -> None:
+def read_rows(printed: TextIO, part: Part) -> None:
     """Take the rows from what it prints; other lines are libraries' own."""
-    assert process.stdout is not None
-    for line in process.stdout:
+    for line in printed:
         with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
             part.rows.update(part.read(line))
 
@@ -234,20 +222,6 @@ def kill(process: subprocess.Popen[str]) -> None:
 
 def last_line(text: str) -> str:
     return (text.strip().splitlines() or ["it said nothing"])[-1][:200]
-
-
-@contextlib.contextmanager
-def ended_by_signal() -> Iterator[None]:
-    """SIGTERM ends the block as Ctrl-C does."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def write(file: Path, machine: dict[str, Any], parts: list[Part]) -> None:
