@@ -26,6 +26,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 NOT_RUN = {
     "make demo": "takes minutes, and a venv of its own: its target and commands are looked at",
     "make test": "this is it: its target is looked at",
+    "make gpu": "it needs one: its target is looked at",
 }
 SHORT = (
     "train.epochs=1",
