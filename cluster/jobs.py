@@ -148,21 +148,7 @@ class Jobs:
         `manyfaces.cluster.probe`. `checks` is the module of its checks, `names` are those of the
         distributions whose versions are wanted. Raises `UserError`, also where no answer comes."""
         words = ["python", "-m", "manyfaces.cluster.probe", checks, CONFIG, str(NODE_WAIT_S)]
-        job = self._ask(
-            self._client.submit_job,
-            entrypoint=shlex.join([*words, *names]),
-            runtime_env=dict(shipped),
-            submission_id=f"{PROBE}{uuid.uuid4().hex[:12]}",
-        )
-        try:
-            ended = self.wait_for_end(job, PROBE_WAIT_S)
-            lines = self.logs(job).splitlines()
-        except BaseException:
-            with contextlib.suppress(UserError):
-                self.stop(job)
-            raise
-        if ended.state not in ENDED:
-            self.stop(job)
+        ended, lines = self.run_aside([*words, *names], shipped, PROBE_WAIT_S)
         answers = [line for line in lines if line.startswith(MARK)]
         if answers:
             return json.loads(answers[-1].removeprefix(MARK))
@@ -173,6 +159,29 @@ class Jobs:
             f"{self.address}: the cluster's nodes could not be looked at ({told}); mend that, or "
             "submit with --no-check"
         )
+
+    def run_aside(
+        self, words: Sequence[str], shipped: Mapping[str, Any], wait_s: float
+    ) -> tuple[Job, list[str]]:
+        """Run this command on the cluster's head with this shipment, as a job that no list of ours
+        shows: how it stood at its end, or after so many seconds, and what it had printed. One that
+        has not ended by then is stopped. Raises `UserError`, as the methods below do."""
+        job = self._ask(
+            self._client.submit_job,
+            entrypoint=shlex.join(words),
+            runtime_env=dict(shipped),
+            submission_id=f"{PROBE}{uuid.uuid4().hex[:12]}",
+        )
+        try:
+            ended = self.wait_for_end(job, wait_s)
+            lines = self.logs(job).splitlines()
+        except BaseException:
+            with contextlib.suppress(UserError):
+                self.stop(job)
+            raise
+        if ended.state not in ENDED:
+            self.stop(job)
+        return ended, lines
 
     def submit(
         self,

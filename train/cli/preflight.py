@@ -56,11 +56,15 @@ def preflight(
     """
     from manyfaces.cluster.preflight.probes import versions
     from manyfaces.cluster.preflight.verdicts import unlike_here
+    from manyfaces.configs.urls import url_of
+    from manyfaces.train.cli.submit_checks import refuse_secrets
     from manyfaces.train.preflight import asking
 
     tree = None if config is None else load_config(config, words or ())
     if tree is not None:
         address = address or tree.cluster.address
+        if address is not None and url_of(address) is not None:  # it travels there
+            refuse_secrets(tree)
     with progress("asking the nodes") as tell:
         report = asking(tree, images_per_s).report(address, tell)
     differing = unlike_here(report, versions())
