@@ -286,7 +286,7 @@ def test_slurm_is_asked_for_what_the_configuration_says(printed: Callable[..., s
     )
     asked = re.findall(r"^#SBATCH (\S+)$", text, re.MULTILINE)
     assert {
-        *("--nodes=1-4", "--ntasks-per-node=1", "--gpus-per-node=8", "--cpus-per-task=64"),
+        *("--nodes=1-4", "--ntasks-per-node=1", "--gpus-per-node=8", "--cpus-per-task=112"),
         *("--signal=B:USR1@180", "--requeue", "--exclusive", "--open-mode=append"),
         *("--time=4:00:00", "--partition=gpu", "--account=faces", "--constraint=h100"),
     } <= set(asked)
@@ -315,7 +315,7 @@ def test_ray_accepts_the_file_of_ray_up(
     jsonschema.validate(tree, schema)
     workers = tree["available_node_types"]["workers"]
     assert (workers["min_workers"], workers["max_workers"], tree["max_workers"]) == (1, 4, 4)
-    assert workers["resources"] == {"CPU": 16, "GPU": 8}
+    assert workers["resources"] == {"CPU": 64, "GPU": 8}
     assert "spot" in str(workers["node_config"]).lower()
     assert "spot" not in str(tree["available_node_types"]["head"]).lower()
     (head,) = (line for line in tree["head_start_ray_commands"] if " --head" in line)
