@@ -236,7 +236,7 @@ def _remove_generated_sources() -> None:
     DALI leaves them in the folder for temporary files until the process ends, and for ever where it
     is killed.
     """
-    for name, module in list(sys.modules.items()):
+    for name, module in sys.modules.copy().items():
         if name.startswith(_GENERATED) and module.__file__ is not None:
             Path(module.__file__).unlink(missing_ok=True)
 
