@@ -43,7 +43,8 @@ class Sweep:
 
     follower: str
     """Class `MODULE:CLASS` that is made of a trial's payload and follows it: `poll()` returns soon,
-    with values by name, `epoch`, and `done` with the `fault` at the end; `stop()` ends it."""
+    with values by name and `epoch`, and at the end with `done`, `ended` and the `fault`;
+    `stop()` ends it."""
     payloads: Mapping[str, dict[str, Any]]
     """By the trials' names. They may hold credentials: they travel where Ray's dashboard does not
     show them, with `address`, the Ray cluster to which the follower belongs."""
@@ -58,7 +59,7 @@ class Sweep:
 
 Ended = Callable[[str, dict[str, Any]], None]
 """Told of each trial that has ended, and the last that its follower has said; where that has no
-`done`, it was stopped because it had fallen behind."""
+`ended`, it was stopped because it had fallen behind. (Tune sets `done` in either case.)"""
 
 
 def sweep(what: Sweep, address: str | None, code: Code, scratch: Path, ended: Ended) -> None:
@@ -186,6 +187,6 @@ def _callback(ended: Ended) -> Any:
 
         def on_trial_error(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
             lost = "its process in Ray was lost; see /tmp/ray/session_latest/logs there"
-            self.ended(trial.config["trial"], {"done": True, "fault": lost})
+            self.ended(trial.config["trial"], {"ended": True, "fault": lost})
 
     return Ends(ended)

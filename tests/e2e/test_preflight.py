@@ -112,7 +112,7 @@ def test_planted_faults_are_told_of_their_node(
     assert told["network"]["all_reduce_bytes_s"] > 0
     names = {node["name"] for node in told["nodes"]}
     met = {frozenset((pair["one"], pair["other"])) for pair in told["network"]["pairs"]}
-    assert met == {names - {name} for name in names}
+    assert met == {frozenset(names - {name}) for name in names}
     assert sorted(tmp_path.rglob("*")) == before
 
     # From elsewhere a job asks, and says the same.

@@ -113,7 +113,7 @@ def run_sweep(what: Planned, console: Console) -> Planned:
     steps = dict(zip((trial.name for trial in what.trials), what.num_steps, strict=True))
 
     def ended(name: str, told: dict[str, Any]) -> None:
-        if not told.get("done") and name not in behind:
+        if not told.get("ended") and name not in behind:
             behind.append(name)
             _keep(what, behind)
         epochs = f" at epoch {told['epoch']:.3g}" if "epoch" in told else ""

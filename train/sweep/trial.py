@@ -46,8 +46,8 @@ class TrialProcess:
         self._files = contextlib.ExitStack()
 
     def poll(self) -> dict[str, Any]:
-        """The next value of the metric with its epoch; `done` at the end, with the `fault` that
-        ended it, or ""; nothing where there is nothing new. Returns soon."""
+        """The next value of the metric with its epoch; `done` and `ended` at the end, with the
+        `fault` that ended it, or ""; nothing where there is nothing new. Returns soon."""
         code = self._process.poll() if self._process is not None else None
         # The last value is told once the process has ended: nothing stops it then.
         ended = self._process is None or code is not None
@@ -58,11 +58,11 @@ class TrialProcess:
                 epoch = row["step"] / self._num_steps * self._epochs
                 return {"epoch": epoch, self._metric: row[self._metric]}
         if is_finished(self._folder, self._num_steps) and ended:
-            return {"done": True, "fault": ""}
+            return {"done": True, "ended": True, "fault": ""}
         if code is not None:
-            return {"done": True, "fault": self._fault(code)}
+            return {"done": True, "ended": True, "fault": self._fault(code)}
         if self._process is None and self._is_stopped:
-            return {"done": True, "fault": "", "is_stopped": True}
+            return {"done": True, "ended": True, "fault": "", "is_stopped": True}
         if self._process is None:
             self._start()
         with contextlib.suppress(subprocess.TimeoutExpired):

@@ -160,7 +160,7 @@ def test_what_is_recorded_is_told_without_a_process(tmp_path: Path) -> None:
         {"epoch": 1.0, "lfw/accuracy": 0.1},
         {"epoch": 2.0, "lfw/accuracy": 0.2},
         {"epoch": 4.0, "lfw/accuracy": 0.4},
-        {"done": True, "fault": ""},
+        {"done": True, "ended": True, "fault": ""},
     ]
     finished.stop()
 
