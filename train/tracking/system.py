@@ -21,6 +21,8 @@ from manyfaces.train.record import EVENTS, append_row, read_rows
 
 FOLDER = "system"
 _MB = 1e6
+_FAULTS = (OSError, psutil.Error)
+"""What psutil raises where the system does not tell."""
 _NOT_SAMPLED = f"system metrics: the GPUs of {socket.gethostname()} are not sampled"
 
 
@@ -38,7 +40,7 @@ class SystemSampler:
         self._gpus = _Gpus(tell) if has_gpus else None
         began = read_rows(run / EVENTS)[:1]
         self._began = began[0]["time"] if began else time.time()
-        self._network = psutil.net_io_counters()
+        self._network: Any = None  # bytes of the first sample
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._sample, name="system", daemon=True)
         self._thread.start()
@@ -50,9 +52,9 @@ class SystemSampler:
 
     def values(self) -> dict[str, float]:
         """The use of the node now; of its processors, since it was asked last. The network's bytes
-        are those since the sampler was made, the disk is the one of the run's folder."""
+        are those since sampling began, and left out where the system does not count them; the disk
+        is the one of the run's folder."""
         memory, disk = psutil.virtual_memory(), psutil.disk_usage(str(self.run))
-        network, before = psutil.net_io_counters(), self._network
         values = {
             "cpu_utilization_percentage": psutil.cpu_percent(),
             "system_memory_usage_megabytes": memory.used / _MB,
@@ -60,19 +62,33 @@ class SystemSampler:
             "disk_usage_megabytes": disk.used / _MB,
             "disk_usage_percentage": disk.percent,
             "disk_available_megabytes": disk.free / _MB,
-            "network_receive_megabytes": (network.bytes_recv - before.bytes_recv) / _MB,
-            "network_transmit_megabytes": (network.bytes_sent - before.bytes_sent) / _MB,
+            **self._network_values(),
         }
         if self._gpus is not None:
             values |= self._gpus.values()
         return values
 
+    def _network_values(self) -> dict[str, float]:
+        try:
+            now = psutil.net_io_counters()
+        except _FAULTS:
+            return {}
+        if now is None:  # a container without a network
+            return {}
+        before = self._network = self._network or now
+        return {
+            "network_receive_megabytes": (now.bytes_recv - before.bytes_recv) / _MB,
+            "network_transmit_megabytes": (now.bytes_sent - before.bytes_sent) / _MB,
+        }
+
     def _sample(self) -> None:
-        psutil.cpu_percent()  # it tells the use since this thread has asked last
+        with contextlib.suppress(*_FAULTS):
+            psutil.cpu_percent()  # it tells the use since this thread has asked last
+        self._network_values()
         # A folder that is full or gone costs the sample, nothing else.
         while True:
             ended = self._closed.wait(self.period_s)
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(*_FAULTS):
                 self._write()
             if ended:
                 return

@@ -1,6 +1,7 @@
 """Samples of a node's use, and of its GPUs as the driver's library tells them."""
 
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -44,6 +45,39 @@ def test_with_0_nothing_is_sampled(tmp_path: Path) -> None:
     with sampling(tmp_path, 0, pytest.fail, has_gpus=True):
         pass
     assert not (tmp_path / FOLDER).exists()
+
+
+@pytest.mark.parametrize("fault", [OSError("no /proc/net/dev"), psutil.AccessDenied(), None])
+def test_a_network_that_is_not_counted_is_left_out(
+    fault: Exception | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def counters() -> None:
+        if fault is not None:
+            raise fault
+
+    monkeypatch.setattr(psutil, "net_io_counters", counters)
+    with sampling(tmp_path, 60, pytest.fail, has_gpus=False):
+        pass
+    [row] = samples(tmp_path)
+    assert "disk_usage_percentage" in row
+    assert not [name for name in row if name.startswith("network")]
+
+
+def test_a_sample_that_fails_ends_neither_the_sampler_nor_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory, failed = psutil.virtual_memory, threading.Event()
+
+    def fails_first() -> Any:
+        if failed.is_set():
+            return memory()
+        failed.set()
+        raise psutil.Error("not now")
+
+    monkeypatch.setattr(psutil, "virtual_memory", fails_first)
+    with sampling(tmp_path, 0.01, pytest.fail, has_gpus=False):
+        assert failed.wait(10)
+    assert samples(tmp_path)
 
 
 class NvmlError(Exception):
