@@ -8,6 +8,7 @@ import json
 import logging
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -71,13 +72,12 @@ class Server:
         """Send the numbers of steps that MLflow has not got yet."""
         from mlflow.entities import Metric
 
-        metrics = [
+        metrics = (
             Metric(name, float(value), int(time_s * 1000), step)
             for name, value, time_s, step in measured
             if step > self._last_step.get(name, -1)
-        ]
-        for start in range(0, len(metrics), BATCH):
-            batch = metrics[start : start + BATCH]
+        )
+        while batch := list(islice(metrics, BATCH)):
             self._client.log_batch(self.run_id, metrics=batch)
             self._last_step |= {m.key: m.step for m in batch}
 

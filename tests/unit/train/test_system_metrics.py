@@ -170,3 +170,18 @@ def test_a_tail_has_each_row_until_it_is_taken_and_all_of_a_file_that_is_new(
     record.rewind(1)
     record.metrics(2, loss=2.0)
     assert [row["step"] for row in tail.rows()] == [1, 2]
+
+
+def test_a_tail_reads_a_long_file_in_parts_of_whole_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("manyfaces.train.tracking.tail.MOST_BYTES", 10)
+    record, tail = Record(tmp_path), Tail(tmp_path / "metrics.jsonl")
+    for step in (1, 2, 3):
+        record.metrics(step, loss=1.0)
+    parts = []
+    while rows := tail.rows():
+        parts.append([row["step"] for row in rows])
+        assert tail.take()
+    assert parts == [[1], [2], [3]]
+    assert not tail.take()
