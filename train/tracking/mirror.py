@@ -32,7 +32,7 @@ from manyfaces.train.tracking.tail import Tail
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 CLOSE_S, MODEL_S = 60.0, 600.0
-"""Longest wait for the server at the end, and with a model to send."""
+"""Longest wait for the server at the end, and with a model or checkpoints to send."""
 CHECKPOINTS = "checkpoints"
 """The folder of artifacts that tells of checkpoints."""
 
@@ -51,6 +51,9 @@ FINAL = {
     "MLFLOW_TRACKING_TOKEN",
 }
 """Refusals of MLflow's that no second try changes, by their code, and what does."""
+GONE = {"RESOURCE_DOES_NOT_EXIST", "NOT_FOUND", "INVALID_STATE", "INVALID_PARAMETER_VALUE"}
+"""Those that tell of a run or an experiment that was deleted: the run is looked for again. A
+deleted run that is written to is a parameter that is not valid."""
 
 
 def last_status(folder: Path) -> Status:
@@ -68,8 +71,7 @@ def last_status(folder: Path) -> Status:
 class Mirror:
     """Mirrors one run into MLflow; the same MLflow run is continued when the run is resumed.
 
-    `draw` makes the run's plots; it is called after each evaluation and each checkpoint, in a
-    thread.
+    `draw` makes the run's plots; it is called after each evaluation, in a thread.
     """
 
     def __init__(
@@ -86,8 +88,10 @@ class Mirror:
         self.problem = ""
         """Why the server does not have everything, and what helps; "" when it does."""
         self.notes: list[str] = []
-        """What was found deleted, and what was done about it."""
+        """What was found deleted and what was done about it, and plots that were not drawn."""
         self._server: Server | None = None
+        self._run_id = ""
+        """The MLflow run that what was sent is of."""
         self._tails: dict[Path, Tail] = {}
         self._events: list[dict[str, Any]] = []
         self._known_events = len(read_rows(folder / EVENTS))
@@ -97,6 +101,9 @@ class Mirror:
         self._there: set[str] | None = None
         """The checkpoints that the server knew before."""
         self._refusals: list[Exception] = []
+        """Those of this period."""
+        self._refused: dict[object, Exception] = {}
+        """Why the server does not have what it refused for good, by what it is."""
         self._is_drawn = True
         """Whether the plots show the last evaluation."""
         # What MLflow's modules warn of is about themselves. Filters belong to the whole process, so
@@ -111,9 +118,10 @@ class Mirror:
         self, status: Status, artifacts: Iterable[Path] = (), timeout_s: float | None = None
     ) -> str:
         """Send the rest, the artifacts and the status; returns `problem`. Waits no longer than
-        `timeout_s`, by default a minute, or ten where a model is to be sent."""
+        `timeout_s`, by default a minute, or ten where a model or checkpoints are to be sent."""
         if timeout_s is None:
-            timeout_s = MODEL_S if self._registers(status) else CLOSE_S
+            is_large = self._registers(status) or self.config.tracking.checkpoint_files
+            timeout_s = MODEL_S if is_large else CLOSE_S
         self._outcome = (status, list(artifacts))
         self._ended.set()
         self._thread.join(timeout_s)
@@ -146,10 +154,10 @@ class Mirror:
         """Send what there is; whatever a server or its client raises must not reach the run."""
         try:
             try:
-                self._send()
+                self._send(ended)
             finally:
                 # One metric that is refused must not leave the run without its end.
-                if ended and self._server is not None:
+                if ended and self._server is not None and not self._abandoned.is_set():
                     self._finish(self._server)
         except Exception as error:
             line = str(error).splitlines()[0] if str(error) else ""
@@ -160,10 +168,12 @@ class Mirror:
         return True
 
     def _remedy(self, error: Exception) -> str:
-        final = FINAL.get(getattr(error, "error_code", ""))
+        code = getattr(error, "error_code", "")
+        final = FINAL.get(code)
         if final is None:
             return self._later()
-        self._server = None  # the next period finds out whether the run is there
+        if code in GONE:
+            self._server = None  # the next period finds out whether the run is there
         return f"that is final: {final}; then {self._later()}"
 
     def _later(self) -> str:
@@ -173,29 +183,40 @@ class Mirror:
         if (told := redact(line)) not in self.notes:
             self.notes.append(told)
 
-    def _send(self) -> None:
-        if self._server is None:
-            self._tails, self._events, self._sent, self._there = {}, [], {}, None
-            self._server = Server(self.folder, self.config, self.uri, self._note)
-        server = self._server
+    def _send(self, ended: bool) -> None:
+        server = self._connected()
         server.params(self.params)
         with self._going_on():
             self._send_metrics(server)
         self._send_events(server)
+        self._draw()
         self._send_files(server, RunFolder(self.folder).artifacts)
+        if not ended:
+            self._send_checkpoints(server)
         self._raise_refusal()
 
+    def _connected(self) -> Server:
+        """The run on the server; where it is another one than before, everything is sent to it."""
+        if self._server is None:
+            server = Server(self.folder, self.config, self.uri, self._note)
+            if server.run_id != self._run_id:
+                self._tails, self._events, self._there = {}, [], None
+                self._sent, self._refused = {}, {}
+            self._server, self._run_id = server, server.run_id
+        return self._server
+
     def _finish(self, server: Server) -> None:
-        """Send artifacts, how the attempts ended, the model and the status; what is refused keeps
-        none of the others."""
+        """Send artifacts, how the attempts ended, the status, and then what may take long:
+        checkpoints and the model. What is refused keeps none of the others."""
         status, artifacts = self._outcome
         try:
             self._send_events(server, ended=True)
             self._send_files(server, artifacts)
-            if self._registers(status):
-                self._send_model(server)
         finally:
             server.end(status, self._events[-1]["time"] if self._events else None)
+        self._send_checkpoints(server)
+        if self._registers(status):
+            self._send_model(server)
         self._raise_refusal()
 
     @contextlib.contextmanager
@@ -212,43 +233,50 @@ class Mirror:
             self._refusals.append(error)
 
     def _raise_refusal(self) -> None:
-        refusals, self._refusals = self._refusals, []
+        refusals, self._refusals = [*self._refusals, *self._refused.values()], []
         if refusals:
             raise refusals[0]
 
     def _once(self, what: object, value: object, send: Callable[[], None]) -> None:
-        """Send what is not on the server as this value, going on where it is refused."""
-        if self._sent.get(what) == value:
+        """Send what is not on the server as this value, going on where it is refused. What was
+        refused for good is not sent again until its value changes."""
+        if self._abandoned.is_set() or self._sent.get(what) == value:
             return
         with self._going_on():
-            send()
+            try:
+                send()
+                self._refused.pop(what, None)
+            except Exception as error:
+                code = getattr(error, "error_code", "")
+                if code not in FINAL or code in GONE:
+                    raise
+                self._refused[what] = error
             self._sent[what] = value
 
-    def _tail(self, path: Path) -> Tail:
-        return self._tails.setdefault(path, Tail(path))
+    def _new_rows(self, path: Path) -> Iterator[list[dict[str, Any]]]:
+        """What has come in this file of the record, in parts: each is taken once the next one is
+        asked for."""
+        tail = self._tails.setdefault(path, Tail(path))
+        while True:
+            yield tail.rows()
+            if not tail.take():
+                return
 
     def _send_metrics(self, server: Server) -> None:
         """Send the numbers of the run, and those of its nodes."""
-        tail = self._tail(self.folder / METRICS)
-        rows = tail.rows()
-        server.metrics(_measured(rows, ""))
-        tail.take()
+        for rows in self._new_rows(self.folder / METRICS):
+            server.metrics(_measured(rows, ""))
+            if any(is_evaluation(name) for row in rows for name in row):
+                self._is_drawn = False
         for path in sorted((self.folder / SYSTEM).glob("*.jsonl")):
-            tail = self._tail(path)
-            server.metrics(_measured(tail.rows(), f"{SYSTEM}/{path.stem}/"))
-            tail.take()
-        self._is_drawn = not any(is_evaluation(name) for row in rows for name in row)
+            for rows in self._new_rows(path):
+                server.metrics(_measured(rows, f"{SYSTEM}/{path.stem}/"))
 
     def _send_events(self, server: Server, *, ended: bool = False) -> None:
         """Send what the events tell: where the run comes from, what it reads and on what it runs,
-        its attempts and its checkpoints. With `ended` none of its attempts runs any more."""
-        tail = self._tail(self.folder / EVENTS)
-        rows = tail.rows()
-        self._events += rows
-        tail.take()
-        if not self._is_drawn or any(row["kind"] == "checkpoint" for row in rows):
-            self.draw()
-            self._is_drawn = True
+        and its attempts. With `ended` none of its attempts runs any more."""
+        for rows in self._new_rows(self.folder / EVENTS):
+            self._events += rows
         found = attempts(self._events, len(self._events) if ended else self._known_events)
         for newest in found[-1:]:
             tags, datasets = run_tags(found), known_datasets(newest.start.get("datasets"))
@@ -257,20 +285,32 @@ class Mirror:
                 self._once("datasets", datasets, partial(server.datasets, datasets))
         for each in found:
             self._once(each.started, each, partial(server.attempt, each, attempt_tags(each)))
-        self._send_checkpoints(server)
+
+    def _draw(self) -> None:
+        """Draw what was evaluated since. Plots that cannot be drawn keep nothing else back."""
+        if self._is_drawn:
+            return
+        self._is_drawn = True
+        try:
+            self.draw()
+        except Exception as error:
+            self._note(f"the plots were not drawn: {error}")
 
     def _send_checkpoints(self, server: Server) -> None:
         """Send where each checkpoint is and what tells it by, and its files where that is asked
         for; what an earlier session has sent stays as it is."""
-        if self._there is None:
+
+        def look() -> None:
             self._there = server.names(CHECKPOINTS)
-        last = ""
+
+        self._once(CHECKPOINTS, True, look)
+        known, last = self._there or set(), ""
         for number, event in enumerate(self._events):
             if event["kind"] != "checkpoint" or "step" not in event:
                 continue
             name = folder_name(event["step"])
             last = _path(event)
-            if number >= self._known_events or f"{name}.json" not in self._there:
+            if number >= self._known_events or f"{name}.json" not in known:
                 self._once(name, event["time"], partial(self._send_checkpoint, server, event))
         if last:
             tag = {"manyfaces.checkpoint": last}

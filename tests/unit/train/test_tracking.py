@@ -27,6 +27,7 @@ from manyfaces.train.tracking.find import KIND, TAG, TRAINING
 from manyfaces.train.tracking.mirror import Mirror, last_status
 from manyfaces.train.tracking.model import ExportedModel
 from manyfaces.train.tracking.place import mlflow_run, opening_lines, tracking_uri
+from manyfaces.train.tracking.server import Server
 
 # MLflow's store warns of its own database layer.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -268,6 +269,37 @@ def test_a_final_refusal_is_told_as_final_and_the_rest_is_sent(
     assert steps(folder, config) == [1, 2]
 
 
+@pytest.mark.parametrize("code", ["ENDPOINT_NOT_FOUND", "INVALID_PARAMETER_VALUE"])
+def test_what_is_refused_at_each_period_has_nothing_sent_again(
+    code: str, config: Config, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first is how a server answers that is older than inputs; the second may tell of a run
+    that was deleted, so that the run is looked for and found."""
+    from mlflow import MlflowClient
+    from mlflow.exceptions import RestException
+
+    calls: list[str] = []
+
+    def refused(*args: Any, **options: Any) -> None:
+        calls.append("inputs")
+        raise RestException({"error_code": code, "message": "no such thing"})
+
+    def sent(self: Any, run_id: str, path: str, folder: str | None = None) -> None:
+        calls.append(Path(path).name)
+
+    send = Mirror._send
+    monkeypatch.setattr(MlflowClient, "log_inputs", refused)
+    monkeypatch.setattr(MlflowClient, "log_artifact", sent)
+    monkeypatch.setattr(Mirror, "_send", lambda *given: calls.append("period") or send(*given))
+    Record(folder.path).event("start", "again", **FACTS)
+    mirror = Mirror(folder.path, config, {}, 0.05, lambda: calls.append("plots"))
+    wait_for(lambda: calls.count("period") > 3)
+    assert "no such thing; that is final: " in mirror.close("FINISHED", folder.artifacts)
+    assert [calls.count(each) for each in ("config.yaml", "plots")] == [1, 1]
+    assert (calls.count("inputs") == 1) == (code == "ENDPOINT_NOT_FOUND")
+    assert client(config).get_run(run_id(folder)).info.status == "FINISHED"
+
+
 def test_sync_sends_what_is_missing_and_says_how_the_run_ended(
     config: Config, folder: RunFolder
 ) -> None:
@@ -318,6 +350,15 @@ def test_nothing_is_sent_of_a_run_that_was_taken_over(config: Config, folder: Ru
     mirror.abandon()
     assert mirror.close("FAILED", [folder.path / METRICS]) == ""
     assert not (folder.path / RUN_FILE).exists()
+
+
+def test_nothing_more_is_sent_of_a_run_that_is_taken_over_meanwhile(
+    config: Config, folder: RunFolder
+) -> None:
+    mirror = Mirror(folder.path, config, {}, period_s=60, draw=lambda: mirror.abandon())
+    assert mirror.close("FAILED", folder.artifacts) == ""
+    assert artifacts(folder, config) == set()
+    assert client(config).get_run(run_id(folder)).info.status == "RUNNING"
 
 
 def test_the_experiment_is_one_of_model_training(
@@ -448,21 +489,53 @@ def test_checkpoints_and_plots_come_while_the_run_goes_on(
         (folder.plots / "loss.png").write_bytes(b"png")
 
     mirror = Mirror(folder.path, config, {}, period_s=0.05, draw=draw)
+    wait_for(lambda: "plots" in artifacts(folder, config))
     facts = {"step": 2, "path": str(made), "bytes": 7, "commit_sha256": "d" * 64}
     record.event("checkpoint", f"checkpoint {made}", **facts)
-    wait_for(lambda: artifacts(folder, config) >= {"checkpoints", "plots"})
+    wait_for(lambda: "checkpoints" in artifacts(folder, config))
     assert mirror.close("FINISHED") == ""
     there = client(config)
     local = there.download_artifacts(run_id(folder), "checkpoints/step-00000002.json")
     told = json.loads(Path(local).read_text())
     assert {key: told[key] for key in facts} == facts
     assert there.get_run(run_id(folder)).data.tags["manyfaces.checkpoint"] == str(made)
-    assert drawn
+    assert drawn == [1]  # after the evaluation, and not again after the checkpoint
+
+
+def test_plots_that_cannot_be_drawn_are_told_and_keep_nothing_back(
+    config: Config, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[int] = []
+
+    def draw() -> None:
+        drawn.append(1)
+        raise ValueError("no font")
+
+    tags, answers = Server.tags, iter([unanswered])
+    monkeypatch.setattr(Server, "tags", lambda *given: next(answers, tags)(*given))
+    mirror = Mirror(folder.path, config, {}, period_s=0.05, draw=draw)
+    wait_for(lambda: drawn != [])  # although the server was away between the numbers and the plots
+    assert mirror.close("FINISHED", folder.artifacts) == ""
+    assert mirror.notes == ["the plots were not drawn: no font"]
+    assert artifacts(folder, config) == {"config.yaml"}
+    assert drawn == [1]
 
 
 def test_the_files_of_checkpoints_are_sent_where_that_is_asked_for(
-    config: Config, folder: RunFolder
+    config: Config, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """They come last and have their time: what is small, and how the run ended, is there before."""
+    from mlflow import MlflowClient
+
+    before: list[Any] = []
+    send = MlflowClient.log_artifacts
+
+    def sent(*given: Any) -> None:
+        before.append((client(config).get_run(run_id(folder)).info.status, steps(folder, config)))
+        send(*given)
+
+    monkeypatch.setattr(MlflowClient, "log_artifacts", sent)
+    monkeypatch.setattr("manyfaces.train.tracking.mirror.CLOSE_S", 0.0)
     made = folder.checkpoints / "step-00000002"
     made.mkdir(parents=True)
     (made / "state.json").write_text("{}")
@@ -471,6 +544,21 @@ def test_the_files_of_checkpoints_are_sent_where_that_is_asked_for(
     assert mirrored(folder, config.model_copy(update={"tracking": tracking})).problem == ""
     found = client(config).list_artifacts(run_id(folder), "checkpoints/step-00000002")
     assert [file.path for file in found] == ["checkpoints/step-00000002/state.json"]
+    assert before == [("FINISHED", [1, 2])]
+
+
+def test_a_long_record_is_sent_part_by_part(
+    config: Config, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("manyfaces.train.tracking.tail.MOST_BYTES", 100)
+    monkeypatch.setattr("manyfaces.train.tracking.server.BATCH", 2)
+    with (folder.path / METRICS).open("a") as file:
+        file.write("torn\n" * 100)
+    for step in (3, 4):
+        Record(folder.path).metrics(step, a=1.0, b=2.0, **{"train/loss": 3.0})
+    assert mirrored(folder, config).problem == ""
+    assert steps(folder, config) == [1, 2, 3, 4]
+    assert steps(folder, config, "train/b") == [3, 4]
 
 
 def test_the_use_of_each_node_is_sent_once(config: Config, folder: RunFolder) -> None:
