@@ -14,7 +14,7 @@ _ENDS: Mapping[str, Status] = {
     "left_out": "FAILED",
     "interrupted": "KILLED",
 }
-"""How an attempt has ended of which the record says this."""
+"""The status of an attempt, by the event that ended it."""
 UNTOLD = "nothing was recorded of its end: its processes were killed, or the machine was lost"
 
 

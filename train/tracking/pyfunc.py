@@ -22,5 +22,6 @@ class Embedding:
 
 
 def _load_pyfunc(path: str) -> Embedding:
-    """The name that MLflow asks for."""
+    """Open the model whose weights are in the file `path`. MLflow finds this function by its name.
+    Raises `UserError` for a file that holds no model."""
     return Embedding(Model.open(Path(path)))
