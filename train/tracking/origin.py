@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from manyfaces.configs.redact import redact
+from manyfaces.configs.secrets import without_secrets
 
 VARIABLE = "MANYFACES_ORIGIN"
 """The environment variable of a job that was submitted from elsewhere."""
@@ -49,18 +50,20 @@ def command_line(words: Sequence[str]) -> str:
     """The command for people, without credentials and without the folder of the program."""
     program = Path(words[0])
     name = "manyfaces" if program.name == "__main__.py" else program.name
-    return shlex.join(map(redact, [name, *words[1:]]))
+    return shlex.join(redact(without_secrets(word)) for word in [name, *words[1:]])
 
 
 def code(root: Path) -> dict[str, Any]:
-    """The commit of the code in this folder, and whether files differ from it; of an installed
-    package the commit that pip installed. Nothing where neither is known."""
+    """The commit of the code in this folder, and whether files differ from it where git says so; of
+    an installed package the commit that pip installed. Nothing where neither is known."""
     if (root / "pyproject.toml").is_file() and (top := _git(root, "rev-parse", "--show-toplevel")):
         commit = _git(root, "rev-parse", "HEAD")
         # The code of a wheel may stand in the folder of another project, with its own commits.
         if commit and Path(top).resolve() == root:
             changed = _git(root, "status", "--porcelain", "--untracked-files=no")
-            return {"commit": commit, "dirty": changed != ""}
+            # A large repository may not answer in time.
+            dirty = {} if changed is None else {"dirty": changed != ""}
+            return {"commit": commit, **dirty}
     commit = _installed_commit()
     return {"commit": commit, "dirty": False} if commit else {}
 

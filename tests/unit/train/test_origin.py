@@ -1,6 +1,7 @@
 """Where a run comes from: its code, its command and its user, without credentials."""
 
 import json
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -34,6 +35,15 @@ def test_the_commit_is_told_and_whether_files_differ_from_it(repository: Path) -
     assert code(repository) == {"commit": commit, "dirty": True}
 
 
+def test_a_repository_that_does_not_answer_in_time_is_not_told_as_changed(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask = module._git
+    slow = {"status": None}
+    monkeypatch.setattr(module, "_git", lambda root, *words: slow.get(words[0], ask(root, *words)))
+    assert code(repository) == {"commit": git(repository, "rev-parse", "HEAD")}
+
+
 def test_a_wheel_does_not_bear_the_commit_of_the_folder_that_it_is_installed_in(
     repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -58,6 +68,25 @@ def test_the_command_has_no_credentials() -> None:
     told = "manyfaces train c.yaml 'tracking.uri=http://***@h' 'run.name=a b'"
     assert command_line(words) == told
     assert command_line(["/x/manyfaces/train/__main__.py", "check"]) == "manyfaces check"
+
+
+def test_the_command_has_no_secrets_that_are_known_by_their_name_or_their_form() -> None:
+    token = "hf_" + "a1B2c3D4" * 4
+    words = [
+        "manyfaces",
+        "train",
+        "model.parameters.api_key=PLANTED, PLANTED",
+        "head.margin={kind: custom, parameters: {authToken: 'PLANTED, x', 'secret': PLANTED, s: 2}}",
+        f"run.name=of {token}",
+        "head.margin.m=0.5",
+    ]
+    told = shlex.split(command_line(words))
+    assert told[2:] == [
+        "model.parameters.api_key=***",
+        "head.margin={kind: custom, parameters: {authToken: ***, 'secret': ***, s: 2}}",
+        "run.name=of ***",
+        "head.margin.m=0.5",
+    ]
 
 
 def test_a_job_says_what_was_known_where_it_was_submitted(monkeypatch: pytest.MonkeyPatch) -> None:
