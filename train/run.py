@@ -21,6 +21,7 @@ from manyfaces.configs.identity import flatten
 from manyfaces.configs.node import WEIGHTS
 from manyfaces.configs.redact import redacted
 from manyfaces.configs.schema import Config
+from manyfaces.configs.secrets import refuse_shown_secrets
 from manyfaces.configs.urls import url_of
 from manyfaces.data.dataset.dataset import Dataset, open_data
 from manyfaces.data.dataset.forgotten import read_forgotten
@@ -137,16 +138,18 @@ def _checked(
 ) -> tuple[Lease, int, bool, QuantitiesByName]:
     """Check the dataset and what the run needs besides, and take the lease of its folder: that, the
     steps in all, whether they are done, and what the protocols give."""
-    refuse_without_gpus(config)
     _refuse(config, dataset, folder)
-    _look(config, dataset, console)
     num_steps = plan.num_steps(config, dataset.manifest.num_images)
     # Only what "finished" has said is complete: a kill between the last checkpoint and the last
     # evaluation leaves the latter to do.
     finished_at = (last_event(folder.path, "finished") or {}).get("step", -1)
     complete = finished_at >= num_steps and not under_torchrun()
     if not complete:
+        refuse_without_gpus(config)
+        launch.refuse(config.cluster)
         refuse_lost(folder)
+    _look(config, dataset, console)
+    if not complete:
         refuse_too_large(config, dataset, console.print)
     quantities = _check_protocols(config, images=not complete)
     lease = claim(config, dataset, folder, takeover=takeover)
@@ -157,13 +160,14 @@ def _run(
     config: Config, folder: RunFolder, console: Console, claimed: _Claimed, began: float
 ) -> None:
     """Launch what was claimed, show it and summarise it."""
-    lease, quantities = claimed.lease, claimed.quantities
+    quantities = claimed.quantities
     try:
-        params = flatten(redacted(config).model_dump())
-        draw = partial(_plot, folder, quantities, console)
-        mirror = Mirror(folder.path, config, params, draw=draw)
         forget_session(folder)
         stop = share_stop(config, folder)
+        params = flatten(redacted(config).model_dump())
+        draw = partial(_plot, folder, quantities, console)
+        # Last, as nothing ends its thread where another of these raises.
+        mirror = Mirror(folder.path, config, params, draw=draw)
     except BaseException:
         claimed.release()
         raise
@@ -172,7 +176,7 @@ def _run(
         mirror.abandon()
         stop.leave()
 
-    lease.on_lost = leave
+    claimed.lease.on_lost = leave
     known = 0 if claimed.complete else len(read_rows(folder.path / EVENTS))
     stop.last_words = partial(_last_words, mirror, folder, console)
     outcome: dict[str, Any] = {"kind": "stopped", "message": _without_a_word(config)}
@@ -190,19 +194,11 @@ def _run(
         ends = ("finished", "stopped", INTERRUPTED)
         outcome = last_event(folder.path, *ends, behind=known) or outcome
     finally:
-        try:
-            if taken_over := lease.lost():
-                mirror.abandon()
-            else:
-                is_asked = stop.requested or outcome["kind"] == INTERRUPTED
-                status: Status = "KILLED" if is_asked else "FAILED"
-                if outcome["kind"] == "finished":
-                    status = "FINISHED"
-                _plot(folder, quantities, console)
-                _close(mirror, folder, status, console)
-                _send_record(config, folder, claimed.store_lease, console)
-        finally:
-            claimed.release()
+        is_asked = stop.requested or outcome["kind"] == INTERRUPTED
+        status: Status = "KILLED" if is_asked else "FAILED"
+        if outcome["kind"] == "finished":
+            status = "FINISHED"
+        taken_over = _end(config, folder, console, claimed, mirror, status)
     if taken_over:
         raise LeaseLostError(taken_over)
     if outcome["kind"] == INTERRUPTED:
@@ -213,6 +209,32 @@ def _run(
         summary_table(read_rows(folder.path / METRICS), quantities, time.monotonic() - began)
     )
     _say_where(config, folder, console)
+
+
+def _end(
+    config: Config,
+    folder: RunFolder,
+    console: Console,
+    claimed: _Claimed,
+    mirror: Mirror,
+    status: Status,
+) -> str:
+    """Draw the plots, send MLflow and the store the rest, and release the run. Where another
+    process has taken it over nothing is sent, and what is known of that process is returned."""
+    try:
+        if taken_over := claimed.lease.lost():
+            mirror.abandon()
+            return taken_over
+        _plot(folder, claimed.quantities, console)
+        problem = mirror.close(status, folder.artifacts)
+        for note in mirror.notes:
+            console.print(f"MLflow: {note}")
+        if problem:
+            console.print(f"{folder.path / METRICS} has everything, MLflow does not: {problem}")
+        _send_record(config, folder, claimed.store_lease, console)
+        return ""
+    finally:
+        claimed.release()
 
 
 def _launch(config: Config, folder: RunFolder, claimed: _Claimed | None) -> None:
@@ -251,8 +273,9 @@ def _look(config: Config, dataset: Dataset, console: Console) -> None:
 
 
 def _refuse(config: Config, dataset: Dataset, folder: RunFolder) -> None:
-    """Raise `UserError` for what can be known to fail before any worker starts."""
-    launch.refuse(config.cluster)
+    """Raise `UserError` for what can be known to fail before any worker starts, of a run that is
+    complete too."""
+    refuse_shown_secrets(config)
     tracking_uri(config)
     manifest = dataset.manifest
     for key, wanted, has in (
@@ -329,15 +352,6 @@ def _plot(folder: RunFolder, quantities: QuantitiesByName, console: Console) -> 
         plot_metrics(read_rows(folder.path / METRICS), quantities, folder.plots)
     except OSError as error:  # a full disk: the run's own end is what a person has to know
         console.print(f"{folder.plots}: not drawn ({error.strerror})")
-
-
-def _close(mirror: Mirror, folder: RunFolder, status: Status, console: Console) -> None:
-    """Send MLflow the rest."""
-    problem = mirror.close(status, folder.artifacts)
-    for note in mirror.notes:
-        console.print(f"MLflow: {note}")
-    if problem:
-        console.print(f"{folder.path / METRICS} has everything, MLflow does not: {problem}")
 
 
 def _send_record(
