@@ -5,7 +5,9 @@ import os
 import sys
 from collections.abc import Mapping
 
-from manyfaces.configs import schema
+from manyfaces.configs.launcher import under_torchrun, works_here
+
+__all__ = ["KEEP_MEMORY", "restart_keeping_memory", "under_torchrun", "works_here"]
 
 # glibc gives large blocks back to the kernel at once, which zeroes them again at the next step.
 # Measured with tests/bench/bench_job.py on the recipe of small faces, two cores: 31 images/s as
@@ -15,16 +17,6 @@ KEEP_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": str(1 << 32),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 33),
 }
-
-
-def under_torchrun() -> bool:
-    """Whether torchrun has started this process as a worker."""
-    return "TORCHELASTIC_RUN_ID" in os.environ
-
-
-def works_here(config: schema.Cluster) -> bool:
-    """Whether this process is a worker itself, rather than one that has Ray start workers."""
-    return config.launcher == "process" or under_torchrun()
 
 
 def restart_keeping_memory(environment: Mapping[str, str] = os.environ) -> None:

@@ -20,7 +20,8 @@ is written at a time.
 from dataclasses import dataclass
 from math import exp, expm1, sqrt
 
-HOUR = 3600.0
+from manyfaces.configs.amounts import HOUR
+
 _HOPELESS = 700.0
 """Of an interval so many mean times between failures long none is ever completed; exp of little
 more is above all floating-point numbers."""

@@ -3,8 +3,8 @@ in a line for people."""
 
 from math import ceil
 
-from manyfaces.configs.amounts import duration
-from manyfaces.configs.goodput import HOUR, Interruptions, published_mtbf_s
+from manyfaces.configs.amounts import HOUR, duration
+from manyfaces.configs.goodput import Interruptions, published_mtbf_s
 from manyfaces.configs.machines import Machine
 from manyfaces.configs.plan import Plan
 from manyfaces.configs.plan_lines import Lines

@@ -33,11 +33,13 @@ class Machine:
     name: str
     is_gpu: bool
     memory_bytes: float
-    """Memory of the worker's device; of a CPU, its share of the computer's."""
+    """Memory of the worker's device, or what a worker without one has of the host's."""
     memory_told: str
     """Where that memory is known from, for people."""
     known: bool
     """Whether the machine is that of the workers: stated, or this computer."""
+    shares_memory: bool
+    """Whether the memory is a share of one computer's, so that fewer workers have more each."""
     flops: float
     """Operations of the head's matrix products in a second."""
     network_flops: float
@@ -58,7 +60,13 @@ class Machine:
 
     def sending(self, num_bytes: int, world_size: int) -> float:
         """About the time in which a worker sends so much, if nothing else goes on meanwhile."""
-        return num_bytes / (self.link if world_size <= self.workers_per_node else self.network)
+        return num_bytes / self.link_of(world_size)[0]
+
+    def link_of(self, world_size: int) -> tuple[float, str]:
+        """Bytes that a worker sends to another one in a second, and where, for people."""
+        if world_size <= self.workers_per_node:
+            return self.link, "in a node"
+        return self.network, "between nodes"
 
 
 @dataclass(frozen=True)
@@ -126,6 +134,7 @@ def gpu(
         memory_bytes=memory_bytes or card.memory_gb * 1e9,
         memory_told=memory_told,
         known=known,
+        shares_memory=False,
         flops=PRODUCT_SHARE * tflops * 1e12,
         network_flops=NETWORK_SHARE * tflops * 1e12,
         bandwidth=MEMORY_SHARE * card.bandwidth_gb_s * 1e9,
@@ -139,7 +148,9 @@ def gpu(
     )
 
 
-def cpu(threads: int, memory_bytes: float, memory_told: str, *, known: bool) -> Machine:
+def cpu(
+    threads: int, memory_bytes: float, memory_told: str, *, known: bool, shares_memory: bool = False
+) -> Machine:
     """A worker with so many threads of a CPU."""
     return Machine(
         name=f"{threads} CPU thread{'s' * (threads > 1)}",
@@ -147,6 +158,7 @@ def cpu(threads: int, memory_bytes: float, memory_told: str, *, known: bool) -> 
         memory_bytes=memory_bytes,
         memory_told=memory_told,
         known=known,
+        shares_memory=shares_memory,
         flops=CPU_PRODUCTS * threads,
         network_flops=CPU_NETWORK * threads,
         bandwidth=CPU_BANDWIDTH * threads,

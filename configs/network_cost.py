@@ -74,7 +74,7 @@ def network_cost(config: Config, world_size: int, *, is_gpu: bool) -> NetworkCos
     passes = (2 if config.model.adapters else 3) + int(checkpointing) + int(in_parts)
     kept = config.model.checkpointed_share if checkpointing else 1.0
     images = config.train.images_at_a_time(world_size)
-    # Of a batch in parts, all embeddings and their gradient.
+    # The step on a batch in parts keeps all its embeddings and their gradient.
     embeddings = 2 * FP32 * config.model.embedding_dim * ceil(batch / world_size) * in_parts
     kept_bytes = cost.activations * (2 if bf16 else FP32)
     kept_bytes += cost.float32_activations * 2 * bf16

@@ -11,11 +11,12 @@ from fractions import Fraction
 from math import ceil, prod
 
 from manyfaces.configs import this_machine
+from manyfaces.configs.launcher import under_torchrun
 from manyfaces.configs.machines import WORKERS_PER_NODE
 from manyfaces.configs.network_cost import NetworkCost, network_cost
 from manyfaces.configs.objectives.objective import ObjectiveCost, Sizes
 from manyfaces.configs.schema import Config, Elastic, UserError
-from manyfaces.configs.worker_memory import TORCHRUN, WorkerMemory, worker_memory
+from manyfaces.configs.worker_memory import WorkerMemory, worker_memory
 
 JPEG_BYTES = 5000
 """Bytes of a 112 px face at JPEG quality 95; our development faces have 4,163 on average."""
@@ -25,7 +26,7 @@ def world_size(config: Config) -> int:
     """Workers to plan for: those of torchrun; the most that an elastic run may have; `auto` as this
     machine's devices and cores have it, or as a node of the stated machine has."""
     workers = config.cluster.workers
-    if TORCHRUN in os.environ:
+    if under_torchrun():
         return int(os.environ["WORLD_SIZE"])
     if isinstance(workers, Elastic):
         return workers.max

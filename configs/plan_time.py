@@ -3,11 +3,9 @@ and the rates of a machine."""
 
 from dataclasses import dataclass
 
-from manyfaces.configs.amounts import duration
+from manyfaces.configs.amounts import HOUR, duration
 from manyfaces.configs.machines import Machine
 from manyfaces.configs.plan import Plan
-
-_HOUR = 3600.0
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ def time_lines(
     seconds = step_s * found.num_steps
     told = f"about {duration(seconds)} at {found.batch_size / step_s:,.0f} images/s"
     if machine.is_gpu:
-        hours = found.world_size * seconds / _HOUR
+        hours = found.world_size * seconds / HOUR
         told += f", {hours:,.0f} GPU-hours" if hours >= 100 else f", {hours:.3g} GPU-hours"
     if estimated.seconds:
         told += f": {estimated.shares('head' if found.has_head else 'objective')}"
@@ -81,12 +79,7 @@ def time_lines(
     else:
         told_of.append(("  assumed", machine.assumed))
         if found.world_size > 1:
-            told_of.append(("  assumed", _sending(found, machine)))
+            link, where = machine.link_of(found.world_size)
+            speed = f"{link / 1e9:.3g} GB/s that a worker sends {where}"
+            told_of.append(("  assumed", f"{speed}, none of it beside the arithmetic"))
     return [*told_of, ("  not in it", "failures, evaluations, checkpoints and waits for data")]
-
-
-def _sending(found: Plan, machine: Machine) -> str:
-    is_near = found.world_size <= machine.workers_per_node
-    speed = (machine.link if is_near else machine.network) / 1e9
-    where = "in a node" if is_near else "between nodes"
-    return f"{speed:.3g} GB/s that a worker sends {where}, none of it beside the arithmetic"

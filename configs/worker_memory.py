@@ -5,14 +5,12 @@ real workers, and `tests/e2e/test_worker_memory.py` holds the plan to them. The 
 stated, not measured.
 """
 
-import os
 from dataclasses import dataclass
 
+from manyfaces.configs.launcher import works_here
 from manyfaces.configs.network_cost import NetworkCost
 from manyfaces.configs.schema import Config
 
-TORCHRUN = "TORCHELASTIC_RUN_ID"
-"""The variable by which a process knows that torchrun has started it."""
 MIB = 1 << 20
 LIBRARIES = 300 * MIB
 """Anonymous memory of a CPU worker that has no network yet: 214 MiB once Python, torch, DeepSpeed,
@@ -45,23 +43,18 @@ _BATCHES = 4
 that was asked for behind it, one that is decoded and one that is collected."""
 
 
-def uses_ray(config: Config) -> bool:
-    """Whether Ray starts the workers, rather than torchrun or nobody."""
-    return config.cluster.launcher == "ray" and TORCHRUN not in os.environ
-
-
 @dataclass(frozen=True)
 class WorkerMemory:
     """Bytes of one worker."""
 
     process: int
-    """Libraries, before anything is built."""
+    """Its libraries and kernels, beside all that is built and trained."""
     input: int
     """Batches that are decoded ahead."""
     heap: int
-    """Of a CPU, what the heap holds between blocks that are in use."""
+    """What the heap of a CPU worker holds between blocks that are in use; 0 with a GPU."""
     host: int
-    """Of a GPU worker, its process on the host."""
+    """What the process of a worker with a GPU takes of the host's memory; 0 without a GPU."""
 
 
 def worker_memory(
@@ -73,7 +66,7 @@ def worker_memory(
     if is_gpu:
         return WorkerMemory(process=GPU_LIBRARIES, input=images, heap=0, host=GPU_HOST)
     return WorkerMemory(
-        process=LIBRARIES + KERNELS + (RAY_WORKER if uses_ray(config) else 0),
+        process=LIBRARIES + KERNELS + (0 if works_here(config.cluster) else RAY_WORKER),
         input=images,
         heap=round(HEAP_SHARE * network.activation_bytes),
         host=0,

@@ -22,7 +22,8 @@ from rich.console import Console
 from rich.table import Table
 
 from manyfaces.configs import plan
-from manyfaces.configs.goodput import GPU_MTBF_HOURS, HOUR, Interruptions
+from manyfaces.configs.amounts import HOUR
+from manyfaces.configs.goodput import GPU_MTBF_HOURS, Interruptions
 from manyfaces.configs.interval_lines import (
     AGREE_S,
     COMMIT_S,

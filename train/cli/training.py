@@ -6,10 +6,11 @@ from typing import Annotated, get_args
 
 import typer
 
-from manyfaces.cluster.memory import restart_keeping_memory, under_torchrun, works_here
+from manyfaces.cluster.memory import restart_keeping_memory
 from manyfaces.cluster.signals import listening
 from manyfaces.configs.errors import UserError
 from manyfaces.configs.fit import GO_ON
+from manyfaces.configs.launcher import under_torchrun, works_here
 from manyfaces.configs.machines import Card
 from manyfaces.configs.plan import has_gpus
 from manyfaces.configs.plan_time import MeasuredRate

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from manyfaces.configs.goodput import HOUR, Interruptions, published_mtbf_s
+from manyfaces.configs.amounts import HOUR
+from manyfaces.configs.goodput import Interruptions, published_mtbf_s
 from manyfaces.configs.interval_lines import interval_lines
 from manyfaces.configs.plan import plan
 from manyfaces.configs.plan_time import MeasuredRate
