@@ -27,8 +27,8 @@ class Given:
 def report(
     config: Config, num_images: int, num_identities: int, given: Given
 ) -> tuple[Lines, str | None]:
-    """The lines of `manyfaces check`, and what does not fit its workers, if anything: a cluster's
-    CPU workers may have more memory than this computer."""
+    """The lines of `manyfaces check`, and what surely does not fit its workers, if anything: a
+    cluster's CPU workers may have more memory than this computer."""
     found = plan.plan(config, num_images, num_identities, plan.world_size(config))
     own = machine(config, given.memory_gb)
     interval = interval_lines(
@@ -45,7 +45,8 @@ def report(
         *plan_lines.sampling_lines(config, found, own),
         *plan_lines.head_lines(config, found, own),
     ]
-    return lines, shortage(config, found, own) if own.known or own.is_gpu else None
+    short = shortage(config, found, own) if own.known or own.is_gpu else None
+    return lines, short.told if short is not None and short.is_sure else None
 
 
 def summary_lines(

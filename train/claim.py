@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from manyfaces.cluster.memory import under_torchrun
 from manyfaces.configs import plan
 from manyfaces.configs.errors import UserError
 from manyfaces.configs.files import file_sha256, write_atomic
 from manyfaces.configs.fit import GO_ON, shortage, without_gpus
 from manyfaces.configs.identity import differences, tensors
+from manyfaces.configs.launcher import under_torchrun
 from manyfaces.configs.load import dump
 from manyfaces.configs.plan_report import summary_lines
 from manyfaces.configs.redact import redacted
@@ -85,8 +85,8 @@ def refuse_without_gpus(config: Config) -> None:
 
 
 def refuse_too_large(config: Config, dataset: Dataset, tell: Callable[[str], None]) -> None:
-    """Raise `UserError` where the workers' machines are known and the run does not fit them; with
-    `cluster.check_memory=false` it is only told."""
+    """Raise `UserError` where the workers' machines are known and the run surely does not fit them;
+    what may not fit is only told, and so is the former with `cluster.check_memory=false`."""
     manifest = dataset.manifest
     planned = plan.plan(
         config, manifest.num_images, manifest.num_identities, plan.world_size(config)
@@ -95,9 +95,9 @@ def refuse_too_large(config: Config, dataset: Dataset, tell: Callable[[str], Non
     short = shortage(config, planned, own) if own.known else None
     if short is None:
         return
-    if config.cluster.check_memory:
-        raise UserError(f"does not fit: {short}; {GO_ON}")
-    tell(f"does not fit: {short}")
+    if short.is_sure and config.cluster.check_memory:
+        raise UserError(f"does not fit: {short.told}; {GO_ON}")
+    tell(f"{short.label}: {short.told}")
 
 
 def refuse_other(config: Config, dataset: Dataset, folder: RunFolder) -> None:

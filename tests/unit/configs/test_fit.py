@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from manyfaces.configs import this_machine
-from manyfaces.configs.fit import fit_lines, shortage, without_gpus
+from manyfaces.configs.fit import fit_lines, remedies, shortage, without_gpus
 from manyfaces.configs.load import load
 from manyfaces.configs.plan import Plan, plan, world_size
 from manyfaces.configs.schema import Config
@@ -56,18 +56,38 @@ def test_what_is_too_large_is_told_with_both_numbers_and_remedies_that_fit() -> 
     words = ["model={kind: iresnet, depth: 50}", "data.image_px=112", "cluster.workers=2"]
     config = load("demo", words)
     found = planned(config)
-    told = shortage(config, found, machine(config))
-    assert told is not None
+    short = shortage(config, found, machine(config))
+    assert short is not None
+    told = short.told
     needs, has = re.findall(r"[\d.]+ GiB", told)[:2]
     assert float(needs.split()[0]) == pytest.approx(found.memory_bytes / GIB, rel=0.01)
     assert has == "3.02 GiB"
     assert "this machine has 8 GiB, less 1.95 GiB" in told
-    remedies = re.findall(r"([a-z]+\.[a-z_]+=\w+) \(", told.partition("what fits: ")[2])
-    assert remedies
-    for remedy in remedies:
+    found_fitting = re.findall(r"([a-z]+\.[a-z_]+)(=\w+) \(", told.partition("what fits: ")[2])
+    keys = [key for key, _ in found_fitting]
+    assert keys
+    assert len(keys) == len(set(keys)), "of each key one value is told"
+    for remedy in map("".join, found_fitting):
         other = load("demo", [*words, remedy])
         assert shortage(other, planned(other), machine(other)) is None, remedy
     assert fit_lines(config, found, machine(config)) == [("does not fit", told)]
+
+
+@pytest.mark.usefixtures("memory")
+def test_a_plan_that_may_be_wrong_by_as_much_is_told_and_not_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = load("demo", ["cluster.launcher=process", "train.batch_size=64"])
+    found = planned(config)
+    for share, label, is_sure in ((1.1, "may not fit", False), (1.3, "does not fit", True)):
+        has = round(found.memory_bytes / share)
+        monkeypatch.setattr(this_machine, "memory_bytes", lambda has=has: (has, "this machine"))
+        monkeypatch.setattr(this_machine, "num_gpus", lambda: 0)
+        short = shortage(config, found, machine(config))
+        assert short is not None
+        assert short.is_sure == is_sure
+        ((told, _),) = fit_lines(config, found, machine(config))
+        assert told == label
 
 
 @pytest.mark.usefixtures("memory")
@@ -108,6 +128,74 @@ def test_an_elastic_run_has_to_fit_with_its_fewest_workers() -> None:
     told = str(shortage(config, planned(config), machine(config)))
     assert "each of cluster.workers.min=2 workers needs about" in told
     assert "train.micro_batch_size=" in told
+
+
+@pytest.mark.usefixtures("memory")
+def test_torchrun_decides_how_many_workers_an_elastic_run_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    words = ["train.batch_size=16384", "cluster.address=auto", "cluster.machine=a100"]
+    config = load("pretrain/ms1mv3_r50", [*words, "cluster.workers={min: 2, max: 32}"])
+    for name, value in (("TORCHELASTIC_RUN_ID", "none"), ("WORLD_SIZE", "32")):
+        monkeypatch.setenv(name, value)
+    assert planned(config).world_size == 32
+    assert shortage(config, planned(config), machine(config)) is None
+
+
+@pytest.mark.usefixtures("memory")
+def test_an_elastic_run_is_offered_more_workers_to_go_on_with() -> None:
+    words = ["train.batch_size=16384", "cluster.address=auto", "cluster.machine=a100"]
+    words.append("engine.activation_checkpointing=true")
+    config = load("pretrain/ms1mv3_r50", [*words, "cluster.workers={min: 1, max: 32}"])
+    offered = dict(remedies(config, planned(config), machine(config)))
+    (least,) = [int(word.rpartition("=")[2]) for word in offered if "workers.min" in word]
+    other = load("pretrain/ms1mv3_r50", [*words, f"cluster.workers={{min: {least}, max: 32}}"])
+    assert shortage(other, planned(other), machine(other)) is None
+    assert (
+        offered[f"cluster.workers.min={least}"] == plan(other, 100_000, 10_000, least).memory_bytes
+    )
+
+
+def workers_offered(config: Config) -> list[str]:
+    return [
+        words
+        for words, _ in remedies(config, planned(config), machine(config))
+        if words.startswith("cluster.workers")
+    ]
+
+
+def test_no_more_workers_are_offered_than_can_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_gpus(monkeypatch, gib=8, host_gib=2048)
+    recipe, batch = "pretrain/ms1mv3_r50", "train.batch_size=1024"
+    assert workers_offered(load(recipe, [batch, "cluster.workers=4"])) == ["cluster.workers=8"]
+    assert workers_offered(load(recipe, [batch, "cluster.workers=8"])) == []
+    words = [batch, "cluster.workers=8", "cluster.address=auto", "cluster.machine=l4"]
+    assert workers_offered(load(recipe, [*words, "train.batch_size=8192"])) != []
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert workers_offered(load(recipe, [batch, "cluster.workers=4"])) == []
+
+
+@pytest.mark.usefixtures("memory")
+def test_a_memory_that_is_given_is_that_of_each_worker() -> None:
+    """Fewer workers have no more of it; those of this computer, which share its memory, do."""
+    config = load("demo", ["cluster.workers=2", "cluster.gpus_per_worker=0"])
+    found = planned(config)
+    given = machine(config, 0.9 * found.memory_bytes / 1e9)
+    assert not given.shares_memory
+    assert workers_offered(config) == ["cluster.workers=1"]
+    offered = [words for words, _ in remedies(config, found, given)]
+    assert "cluster.workers=1" not in offered
+
+
+def test_a_gpu_of_no_known_rates_keeps_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_gpus(monkeypatch, gib=22, host_gib=512)
+    monkeypatch.setattr(this_machine, "gpus", lambda: Gpus("NVIDIA A10G", None, 22 * GIB))
+    own = machine(load("pretrain/ms1mv3_r50", ["cluster.workers=8"]))
+    assert (own.name, own.memory_bytes) == ("NVIDIA A10G", 22 * GIB)
+    assert "of a NVIDIA A10G no rates are known" in own.assumed
+    assert "H100 SXM" in own.assumed
 
 
 def test_the_gpus_of_this_machine_and_its_own_memory(monkeypatch: pytest.MonkeyPatch) -> None:
