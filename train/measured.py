@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from manyfaces.configs.errors import UserError
 from manyfaces.configs.load import load
@@ -9,15 +10,15 @@ from manyfaces.configs.plan import world_size
 from manyfaces.configs.plan_time import MeasuredRate
 from manyfaces.configs.schema import Config
 from manyfaces.train.folder import RunFolder
-from manyfaces.train.record import METRICS, last_event, read_rows
+from manyfaces.train.record import EVENTS, METRICS, read_rows
 
 _PARTS = ("data_wait", "forward", "head", "backward", "optimizer", "checkpoint")
 
 
 def rate_like(config: Config, run: Path) -> MeasuredRate:
-    """Images a second of the run, for as many workers as the configuration has: as many times as
-    fast on as many times the workers. Raises `UserError` where the run has measured nothing, or
-    trained something else."""
+    """Images a second of the newest attempt at the run that has measured any, for as many workers
+    as the configuration has: as many times as fast on as many times the workers. Raises `UserError`
+    where the run has measured nothing, or trained something else."""
     folder = RunFolder(run)
     rows = [row for row in read_rows(run / METRICS) if "images_per_s" in row]
     if not rows or not folder.config.is_file():
@@ -36,7 +37,8 @@ def rate_like(config: Config, run: Path) -> MeasuredRate:
                 f"--like {run}: its {key} is another than this configuration's, so that its rate "
                 "says nothing about it; leave --like out, or give --images-per-s"
             )
-    workers = int((last_event(run, "start") or {}).get("world_size", 0)) or world_size(theirs)
+    rows, world = _last_attempt(run, rows)
+    workers = world or world_size(theirs)
     planned = world_size(config)
     rate = median(row["images_per_s"] for row in rows)
     told = f"{rate:,.4g} images/s, the median of {run} on {workers} worker{'s' * (workers > 1)}"
@@ -47,3 +49,13 @@ def rate_like(config: Config, run: Path) -> MeasuredRate:
         for part in _PARTS
     ]
     return MeasuredRate(rate * planned / workers, f"{told}; its time went to {', '.join(shares)}")
+
+
+def _last_attempt(run: Path, rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], int]:
+    """Those of the measured rows that the attempt of the last of them has written, and its number
+    of workers; 0 where that is not recorded. Attempts may have had different numbers."""
+    starts = [row for row in read_rows(run / EVENTS) if row["kind"] == "start"]
+    began = next((row for row in reversed(starts) if row["time"] <= rows[-1]["time"]), None)
+    if began is None:
+        return rows, 0
+    return [row for row in rows if row["time"] >= began["time"]], int(began.get("world_size", 0))

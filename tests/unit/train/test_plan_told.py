@@ -10,6 +10,7 @@ from made_part import made_dataset, of_people, uneven_identities
 from manyfaces.configs import this_machine
 from manyfaces.configs.errors import UserError
 from manyfaces.configs.load import dump, load
+from manyfaces.configs.plan import plan
 from manyfaces.configs.schema import Config
 from manyfaces.data.dataset.dataset import Dataset
 from manyfaces.train.claim import claim, refuse_too_large
@@ -117,3 +118,35 @@ def test_the_rate_of_another_run(tmp_path: Path) -> None:
     assert "taken as 2 times as fast on 2" in rate_like(two, run).source
     with pytest.raises(UserError, match=r"its data\.image_px is another"):
         rate_like(small(tmp_path, "data.image_px=64"), run)
+
+
+def test_the_rate_of_a_run_is_that_of_one_attempt(tmp_path: Path) -> None:
+    """Attempts with one, two and four workers, of which the last has measured nothing yet."""
+    config, run = small(tmp_path), tmp_path / "old"
+    run.mkdir()
+    (run / "config.yaml").write_text(dump(config))
+    rates = [(1.5, 10.0), (1.6, 10.0), (1.7, 10.0), (2.5, 20.0), (2.6, 22.0)]
+    rows = [
+        {"step": step, "time": at, "images_per_s": rate} for step, (at, rate) in enumerate(rates)
+    ]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    starts = [
+        {"kind": "start", "time": at, "message": "", "world_size": workers}
+        for at, workers in ((1.0, 1), (2.0, 2), (3.0, 4))
+    ]
+    (run / "events.jsonl").write_text("".join(json.dumps(row) + "\n" for row in starts))
+    rate = rate_like(small(tmp_path, "cluster.launcher=ray", "cluster.workers=2"), run)
+    assert rate.images_per_s == 21
+    assert "on 2 workers" in rate.source
+
+
+def test_train_goes_on_where_the_plan_exceeds_the_memory_by_little(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset, config = faces(), small(tmp_path)
+    needs = plan(config, 200, 20, 1).memory_bytes
+    told: list[str] = []
+    monkeypatch.setattr(this_machine, "memory_bytes", lambda: (int(needs / 1.1), "this machine"))
+    refuse_too_large(config, dataset, told.append)
+    (line,) = told
+    assert line.startswith("may not fit: a worker needs about ")
