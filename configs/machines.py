@@ -16,8 +16,8 @@ us."""
 NETWORK_SHARE = 0.16
 """The share of a card's peak that a backbone's training step is taken to reach: convolutions,
 normalisations and activations that wait for memory. Not measured by us. InsightFace's log of ViT-B
-on WebFace42M has 216 images a second and GPU, with activation checkpointing 20 TFLOP/s: 16 % of the
-peak of a V100, 6 % of an A100's; it does not name the card."""
+on WebFace42M has, from memory, 216 images a second and GPU, with activation checkpointing 20
+TFLOP/s: 16 % of the peak of a V100, 6 % of an A100's; it does not name the card."""
 MEMORY_SHARE = 0.9
 """The share of a card's memory bandwidth that rows are moved with. Not measured by us."""
 CPU_PRODUCTS, CPU_NETWORK, CPU_BANDWIDTH = 2e11, 8e10, 1e10
@@ -86,6 +86,8 @@ class _Card:
     """The usual share of a node's network that a card has, one way."""
 
 
+# From memory of the documents that are named; of A100, H100, L40S and B200 the rates and bandwidths
+# were found to agree with what public pages repeat of them.
 _CARDS: dict[Card, _Card] = {
     # NVIDIA V100 data sheet (January 2020), SXM2 32 GB: NVLink 300 GB/s both ways; DGX-1: 4 x 100
     # Gb/s for 8 GPUs.
@@ -99,11 +101,11 @@ _CARDS: dict[Card, _Card] = {
     # NVIDIA H200 data sheet, SXM: the rates of an H100 with more and faster memory.
     "h200": _Card("H200 SXM", 141, 989, 67, 4800, 450, 50),
     # NVIDIA DGX B200 data sheet, an eighth of 1,440 GB, 64 TB/s, 36 PFLOP/s with sparsity and 14.4
-    # TB/s of NVLink both ways.
+    # TB/s of NVLink both ways. It does not state float32, which others give as 75 or 80 TFLOP/s.
     "b200": _Card("B200", 180, 2250, 75, 8000, 900, 50),
-    # NVIDIA L40S data sheet: 733 TFLOP/s with sparsity; PCIe 4.0 x16, 64 GB/s both ways; two ports
+    # NVIDIA L40S data sheet: 362.05 TFLOP/s; PCIe 4.0 x16, 64 GB/s both ways; two ports
     # of 100 Gb/s for 8 cards are usual.
-    "l40s": _Card("L40S", 48, 366, 91.6, 864, 32, 3.1),
+    "l40s": _Card("L40S", 48, 362, 91.6, 864, 32, 3.1),
     # NVIDIA L4 data sheet: 242 TFLOP/s with sparsity; PCIe 4.0 x16; 100 Gb/s for 8 cards.
     "l4": _Card("L4", 24, 121, 30.3, 300, 32, 1.6),
     # NVIDIA A10 data sheet (without sparsity); PCIe 4.0 x16; 100 Gb/s for 8 cards.
