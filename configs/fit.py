@@ -17,9 +17,9 @@ from manyfaces.configs.worker_machine import workers_here
 
 _REMEDIES_TOLD = 3
 _UNSURE = 0.2
-"""By how much of what is there a plan may exceed it before it surely does not fit. The tests hold
-plans for CPUs to 15 % of real workers, of which `tests/bench/bench_memory.py` has seen 17 % less on
-the demo; on GPUs no plan is measured."""
+"""By how much, as a share of what is there, a plan may exceed it before it surely does not fit.
+`tests/e2e/test_worker_memory.py` holds plans for CPUs to 15 % of real workers, and the demo's was
+17 % above one (`tests/bench/bench_memory.py`). Plans for GPUs are not measured."""
 GO_ON = "cluster.check_memory=false goes on all the same"
 
 

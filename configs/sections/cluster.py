@@ -47,8 +47,8 @@ class Cluster(Node):
     planned as a node of eight. null is this computer's, and where it has none or `address` names a
     cluster, an H100."""
     check_memory: bool = True
-    """Whether a run is refused that needs more memory than its workers have, by the plan; `false`
-    only says it."""
+    """Whether a run is refused that needs over 20 % more memory than its workers have, by the plan;
+    `false` only says it. Of up to 20 % too much it is only said that the run may not fit."""
     max_failures: Annotated[int, Field(ge=-1)] = 3
     """How often Ray restarts lost workers without a new checkpoint in between, or up to about twice
     as often where one was written just before; -1 means without limit."""
