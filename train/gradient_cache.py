@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from manyfaces.configs.errors import UserError
@@ -74,12 +75,18 @@ class GradientCache:
 
     def backward(self, surrogate: Tensor) -> None:
         """As `Engine.backward`. Raises `UserError` where the surrogate depends on the network's
-        weights in another way than through what it returned."""
+        weights in another way than through what it returned, or not at all on what it returned."""
         self._check_leaves(surrogate)
-        surrogate.backward()
+        if surrogate.requires_grad:
+            surrogate.backward()
         self._engine.put_back(self._buffers)
         parts = [(seen, part) for seen in self._seen for part in self._parts(seen.images_NHWC)]
         has_gradient = [any(t.grad is not None for t in _tensors(seen.output)) for seen, _ in parts]
+        if not any(has_gradient):
+            raise UserError(
+                "the objective's loss does not depend on what the network returns: the network has "
+                "no gradient; compute the surrogate of its Loss from what forward gives"
+            )
         last = max(number for number, has in enumerate(has_gradient) if has)
         for number, (seen, part) in enumerate(parts):
             self._seed(number)
@@ -99,8 +106,12 @@ class GradientCache:
                 self._engine.backward(torch.stack(terms).sum(), is_last=number == last)
 
     def check(self) -> None:
-        """Raise `UserError` where the two passes gave other embeddings; waits for the device."""
-        if not bool(self._is_same):
+        """Raise `UserError`, on every rank alike, where the two passes gave other embeddings on any
+        of them; waits for the device. Collective."""
+        # The others must not wait in their next collective for a rank that has raised.
+        num_moved = (~self._is_same).to(torch.int32)
+        dist.all_reduce(num_moved)
+        if bool(num_moved):
             raise UserError(
                 "the network returned other embeddings when it was shown the same images again, "
                 "with the same random numbers of torch and the same buffers: it does not go with "

@@ -41,9 +41,12 @@ def train_step(
     num_micro_batches: int = 1,
     times: PartTimes | None = None,
 ) -> StepResult:
-    """Raises `NotFiniteError` on every rank alike; then nothing of this step may be kept. Of more
-    than one micro-batch, see `gradient_cache.py`, and raises `UserError` where the network or the
-    objective does not go with several. `times` counts the parts of the step."""
+    """Make one step. `times` counts its parts.
+
+    With several micro-batches the step is gradient caching (`gradient_cache.py`), and `UserError`
+    is raised where the network or the objective does not go with them. Raises `NotFiniteError` on
+    every rank alike; then nothing of this step may be kept.
+    """
     times = times or PartTimes(torch.device("cpu"))
 
     def draw(*numbers: int) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from manyfaces.configs import rng
@@ -23,12 +24,24 @@ from manyfaces.data.feed.loader import Batch
 from manyfaces.models.backbones.encoder import Encoder
 from manyfaces.models.backbones.output import Output, as_output
 from manyfaces.train.engine import Engine
+from manyfaces.train.gradient_cache import GradientCache
 from manyfaces.train.objectives.objective import Forward, Loss, Moment, Setting
 from manyfaces.train.objectives.objective import Objective as Optimised
 from manyfaces.train.step import StepResult, train_step
 
 N, F, D, CLASSES, STEPS, SEED, LR = 13, 6, 8, 40, 2, 4, 0.5
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def alone() -> Iterator[None]:
+    """A group of this process alone, and one thread, which such small tensors need."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+    torch.set_num_threads(threads)
 
 
 class Network(nn.Module):
@@ -230,8 +243,7 @@ class TwoViews(Optimised):
         return Loss(value, value.detach(), value.isfinite(), torch.tensor(moment.last))
 
 
-def test_views_without_a_gradient_move_statistics_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("manyfaces.train.step._anywhere", lambda flags: flags)
+def test_views_without_a_gradient_move_statistics_too() -> None:
     network, whole = Network("batch"), Network("batch")
     batch = batch_at(0)
     images = {"main": batch.images["main"], "other": batch.images["main"].flip(1)}
@@ -295,6 +307,17 @@ class Decayed(Optimised):
         return Loss(value, value.detach(), value.isfinite(), torch.tensor(moment.last))
 
 
+class Unrelated(Optimised):
+    """Has no gradient for the network, and one for a weight of its own where there is one."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = weight
+
+    def loss(self, forward: Any, batch: Any, moment: Moment) -> Loss:
+        value = forward.embeddings("main").detach().square().mean() * self.weight
+        return Loss(value, value.detach(), value.isfinite(), torch.tensor(moment.last))
+
+
 class Shifting(Network):
     """Returns something else each time."""
 
@@ -312,6 +335,21 @@ def test_what_does_not_go_with_it_is_told_in_a_line() -> None:
     engine = PlainEngine(Shifting())
     with pytest.raises(UserError, match=r"other embeddings .*micro_batch_size, .* null"):
         train_step(engine, built(MarginSoftmax()), batch_at(0), moment_at(0), **step)
+    for weight in (torch.ones(()), torch.ones((), requires_grad=True)):
+        engine = PlainEngine(Network())
+        with pytest.raises(UserError, match="does not depend on what the network returns"):
+            train_step(engine, Unrelated(weight), batch_at(0), moment_at(0), **step)
+
+
+def test_a_rank_tells_what_another_has_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or it would wait for the other in its next collective."""
+    engine: Any = PlainEngine(Network())
+    cache = GradientCache(engine, engine.run, torch.manual_seed, 2)
+    cache.backward(cache.run(batch_at(0).images["main"]).embeddings["main"].sum())
+    cache.check()
+    monkeypatch.setattr(dist, "all_reduce", lambda count: count.add_(1))  # of the other
+    with pytest.raises(UserError, match="other embeddings"):
+        cache.check()
 
 
 def test_all_workers_have_as_many_micro_batches() -> None:
