@@ -58,21 +58,49 @@ def _card(name: str, mib: int) -> Card | None:
 
 def memory_bytes() -> tuple[int, str]:
     """Memory that processes of this computer may take together, and what sets that limit."""
-    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    group = control_group()
+    if group is None:
+        return _whole_memory(), "this machine"
+    return group.limit_bytes, "the control group of this process"
+
+
+def _whole_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+class ControlGroup(NamedTuple):
+    """A control group that limits the memory of this process."""
+
+    limit_bytes: int
+    folder: Path
+    is_version_1: bool = False
+
+    def used_bytes(self) -> int:
+        """What its processes hold, without the copies of files that the kernel gives up where
+        memory runs short. Raises `OSError`, `ValueError` or `KeyError` where it does not tell."""
+        used, given_up = "memory.current", "inactive_file"
+        if self.is_version_1:
+            used, given_up = "memory.usage_in_bytes", "total_inactive_file"
+        lines = (self.folder / "memory.stat").read_text().splitlines()
+        stat = dict(line.split() for line in lines)
+        return int((self.folder / used).read_text()) - int(stat[given_up])
+
+
+def control_group() -> ControlGroup | None:
+    """The control group that leaves this process less memory than the machine has, if any does."""
     try:
-        limit = cgroup_limit(Path("/proc/self/cgroup").read_text(), Path("/sys/fs/cgroup"))
+        own = Path("/proc/self/cgroup").read_text()
     except OSError:
-        limit = None
-    if limit is None or limit >= whole:
-        return whole, "this machine"
-    return limit, "the control group of this process"
+        return None
+    group = limiting_group(own, Path("/sys/fs/cgroup"))
+    return group if group is not None and group.limit_bytes < _whole_memory() else None
 
 
-def cgroup_limit(own: str, root: Path) -> int | None:
-    """The lowest limit of memory among the control groups that `own`, the text of
+def limiting_group(own: str, root: Path) -> ControlGroup | None:
+    """The one with the lowest limit of memory among the control groups that `own`, the text of
     /proc/self/cgroup, names and those above them; `root` is where they are mounted. None without a
     limit."""
-    limits = []
+    groups = []
     for line in own.splitlines():
         number, controllers, path = line.split(":", 2)
         if number == "0":  # version 2
@@ -88,7 +116,7 @@ def cgroup_limit(own: str, root: Path) -> int | None:
             except OSError:
                 text = "max"
             if text.isdecimal():
-                limits.append(int(text))
+                groups.append(ControlGroup(int(text), folder, is_version_1=number != "0"))
             if folder == base:
                 break
-    return min(limits, default=None)
+    return min(groups, key=lambda group: group.limit_bytes, default=None)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from manyfaces.cluster.rank_logs import last_lines, log_path
+from manyfaces.configs.amounts import size
 from manyfaces.configs.load import load_stored
 from manyfaces.configs.schema import Config
 from manyfaces.train.checkpoint.layout import newest_step
@@ -123,7 +124,7 @@ def memory_words(cause: str, beat: Heartbeat | None, planned_bytes: int) -> str:
         return ""
     planned = "the run's plan is not known"
     if planned_bytes:
-        planned = f"the run's plan is {planned_bytes / 1e9:.1f} GB a worker, see plan.txt"
+        planned = f"the run's plan is {size(planned_bytes)} a worker, see plan.txt"
     return f" ({held}{planned})"
 
 

@@ -128,7 +128,7 @@ class Follower:
 
     def _print_log(self, failed: dict[str, Any]) -> None:
         """What the rank that failed had printed last."""
-        self.console.print(Text(f"the last lines of {failed['log']}:", "dim"))
+        self.console.print(Text(f"the last lines of {failed.get('log', 'its log')}:", "dim"))
         for line in failed["last_lines"]:
             self.console.print(Text(f"  {line}", "dim"))
 

@@ -85,8 +85,9 @@ class Heart:
                 return
 
     def _write(self) -> None:
+        memory = memory_use()  # before the lock, for which a step would wait in `set`
         with self._lock:
-            self.last = replace(self.last, beats=self.last.beats + 1, memory=memory_use())
+            self.last = replace(self.last, beats=self.last.beats + 1, memory=memory)
             beat = self.last
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{beat.rank}.json"

@@ -5,9 +5,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from manyfaces.configs.this_machine import memory_bytes
+from manyfaces.configs import this_machine
+from manyfaces.configs.amounts import size
 
-_IN_CONTAINER = Path("/sys/fs/cgroup/memory.current")
 NEARLY_FULL = 0.05
 """A process that is killed while its node has less than this share of its memory left was most
 likely killed for memory."""
@@ -30,10 +30,10 @@ class MemoryUse:
         return self.total > 0 and self.free < NEARLY_FULL * self.total
 
     def __str__(self) -> str:
-        """For people."""
+        """A clause on the process and its node, for people."""
         return (
-            f"its process held {_gb(self.used)}, and its node had {_gb(self.free)} of "
-            f"{_gb(self.total)} left"
+            f"its process held {size(self.used)}, and its node had {size(self.free)} of "
+            f"{size(self.total)} left"
         )
 
 
@@ -42,15 +42,12 @@ def memory_use() -> MemoryUse:
     try:
         meminfo = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         resident = int(Path("/proc/self/statm").read_text().split()[1])
-        free, whole = (1024 * int(meminfo[key].split()[0]) for key in ("MemAvailable", "MemTotal"))
+        free, total = (1024 * int(meminfo[key].split()[0]) for key in ("MemAvailable", "MemTotal"))
+        group = this_machine.control_group()
     except (OSError, ValueError, KeyError):
         return MemoryUse()
-    total, _ = memory_bytes()
-    if total < whole:  # a container: what others outside of it use does not count
-        with contextlib.suppress(OSError, ValueError):
-            free = min(free, max(total - int(_IN_CONTAINER.read_text()), 0))
+    if group is not None:  # what others outside of it use does not count
+        total = group.limit_bytes
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            free = min(free, max(total - group.used_bytes(), 0))
     return MemoryUse(resident * os.sysconf("SC_PAGE_SIZE"), free, total)
-
-
-def _gb(size: float) -> str:
-    return f"{size / 1e9:.1f} GB"

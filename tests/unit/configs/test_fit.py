@@ -11,7 +11,7 @@ from manyfaces.configs.fit import fit_lines, remedies, shortage, without_gpus
 from manyfaces.configs.load import load
 from manyfaces.configs.plan import Plan, plan, world_size
 from manyfaces.configs.schema import Config
-from manyfaces.configs.this_machine import Gpus, cgroup_limit, parse_gpus
+from manyfaces.configs.this_machine import Gpus, limiting_group, parse_gpus
 from manyfaces.configs.worker_machine import machine
 from manyfaces.configs.worker_memory import BESIDE_WORKERS
 
@@ -250,15 +250,17 @@ def test_the_lowest_limit_of_the_control_groups(tmp_path: Path) -> None:
     inner = tmp_path / "slice" / "job"
     inner.mkdir(parents=True)
     own = "0::/slice/job\n"
-    assert cgroup_limit(own, tmp_path) is None
+    assert limiting_group(own, tmp_path) is None
     (inner / "memory.max").write_text("max\n")
     (inner.parent / "memory.max").write_text(f"{6 * GIB}\n")
-    assert cgroup_limit(own, tmp_path) == 6 * GIB
+    assert limiting_group(own, tmp_path) == (6 * GIB, inner.parent, False)
     (tmp_path / "memory.max").write_text(f"{4 * GIB}\n")
-    assert cgroup_limit(own, tmp_path) == 4 * GIB
+    assert limiting_group(own, tmp_path) == (4 * GIB, tmp_path, False)
     first = tmp_path / "memory" / "job"
     first.mkdir(parents=True)
     (first / "memory.limit_in_bytes").write_text(f"{2 * GIB}\n")
-    assert cgroup_limit("4:cpu,memory:/job\n3:cpuset:/\n", tmp_path) == 2 * GIB
+    found = limiting_group("4:cpu,memory:/job\n3:cpuset:/\n", tmp_path)
+    assert found == (2 * GIB, first, True)
     # In a container the path may be the host's, and the limit stands at the root.
-    assert cgroup_limit("0::/host/path/of/container\n", tmp_path) == 4 * GIB
+    found = limiting_group("0::/host/path/of/container\n", tmp_path)
+    assert found == (4 * GIB, tmp_path, False)

@@ -182,18 +182,26 @@ def test_what_the_rank_printed_last_is_told_with_it(tmp_path: Path) -> None:
     ]
 
 
+def test_a_failure_whose_log_is_not_named_is_shown_all_the_same(tmp_path: Path) -> None:
+    console = Console(width=150, record=True, file=(tmp_path / "shown").open("w"))
+    with Follower(tmp_path, 20, console, {}):
+        Record(tmp_path).event("worker_failed", "rank 1 is gone", last_lines=["no label 7"])
+    console.file.close()
+    assert console.export_text().splitlines()[1:] == ["the last lines of its log:", "  no label 7"]
+
+
 FULL = MemoryUse(used=8_600_000_000, free=200_000_000, total=23_000_000_000)
 
 
 def test_a_rank_that_had_no_memory_left_says_so_and_what_was_planned() -> None:
     beat = Heartbeat(1, "a", memory=FULL)
     assert memory_words(KILLED, beat, 5_400_000_000) == (
-        " (its process held 8.6 GB, and its node had 0.2 GB of 23.0 GB left; the run's plan is "
-        "5.4 GB a worker, see plan.txt)"
+        " (its process held 8.01 GiB, and its node had 191 MiB of 21.4 GiB left; the run's plan is "
+        "5.03 GiB a worker, see plan.txt)"
     )
     told = "failed: CUDA out of memory. Tried to allocate 2.00 GiB"
     assert memory_words(told, None, 5_400_000_000) == (
-        " (the run's plan is 5.4 GB a worker, see plan.txt)"
+        " (the run's plan is 5.03 GiB a worker, see plan.txt)"
     )
 
 

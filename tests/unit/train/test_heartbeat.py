@@ -4,7 +4,11 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
+from manyfaces.train import heartbeat
 from manyfaces.train.heartbeat import FOLDER, Heart, Heartbeat, read_heartbeats, told_late
+from manyfaces.train.memory_use import MemoryUse
 from manyfaces.train.waiting import Waiting
 
 
@@ -77,6 +81,25 @@ def test_heartbeats_are_written_and_read_and_strange_files_passed_over(tmp_path:
     assert (beat.rank, beat.step, beat.phase, beat.phases) == (3, 7, "step 8", 12)
     assert (beat.fault, beat.pid) == ("no memory", os.getpid())
     assert beat.beats > 0
+
+
+def test_a_step_does_not_wait_while_the_memory_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heart, could_set = Heart(tmp_path, 0, period_s=60), []
+
+    def reads() -> MemoryUse:
+        could_set.append(heart._lock.acquire(timeout=1))
+        if could_set[-1]:
+            heart._lock.release()
+        return MemoryUse(used=5)
+
+    monkeypatch.setattr(heartbeat, "memory_use", reads)
+    heart.fail("the end")
+    heart.close()
+    assert could_set
+    assert all(could_set)
+    assert read_heartbeats(tmp_path)[0].memory.used == 5
 
 
 def test_workers_that_are_waited_for_are_told_every_so_often() -> None:
