@@ -41,9 +41,12 @@ class MarginSoftmax(Objective):
         )
 
     def prefetch(self, forward: Forward, batch: Batch, moment: Moment) -> None:
-        head = self.head
-        told = forward.told(batch.labels_N, moment, head.ranks)
-        head.prefetch(moment.position, moment.batch_size, told.labels_B)
+        head, labels_B = self.head, None
+        # Where all classes are scored nothing is chosen by the labels, and to tell them here would
+        # let the network wait for the slowest rank.
+        if head.config.sample_rate < 1:
+            labels_B = forward.told(batch.labels_N, moment, head.ranks).labels_B
+        head.prefetch(moment.position, moment.batch_size, labels_B)
 
     def loss(self, forward: Forward, batch: Batch, moment: Moment) -> Loss:
         head = self.head

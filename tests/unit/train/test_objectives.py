@@ -2,6 +2,7 @@
 and an objective of one's own."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from manyfaces.configs.schema import Config, Data, Head, Objective
 from manyfaces.data.feed.loader import Batch
 from manyfaces.models.backbones.encoder import Encoder
 from manyfaces.models.backbones.output import Output
+from manyfaces.models.head.exchange import Exchange, Told
 from manyfaces.models.head.partial_fc import PartialFC
 from manyfaces.train.checkpoint.network import Built, Network
 from manyfaces.train.checkpoint.snapshot import HostCopy, Snapshot
@@ -41,11 +43,11 @@ MOMENT = Moment(position=0, batch_size=N, lr=0.1)
 SOFTMAX, TRIPLET = MarginSoftmax(), Triplet(margin=0.4, weight=2.0)
 
 
-def config_of(objective: Objective) -> Config:
+def config_of(objective: Objective, sample_rate: float = 1.0) -> Config:
     return Config(
         model=MobileFaceNet(embedding_dim=D),
         data=Data(path="faces", order=PK(images_per_identity=4)),
-        head=Head(scale=16.0),
+        head=Head(scale=16.0, sample_rate=sample_rate),
         objective=objective,
     )
 
@@ -54,8 +56,8 @@ def no_encoder(path: str) -> Encoder:
     raise AssertionError(path)
 
 
-def built(objective: Objective) -> base.Objective:
-    config = config_of(objective)
+def built(objective: Objective, sample_rate: float = 1.0) -> base.Objective:
+    config = config_of(objective, sample_rate)
     setting = Setting(config, CLASSES, (0,), torch.device("cpu"), None, no_encoder)
     made = config.objective.build(setting=setting)
     assert isinstance(made, base.Objective)
@@ -87,6 +89,27 @@ def gradient(objective: base.Objective, batch: Batch) -> tuple[base.Loss, Tensor
     loss.surrogate.backward()
     assert leaf.grad is not None
     return loss, leaf.grad
+
+
+@pytest.mark.parametrize(("rate", "order"), [(1.0, "run tell"), (0.5, "tell run")])
+def test_labels_are_told_before_the_network_runs_only_where_classes_are_drawn(
+    batch: Batch, monkeypatch: pytest.MonkeyPatch, rate: float, order: str
+) -> None:
+    calls, tell = [], Exchange.tell
+
+    def told(*given: Any, **more: Any) -> Told:
+        calls.append("tell")
+        return tell(*given, **more)
+
+    def run(images: Tensor) -> Output:
+        calls.append("run")
+        return Output({"main": images.clone().requires_grad_()})
+
+    monkeypatch.setattr(Exchange, "tell", told)
+    objective, shown = built(SOFTMAX, rate), Forward(run, batch.images)
+    objective.prefetch(shown, batch, MOMENT)
+    objective.loss(shown, batch, MOMENT)
+    assert " ".join(calls) == order
 
 
 def test_a_sum_adds_losses_and_gradients_and_shows_the_batch_once(batch: Batch) -> None:
