@@ -21,7 +21,7 @@ from manyfaces.train.record import EVENTS, METRICS, parse, read_rows
 from manyfaces.train.stopping import INTERRUPTED
 
 _TAIL_BYTES = 1 << 16
-"""Of the metrics that are read: many rows, of which the newest is wanted."""
+"""How much of the metrics is read, from their end: many rows, of which the newest is wanted."""
 _STATES = {
     "start": "starting",
     "worker_failed": "restarting",

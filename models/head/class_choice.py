@@ -87,8 +87,8 @@ class ClassChoice:
         return columns
 
     def drawn(self, position: int) -> Tensor:
-        """The local rows, int64, that the step at sample `position` draws whatever its batch is; of
-        a rate below 1."""
+        """The local rows, int64, that the step at sample `position` draws whatever its batch is;
+        the rate has to be below 1."""
         drawn = self._choose(torch.empty(0, dtype=torch.int64), position).drawn
         assert isinstance(drawn, Tensor)
         return drawn

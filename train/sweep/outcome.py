@@ -31,7 +31,7 @@ class Outcome:
 
 
 def outcomes(what: Planned) -> list[Outcome]:
-    """Of each trial, the best first."""
+    """What came of each trial, the best first."""
     found = [
         _outcome(what, trial, num_steps)
         for trial, num_steps in zip(what.trials, what.num_steps, strict=True)

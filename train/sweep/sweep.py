@@ -61,7 +61,7 @@ class Planned:
     axes: tuple[Axis, ...]
     trials: tuple[Trial, ...]
     num_steps: tuple[int, ...]
-    """Of each trial."""
+    """How many steps each trial makes."""
     early_stop: EarlyStop | None
     folder: Path
     """Where the sweep keeps its own files."""
