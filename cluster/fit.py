@@ -16,8 +16,8 @@ from manyfaces.configs.schema import Cluster, Elastic
 
 SHOWN = 3
 """Nodes with the same fault that are named."""
-NO_LIMIT = 1 << 30
-"""Workers for which an autoscaler without a limit has a place."""
+UNKNOWN_LIMIT = 1 << 30
+"""Workers for which an autoscaler has a place of which nobody says what it may start."""
 
 
 @dataclass
@@ -54,7 +54,7 @@ def fit(found: Mapping[str, Any], config: Cluster) -> Fit:
     result.faults += [f"{_names(names)}: {line}" for line, names in told.items()]
     for what, read in (("Python", _python), ("torch", _torch)):
         _compare(what, read, answered, result)
-    _count_places(nodes, found["groups"], config, result)
+    _count_places(nodes, found["groups"], found["autoscales"], config, result)
     if answered:
         first = answered[0]
         has = ", ".join(f"{name} {first['versions'].get(name)}" for name in ("ray", "torch"))
@@ -125,6 +125,7 @@ def _torch(node: dict[str, Any]) -> str:
 def _count_places(
     nodes: Sequence[dict[str, Any]],
     groups: Sequence[dict[str, Any]],
+    autoscales: bool,
     config: Cluster,
     result: Fit,
 ) -> None:
@@ -137,10 +138,9 @@ def _count_places(
     needs = {"CPU": config.threads_per_worker} | ({"GPU": 1} if uses_gpu else {})
     here = sum(_places(node["has"], needs) for node in nodes)
     free = sum(_places(node["free"], needs) for node in nodes)
-    more = sum(
-        _places(group["has"], needs) * (group["most"] if group["most"] >= 0 else NO_LIMIT)
-        for group in groups
-    )
+    more = sum(_places(group["has"], needs) * group["most"] for group in groups)
+    if autoscales and not groups:
+        more = UNKNOWN_LIMIT
     each = f"{config.threads_per_worker} CPU cores" + (" and a GPU" if uses_gpu else "")
     wanted = _least(config)
     result.summary = f"places for {here} workers of {each}"

@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from manyfaces.cluster.autoscaler import autoscales
 from manyfaces.cluster.connection import connected
 from manyfaces.cluster.device import HIDE_GPUS, count_gpus
 from manyfaces.cluster.group import joined
@@ -26,6 +27,7 @@ from manyfaces.cluster.memory import KEEP_MEMORY, under_torchrun, works_here
 from manyfaces.cluster.stop import current
 from manyfaces.configs import schema
 from manyfaces.configs.schema import Elastic, UserError
+from manyfaces.configs.urls import url_of
 
 PLACE_TIMEOUT_S = 60
 """After so long Ray tries to place the workers anew."""
@@ -89,8 +91,13 @@ def launch(
 
 
 def refuse(config: schema.Cluster) -> None:
-    """Raise `UserError` for more workers than this machine can hold, where it is to hold them; a
-    cluster is asked when it is joined."""
+    """Raise `UserError` for the address of a dashboard, where nobody can join, and for more workers
+    than this machine can hold, where it is to hold them; a cluster is asked when it is joined."""
+    if config.address is not None and url_of(config.address) is not None:
+        raise UserError(
+            f"cluster.address {config.address}: a run joins the cluster from one of its nodes; "
+            "give auto or HOST:PORT, or start it from elsewhere by `manyfaces submit`"
+        )
     if works_here(config) and config.gpus_per_worker == 1 and count_gpus() == 0:
         raise UserError(
             "cluster.gpus_per_worker is 1, and torch sees no GPU here; set it to auto or 0"
@@ -201,7 +208,8 @@ def _trainer(
     resources: Mapping[str, float],
     storage: str,
 ) -> Any:
-    """Ray's trainer of these workers. Raises `UserError` for more than there are resources for."""
+    """Ray's trainer of these workers. Raises `UserError` for more than there are resources for,
+    where the cluster does not start nodes by itself."""
     import ray.train
     from ray.train.torch import TorchTrainer
 
@@ -209,7 +217,8 @@ def _trainer(
 
     num_gpus = int(resources.get("GPU", 0))
     workers, uses_gpu = _workers(config, num_gpus), _uses_gpu(config, num_gpus)
-    _refuse_too_many(config, workers, int(resources.get("CPU", 0)), num_gpus, "the cluster")
+    if config.address is None or not autoscales():  # else PlacementTimeout limits the wait
+        _refuse_too_many(config, workers, int(resources.get("CPU", 0)), num_gpus, "the cluster")
     each: dict[str, float] = {"CPU": config.threads_per_worker}
     # Ray hides no GPU from a worker that asked for none.
     environment: dict[str, Any] | None = {"env_vars": KEEP_MEMORY | HIDE_GPUS}

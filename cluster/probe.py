@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from manyfaces.cluster import autoscaler
+
 MARK = "MANYFACES-PROBE "
 """How the line begins that holds the answer."""
 
@@ -75,7 +77,8 @@ def probe(checks: str, config: str, wait_s: float, names: list[str]) -> dict[str
             }
             for node in nodes
         ],
-        "groups": _autoscaled(),
+        "autoscales": autoscaler.autoscales(),
+        "groups": autoscaler.launched_groups(),
     }
 
 
@@ -105,19 +108,6 @@ def _ask(
             yield asked[answer], {"fault": first.strip()}
     for answer in late:
         yield asked[answer], {"fault": f"no answer within {wait_s:g} s"}
-
-
-def _autoscaled() -> list[dict[str, Any]]:
-    """What the autoscaler may start, a group of nodes each: its resources, and the most nodes of
-    it, -1 without a limit. Empty where there is no autoscaler."""
-    import ray
-
-    config = ray._private.state.state.get_cluster_config()
-    groups = config.node_group_configs if config is not None else ()
-    return [
-        {"name": group.name, "has": dict(group.resources), "most": group.max_count}
-        for group in groups
-    ]
 
 
 def main(words: list[str]) -> None:

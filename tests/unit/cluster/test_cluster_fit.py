@@ -20,7 +20,8 @@ def node(name: str, cpus: int = 2, **changed: Any) -> dict[str, Any]:
 
 
 def found(*nodes: dict[str, Any], **changed: Any) -> dict[str, Any]:
-    return {"faults": [], "driver": "head", "nodes": list(nodes), "groups": [], **changed}
+    known = {"faults": [], "driver": "head", "groups": [], "autoscales": False}
+    return {**known, "nodes": list(nodes), **changed}
 
 
 def test_a_cluster_that_fits() -> None:
@@ -113,10 +114,17 @@ def test_gpus_count_where_workers_take_them() -> None:
 
 def test_what_an_autoscaler_may_start_counts() -> None:
     groups = [{"name": "g", "has": {"CPU": 4.0}, "most": 3}]
-    result = fit(found(node("a", cpus=1), groups=groups), Cluster(workers=12))
+    scaled = found(node("a", cpus=1), groups=groups, autoscales=True)
+    result = fit(scaled, Cluster(workers=12))
     assert result.faults == []
     assert result.notes[0].startswith("the cluster has places for 1 of 12 workers now; its auto")
-    [line] = fit(found(node("a", cpus=1), groups=groups), Cluster(workers=13)).faults
+    [line] = fit(scaled, Cluster(workers=13)).faults
     assert "has places for 1, 12 where its autoscaler has started all it may; lower" in line
-    groups[0]["most"] = -1
-    assert fit(found(node("a", cpus=1), groups=groups), Cluster(workers=13)).faults == []
+
+
+def test_an_autoscaler_of_unknown_limits_is_waited_for() -> None:
+    booting = found(node("head", cpus=0), autoscales=True)
+    result = fit(booting, Cluster(workers=8, gpus_per_worker=1))
+    assert result.faults == []
+    [line] = result.notes
+    assert line.startswith("the cluster has places for 0 of 8 workers now; its autoscaler has to")
