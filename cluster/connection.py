@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from manyfaces.cluster.dashboard import TOKEN_REMEDY
 from manyfaces.cluster.signals import held_back
 from manyfaces.configs.errors import UserError
 from manyfaces.configs.redact import redact
@@ -37,7 +38,8 @@ def connected(
     `settings` are environment variables for Ray besides `RAY_SETTINGS`; what a person has set
     stays.
 
-    Raises `UserError` where no cluster answers, or no Ray can be started.
+    Raises `UserError` where no cluster answers, or none that this process can join, and where no
+    Ray can be started.
     """
     for name, value in {**RAY_SETTINGS, **(settings or {})}.items():
         os.environ.setdefault(name, value)
@@ -89,6 +91,7 @@ def _start_ray() -> None:
 
 def _join_cluster(address: str, code: Code) -> None:
     import ray
+    from ray.exceptions import AuthenticationError
 
     try:
         # A job's workers inherit the job's code; a driver started by hand brings its own.
@@ -98,11 +101,30 @@ def _join_cluster(address: str, code: Code) -> None:
             return
         with code() as package, _redacted_command():
             ray.init(address=address, runtime_env={"py_modules": [str(package)]}, **QUIET)
+    except UserError:
+        raise
     except ConnectionError as error:
         raise UserError(
             f"cluster.address {address}: no Ray cluster answers there; `ray start --head` "
             "starts one"
         ) from error
+    except AuthenticationError as error:
+        raise UserError(
+            f"cluster.address {address}: the cluster wants a token, and has not got the right one; "
+            f"{TOKEN_REMEDY}"
+        ) from error
+    except (RuntimeError, ValueError) as error:  # an address or a version that does not fit
+        reason = next((line for line in str(error).splitlines() if line.strip()), repr(error))
+        told = f"cluster.address {address}: {reason.strip()}"
+        raise UserError(f"{told.rstrip('.')}; {_remedy(address)}") from error
+
+
+def _remedy(address: str) -> str:
+    """What to do where Ray cannot join the cluster at this address."""
+    meant = os.environ.get("RAY_ADDRESS")
+    if address == "auto" and meant:  # Ray takes it for `auto`
+        return f"RAY_ADDRESS is {meant}: unset it, or give HOST:PORT of the head"
+    return "give auto or HOST:PORT of the head, and have the same Ray here as there"
 
 
 @contextlib.contextmanager
