@@ -71,3 +71,9 @@ def test_files_are_one_concept() -> None:
         if (n := len(path.read_text().splitlines())) > 400
     }
     assert not long
+
+
+def test_each_file_of_the_tests_has_a_name_of_its_own() -> None:
+    """pytest imports them by their base names, and refuses a second one of a name."""
+    names = [path.name for path in (ROOT / "tests").rglob("*.py") if path.name != "conftest.py"]
+    assert len(names) == len(set(names))
