@@ -23,19 +23,22 @@ def samples(run: Path) -> list[dict[str, Any]]:
 
 def test_a_node_is_sampled_every_so_often_and_at_the_end(tmp_path: Path) -> None:
     Record(tmp_path).event("start", "began")
+    until = time.monotonic() + 60
     with sampling(tmp_path, 0.1, pytest.fail, has_gpus=False):
-        busy_until = time.monotonic() + 0.5
-        while time.monotonic() < busy_until:
-            pass
+        while not list((tmp_path / FOLDER).glob("*.jsonl")) or len(samples(tmp_path)) < 2:
+            assert time.monotonic() < until
+            sum(range(100_000))  # keep the processor in use
+        before_the_end = len(samples(tmp_path))
     found = samples(tmp_path)
-    assert len(found) >= 3
+    assert len(found) > before_the_end
     memory = psutil.virtual_memory()
     for row in found:
-        assert 0 < row["cpu_utilization_percentage"] <= 100
+        assert 0 <= row["cpu_utilization_percentage"] <= 100
         assert 0 < row["system_memory_usage_megabytes"] < memory.total / 1e6
-        assert 0 <= row["step"] < 60  # seconds since the run began
+        assert 0 <= row["step"] < 120  # seconds since the run began
         assert row["disk_available_megabytes"] > 0
         assert row["network_receive_megabytes"] >= 0
+    assert max(row["cpu_utilization_percentage"] for row in found) > 0
     later = len(found)
     time.sleep(0.1)
     assert len(samples(tmp_path)) == later
