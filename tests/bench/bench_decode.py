@@ -56,19 +56,22 @@ def main() -> None:
 
 def rate(dataset: Dataset, batch: int, batches: int, threads: int, device: torch.device) -> float:
     """Images a second, after what was decoded ahead while the first batch was waited for."""
-    folder = Path(tempfile.mkdtemp(prefix="manyfaces-bench-"))
-    with Loader(
-        dataset,
-        Data(decode_threads=threads),
-        seed=0,
-        batch_size=batch,
-        rank=0,
-        world_size=1,
-        position=0,
-        end=(batches + WARM_UP) * batch,
-        device=device,
-        quarantine=Quarantine(folder / "quarantine.jsonl", dataset, 0.0),
-    ) as loader:
+    with (
+        tempfile.TemporaryDirectory(prefix="manyfaces-bench-") as folder,
+        Loader(
+            dataset,
+            Data(),
+            seed=0,
+            batch_size=batch,
+            rank=0,
+            world_size=1,
+            position=0,
+            end=(batches + WARM_UP) * batch,
+            device=device,
+            quarantine=Quarantine(Path(folder) / "quarantine.jsonl", dataset, 0.0),
+            decode_threads=threads,
+        ) as loader,
+    ):
         stream = iter(loader)
         for _ in range(WARM_UP):
             next(stream)

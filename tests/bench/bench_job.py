@@ -31,6 +31,7 @@ from manyfaces.data.feed.quarantine import Quarantine
 from manyfaces.data.feed.view import main_view
 from manyfaces.models.backbones.output import Output
 from manyfaces.train.build import build
+from manyfaces.train.evaluation.decoding import worker_decode_threads
 from manyfaces.train.objectives.objective import Forward, Moment
 from manyfaces.train.record import NoRecord
 from manyfaces.train.step import train_step
@@ -60,7 +61,9 @@ def main() -> None:
         world_size=1,
     )
     torch.set_num_threads(config.cluster.threads_per_worker)
-    rates = measure(config, open_data(config.data), arguments.steps)
+    with tempfile.TemporaryDirectory() as folder:
+        quarantine = Path(folder) / "quarantine.jsonl"
+        rates = measure(config, open_data(config.data), arguments.steps, quarantine)
     dist.destroy_process_group()
     if arguments.json:
         print(json.dumps(rates))  # noqa: T201
@@ -73,13 +76,12 @@ def main() -> None:
     Console().print(f"the slowest part is the {slowest}")
 
 
-def measure(config: Config, dataset: Dataset, steps: int) -> dict[str, float]:
-    """Images a second of each part."""
+def measure(config: Config, dataset: Dataset, steps: int, quarantine: Path) -> dict[str, float]:
+    """Images a second of each part; samples that cannot be decoded are noted in `quarantine`."""
     world, batch_size = World.current(), config.train.batch_size
     engine, _, objective = build(config, world, dataset, None, dist.group.WORLD, NoRecord())
 
     def loader(count: int) -> Loader:
-        quarantine = Quarantine(Path(tempfile.mkdtemp()) / "quarantine.jsonl", dataset, 0.0)
         return Loader(
             dataset,
             config.data,
@@ -91,7 +93,8 @@ def measure(config: Config, dataset: Dataset, steps: int) -> dict[str, float]:
             position=0,
             end=count * batch_size,
             device=world.device,
-            quarantine=quarantine,
+            quarantine=Quarantine(quarantine, dataset, 0.0),
+            decode_threads=worker_decode_threads(config),
         )
 
     def step(batch: Batch) -> None:

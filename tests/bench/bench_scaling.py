@@ -16,6 +16,7 @@ ranks send in a step and how often, beside the plan's figure, and by the plan's 
 """
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -66,6 +67,9 @@ def main() -> None:
     parser.add_argument("--no-runs", action="store_true", help="only the model of many GPUs")
     parser.add_argument("--bare", choices=["rate", "wire"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    is_rate = not arguments.no_runs and arguments.bare != "wire"
+    if is_rate and arguments.steps < 2 * FIRST:
+        parser.error(f"--steps must be at least {2 * FIRST}: the first {FIRST} are left out")
     if arguments.bare is not None:
         bare(load(arguments.config, arguments.overrides), arguments.steps, arguments.bare)
         return
@@ -153,16 +157,21 @@ def run_rate(
         words = [sys.executable, *command, "manyfaces.train", "train", *recipe, *settings]
         metrics = Path(folder) / "bench" / "metrics.jsonl"
         environment = {**os.environ, **KEEP_MEMORY}
-        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, env=environment)
+        process = subprocess.Popen(
+            words, stdout=subprocess.DEVNULL, env=environment, start_new_session=True
+        )
         began: dict[int, tuple[str | None, float]] = {}
         ended = began
-        while process.poll() is None:
-            made = [row["step"] for row in _rows(metrics)]
-            if made and max(made) >= FIRST and not began:
-                began = _seconds_used(process.pid)
-            elif made and max(made) < steps:
-                ended = _seconds_used(process.pid)
-            time.sleep(1)
+        try:
+            while process.poll() is None:
+                made = [row["step"] for row in _rows(metrics)]
+                if made and max(made) >= FIRST and not began:
+                    began = _seconds_used(process.pid)
+                elif made and max(made) < steps:
+                    ended = _seconds_used(process.pid)
+                time.sleep(1)
+        finally:
+            _kill(process)
         if process.returncode:
             raise SystemExit(f"{' '.join(words)}: exit code {process.returncode}")
         rows = [row for row in _rows(metrics) if row["step"] >= FIRST]
@@ -173,6 +182,17 @@ def run_rate(
         if label is not None and pid in began:
             used[label] += 60 * (until - began[pid][1]) / seconds
     return (last["step"] - first["step"]) * batch / seconds, used
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill the process and all below it, where it has not ended by itself."""
+    if process.poll() is None:
+        tree = [psutil.Process(process.pid)]
+        tree += tree[0].children(recursive=True)
+        for each in tree:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
+        process.wait()
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
@@ -233,6 +253,7 @@ def bare(config: Config, steps: int, what: str) -> None:
     from manyfaces.data.feed.quarantine import Quarantine
     from manyfaces.data.feed.view import main_view
     from manyfaces.train.build import build
+    from manyfaces.train.evaluation.decoding import worker_decode_threads
     from manyfaces.train.objectives.objective import Moment
     from manyfaces.train.record import NoRecord
     from manyfaces.train.step import train_step
@@ -260,6 +281,7 @@ def bare(config: Config, steps: int, what: str) -> None:
             end=steps * batch_size,
             device=world.device,
             quarantine=Quarantine(Path(folder) / "quarantine.jsonl", dataset, 0.0),
+            decode_threads=worker_decode_threads(config, WORKERS),
         ) as loader,
     ):
         for step, batch in enumerate(loader, start=1):
