@@ -7,12 +7,12 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
+import waiting
 import yaml
 from launcher import FORKS
 
@@ -124,15 +124,16 @@ def wait_until(
 ) -> Any:
     """What `done` returns once it is true. Fails when the time is over or the process ends
     first."""
-    deadline = time.monotonic() + timeout_s
-    while not (value := done()):
-        assert time.monotonic() < deadline, "waited too long"
-        if process is not None and process.poll() is not None and not done():
-            raise AssertionError(
-                f"the command ended with {process.returncode}: {process.communicate()[0]}"
-            )
-        time.sleep(0.05)
-    return value
+
+    def done_or_ended() -> Any:
+        value = done()
+        if not value and process is not None and process.poll() is not None:
+            value = done()
+            told = f"the command ended with {process.returncode}"
+            assert value, f"{told}: {process.communicate()[0]}"
+        return value
+
+    return waiting.wait_until(done_or_ended, timeout_s)
 
 
 def ray_workers() -> list[psutil.Process]:

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from waiting import wait_until
 
 from manyfaces.configs.errors import UserError
 from manyfaces.configs.load import dump
@@ -101,13 +100,6 @@ def artifacts(folder: RunFolder, config: Config) -> set[str]:
     if mlflow_run(folder.path) is None:
         return set()
     return {file.path for file in client(config).list_artifacts(run_id(folder))}
-
-
-def wait_for(done: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not done():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def made_encoder() -> Encoder:
@@ -293,7 +285,7 @@ def test_what_is_refused_at_each_period_has_nothing_sent_again(
     monkeypatch.setattr(Mirror, "_send", lambda *given: calls.append("period") or send(*given))
     Record(folder.path).event("start", "again", **FACTS)
     mirror = Mirror(folder.path, config, {}, 0.05, lambda: calls.append("plots"))
-    wait_for(lambda: calls.count("period") > 3)
+    wait_until(lambda: calls.count("period") > 3)
     assert "no such thing; that is final: " in mirror.close("FINISHED", folder.artifacts)
     assert [calls.count(each) for each in ("config.yaml", "plots")] == [1, 1]
     assert (calls.count("inputs") == 1) == (code == "ENDPOINT_NOT_FOUND")
@@ -451,7 +443,9 @@ def test_each_attempt_is_a_run_below_with_its_own_end(config: Config, folder: Ru
     record.event("worker_failed", "rank 1 died", rank=1)
     mirror = Mirror(folder.path, config, {}, period_s=0.05)
     record.event("start", "resuming", world_size=1)
-    wait_for(lambda: [run.info.status for run in known_attempts(folder, config)][2:] == ["RUNNING"])
+    wait_until(
+        lambda: [run.info.status for run in known_attempts(folder, config)][2:] == ["RUNNING"]
+    )
     record.event("interrupted", "stopped by SIGTERM")
     mirror.close("KILLED")
     assert mirrored(folder, config).problem == ""  # and nothing comes twice
@@ -489,10 +483,10 @@ def test_checkpoints_and_plots_come_while_the_run_goes_on(
         (folder.plots / "loss.png").write_bytes(b"png")
 
     mirror = Mirror(folder.path, config, {}, period_s=0.05, draw=draw)
-    wait_for(lambda: "plots" in artifacts(folder, config))
+    wait_until(lambda: "plots" in artifacts(folder, config))
     facts = {"step": 2, "path": str(made), "bytes": 7, "commit_sha256": "d" * 64}
     record.event("checkpoint", f"checkpoint {made}", **facts)
-    wait_for(lambda: "checkpoints" in artifacts(folder, config))
+    wait_until(lambda: "checkpoints" in artifacts(folder, config))
     assert mirror.close("FINISHED") == ""
     there = client(config)
     local = there.download_artifacts(run_id(folder), "checkpoints/step-00000002.json")
@@ -514,7 +508,7 @@ def test_plots_that_cannot_be_drawn_are_told_and_keep_nothing_back(
     tags, answers = Server.tags, iter([unanswered])
     monkeypatch.setattr(Server, "tags", lambda *given: next(answers, tags)(*given))
     mirror = Mirror(folder.path, config, {}, period_s=0.05, draw=draw)
-    wait_for(lambda: drawn != [])  # although the server was away between the numbers and the plots
+    wait_until(lambda: drawn != [])  # although the server was away between the numbers and the plots
     assert mirror.close("FINISHED", folder.artifacts) == ""
     assert mirror.notes == ["the plots were not drawn: no font"]
     assert artifacts(folder, config) == {"config.yaml"}
