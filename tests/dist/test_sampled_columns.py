@@ -186,6 +186,7 @@ def test_any_number_of_ranks_is_exact_whatever_the_labels_are(
     assert judge(ranks, SETTINGS, is_gpu) > 0
 
 
+@pytest.mark.slow
 @given(
     st.sampled_from([1, 2, 3, 4, 8]),
     st.sampled_from([0.0, 0.1, 0.3, 0.6, 0.9]),
@@ -216,6 +217,7 @@ def test_each_class_of_the_batch_has_one_column(
     assert sorted(found) == chosen(Setting(kind, rate), 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", ["uniform", "zipf", "log-normal"])
 def test_classes_in_random_order_need_no_more_columns_than_are_kept(shape: str) -> None:
     num_classes, batch_size, world_size, rate = 40_000, 1200, 16, 0.3
@@ -304,6 +306,7 @@ def test_the_number_of_columns_is_asked_for_before_the_backbone_runs(
     assert order == ["asked", "forward", "read"]
 
 
+@pytest.mark.slow
 def test_what_was_asked_for_another_step_is_not_used() -> None:
     expected, head = (build(Setting("uniform", 0.2)) for _ in range(2))
     embeddings_BD, labels_B = batch(Setting("uniform", 0.2), 0)
