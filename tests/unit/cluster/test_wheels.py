@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import random
 import subprocess
 import sys
@@ -120,8 +121,13 @@ def test_the_platforms_are_those_that_packaging_takes() -> None:
     ],
 )
 def test_a_mistake_is_one_line(
-    words: tuple[str, ...], line: str, capsys: pytest.CaptureFixture[str]
+    words: tuple[str, ...],
+    line: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     assert main(["manifest", "wheels", "OUT", *words]) == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -174,7 +180,7 @@ def made_pieces(folder: Path, python: str = HERE) -> tuple[Path, list[Path]]:
     ]
     out = folder / "out"
     entries = write_pieces(made, out, 1500)
-    target = Target(python, "manylinux_2_5_x86_64")
+    target = Target(python, f"manylinux_2_17_{platform.machine()}")
     wheels._write_rest(out, target, "9.9", WheelChoice(there={"pytest"}), entries)
     return out, made
 
