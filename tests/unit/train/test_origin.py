@@ -12,13 +12,17 @@ from manyfaces.train.tracking.origin import VARIABLE, code, command_line, origin
 
 
 @pytest.fixture
-def repository(tmp_path: Path) -> Path:
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("GIT_DIR", "GIT_WORK_TREE"):  # a hook of git's sets them
+        monkeypatch.delenv(name, raising=False)
     root = tmp_path / "code"
     root.mkdir()
     (root / "pyproject.toml").write_text("")
     git(root, "init", "--quiet")
     git(root, "add", "pyproject.toml")
-    git(root, "-c", "user.name=a", "-c", "user.email=a@b", "commit", "--quiet", "-m", "x")
+    own = ("user.name=a", "user.email=a@b", "commit.gpgsign=false")
+    settings = [word for setting in own for word in ("-c", setting)]
+    git(root, *settings, "commit", "--quiet", "-m", "x")
     return root
 
 
