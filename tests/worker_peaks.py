@@ -1,5 +1,6 @@
 """The memory of a run's real processes at its peak, for comparing it with what was planned."""
 
+import contextlib
 import io
 import json
 import subprocess
@@ -44,21 +45,17 @@ def peaks_of(command: list[str], run: Path) -> Peaks:
     found, began = Peaks(), time.monotonic()
     with tempfile.TemporaryFile() as told:
         process = subprocess.Popen([sys.executable, *command], stdout=told, stderr=told)
+        tree: list[psutil.Process] = []
+        looked = 0.0
         try:
-            tree: list[psutil.Process] = []
-            looked = 0.0
             while process.poll() is None and time.monotonic() - began < TIMEOUT_S:
                 if time.monotonic() - looked > 0.5:
-                    tree = [
-                        psutil.Process(process.pid),
-                        *psutil.Process(process.pid).children(recursive=True),
-                    ]
-                    looked = time.monotonic()
+                    tree, looked = _tree(process.pid), time.monotonic()
                 _look(found, [each.pid for each in tree], run)
                 time.sleep(POLL_S)
         finally:
-            for each in tree:
-                if each.is_running():
+            for each in {*tree, *_tree(process.pid)}:
+                with contextlib.suppress(psutil.NoSuchProcess):
                     each.kill()
             process.wait()
         if process.returncode != 0 or not found.ranks:
@@ -66,6 +63,14 @@ def peaks_of(command: list[str], run: Path) -> Peaks:
             raise RuntimeError(f"{command}: {process.returncode}\n{told.read().decode()[-3000:]}")
     found.plan = json.loads((run / "plan.json").read_text())
     return found
+
+
+def _tree(pid: int) -> list[psutil.Process]:
+    """The process and all below it; none where it is gone."""
+    try:
+        return [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
 
 
 def _look(found: Peaks, pids: list[int], run: Path) -> None:
