@@ -41,6 +41,10 @@ def events(run: Path, kind: str) -> list[dict[str, Any]]:
     return [row for row in rows(run / "events.jsonl") if row["kind"] == kind]
 
 
+def starts(run: Path) -> list[dict[str, Any]]:
+    return events(run, "start")
+
+
 class Watched:
     """The furthest step that a run has measured, and when: a resume takes such rows back."""
 

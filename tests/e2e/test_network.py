@@ -1,6 +1,7 @@
 """A job on nodes that have networks of their own: it is submitted from a third one, survives that a
 node's network is cut for a while, and nothing listens where it was not told to."""
 
+import contextlib
 import json
 import os
 import re
@@ -12,8 +13,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from commands import recipe, rows, wait_until
+from commands import recipe, wait_until
 from namespaces import INTERFACE, Network, network
+from node_runs import last_step, measured
 from trained_samples import check_in_order
 
 pytestmark = pytest.mark.slow
@@ -73,9 +75,13 @@ def ports_of(net: Network, number: int) -> list[int]:
     """The ports at which processes of the namespace listen, on whatever address."""
     name = net.names[number - 1]
     own = os.stat(f"/run/netns/{name}").st_ino  # noqa: PTH116
-    pids = [p.pid for p in psutil.process_iter() if netns_of(p.pid) == own]
-    tables = [Path(f"/proc/{pids[0]}/net/{table}").read_text() for table in ("tcp", "tcp6")]
-    listening = [line.split() for table in tables for line in table.splitlines()[1:]]
+    listening = None
+    for pid in (p.pid for p in psutil.process_iter() if netns_of(p.pid) == own):
+        with contextlib.suppress(OSError):  # the process may have gone meanwhile
+            tables = [Path(f"/proc/{pid}/net/{table}").read_text() for table in ("tcp", "tcp6")]
+            listening = [line.split() for table in tables for line in table.splitlines()[1:]]
+            break
+    assert listening is not None, f"no process is left in {name}"
     return sorted({int(row[1].rpartition(":")[2], 16) for row in listening if row[3] == "0A"})
 
 
@@ -134,20 +140,16 @@ def test_a_job_survives_a_network_cut(
     assert "asks for no token" not in text
     job = re.findall(r"raysubmit_\w+", text)[0]
 
-    def last_step() -> int:
-        measured = [row["step"] for row in rows(run / "metrics.jsonl") if "train/loss" in row]
-        return max(measured, default=0)
-
     try:
-        wait_until(lambda: last_step() >= 8, timeout_s=WAIT_S)
+        wait_until(lambda: last_step(run) >= 8, timeout_s=WAIT_S)
         net.cut(WORKER)
         cut_at = time.time()
         time.sleep(CUT_S)
-        held_at = last_step()
+        held_at = last_step(run)
         net.join(WORKER)
-        wait_until(lambda: last_step() >= held_at + 12, timeout_s=WAIT_S)
-        measured = [row["time"] for row in rows(run / "metrics.jsonl") if "train/loss" in row]
-        again_s = next(time_s for time_s in measured if time_s > cut_at + CUT_S) - cut_at - CUT_S
+        wait_until(lambda: last_step(run) >= held_at + 12, timeout_s=WAIT_S)
+        times = [row["time"] for row in measured(run)]
+        again_s = next(time_s for time_s in times if time_s > cut_at + CUT_S) - cut_at - CUT_S
         known = json.loads(manyfaces(net, "jobs", "status", job, "--json", "--address", address)[1])
         print(  # noqa: T201
             f"ROW a network cut of {CUT_S} s | {known['status']['restarts']} restarts | first step "
@@ -156,7 +158,7 @@ def test_a_job_survives_a_network_cut(
         assert known["state"] == "RUNNING"
         assert known["status"]["workers"] == 2
         code, text = manyfaces(net, "jobs", "stop", job, "--address", address)
-        assert f"{job}: STOPPED; checkpoint of step {last_step()}" in text
+        assert f"{job}: STOPPED; checkpoint of step {last_step(run)}" in text
     finally:
         print(manyfaces(net, "jobs", "logs", job, "--address", address)[1])  # noqa: T201
     check_in_order(config, run)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from commands import manyfaces, ray_workers, recipe, rows
-from node_runs import wait_until
+from node_runs import last_step, starts, wait_until
 from ray_nodes import STORE_BYTES, ray_cluster
 from trained_samples import check_in_order
 
@@ -107,23 +107,18 @@ def test_a_fixed_number_of_workers_a_lost_node_and_a_job_that_is_stopped(
     def status(job: str) -> str:
         return manyfaces("jobs", "status", job, "--address", address).stdout
 
-    def last_step() -> int:
-        return max(
-            (row["step"] for row in rows(run / "metrics.jsonl") if "train/loss" in row), default=0
-        )
-
     job = submit()
     try:
-        wait_until(lambda: last_step() >= 8)
+        wait_until(lambda: last_step(run) >= 8)
         ray_workers()[0].kill()
         wait_until(lambda: len(starts(run)) >= 2)
         before = starts(run)[-1]["step"]
-        wait_until(lambda: last_step() >= before + 6)
+        wait_until(lambda: last_step(run) >= before + 6)
         nodes.remove_node(extra[1], allow_graceful=False)
-        wait_until(lambda: last_step() >= before + 20)
+        wait_until(lambda: last_step(run) >= before + 20)
         assert status(job).startswith("RUNNING")
         stopped = manyfaces("jobs", "stop", job, "--address", address)
-        at = last_step()
+        at = last_step(run)
         assert stopped.stdout.splitlines() == [
             f"{job}: stopping; what was trained is saved within 35 s (cluster.grace_s)",
             f"{job}: STOPPED; checkpoint of step {at}",
@@ -132,7 +127,7 @@ def test_a_fixed_number_of_workers_a_lost_node_and_a_job_that_is_stopped(
         assert (run / "checkpoints" / f"step-{at:08d}" / "COMMIT.json").exists()
         assert "STOPPED" in status(job)
         wait_until(lambda: not ray_workers())
-        assert last_step() == at < STEPS
+        assert last_step(run) == at < STEPS
         assert "was not running" in manyfaces("jobs", "stop", job, "--address", address).stdout
         sessions = len(starts(run))
         job = submit()
@@ -243,7 +238,3 @@ def stopped_in_the_end(address: str) -> Iterator[None]:
             print(manyfaces("jobs", "logs", job["id"], "--address", address).stdout)  # noqa: T201
             if job["state"] not in ("STOPPED", "SUCCEEDED", "FAILED"):
                 manyfaces("jobs", "stop", job["id"], "--no-wait", "--address", address)
-
-
-def starts(run: Path) -> list[dict]:
-    return [row for row in rows(run / "events.jsonl") if row["kind"] == "start"]

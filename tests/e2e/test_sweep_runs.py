@@ -6,7 +6,8 @@ import signal
 from pathlib import Path
 
 import pytest
-from commands import events, manyfaces, recipe, rows, started, wait_until
+from commands import events, manyfaces, recipe, started, wait_until
+from node_runs import last_step, starts
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -14,16 +15,6 @@ STEPS = 60
 RATES = "train.optimizer.lr=[1e-6,0.05,1e-7,1e30]"
 """The first trial is never behind any other, the second learns, the third learns less than both,
 the fourth is not finite."""
-
-
-def last_step(run: Path) -> int:
-    return max(
-        (row["step"] for row in rows(run / "metrics.jsonl") if "train/loss" in row), default=0
-    )
-
-
-def starts(run: Path) -> list[int]:
-    return [row["step"] for row in rows(run / "events.jsonl") if row["kind"] == "start"]
 
 
 def test_a_sweep_is_interrupted_and_goes_on(dataset_path: Path, tmp_path: Path) -> None:
@@ -53,7 +44,7 @@ def test_a_sweep_is_interrupted_and_goes_on(dataset_path: Path, tmp_path: Path) 
     done = manyfaces(*words)
     assert done.returncode == 2, done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
-    assert starts(runs[0]) == [0, saved]
+    assert [row["step"] for row in starts(runs[0])] == [0, saved]
     assert [last_step(run) for run in runs[:2]] == [STEPS, STEPS]
     assert events(runs[1])[-1][0] == "finished"
     behind = last_step(runs[2])
