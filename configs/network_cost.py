@@ -27,6 +27,8 @@ class NetworkCost:
     flops: int
     """Operations of a step, over all workers."""
     weight_bytes: int
+    gathered_bytes: int
+    """Bytes of other workers' weights that stage 3 holds from forward to backward pass."""
     gradient_bytes: int
     optimizer_bytes: int
     buffer_bytes: int
@@ -66,11 +68,12 @@ def network_cost(config: Config, world_size: int, *, is_gpu: bool) -> NetworkCos
         return ceil(size / world_size) if stage >= from_stage else size
 
     stepped_copy = sharded(trained, 1) if stage >= 1 else 0
-    autocast_copy = weights // 2 if bf16 else 0
+    autocast_copy = weights // 2 if bf16 else 0  # at stage 3 they are gathered in 16 bits
     # Backward is two forwards: towards inputs and towards weights, which a fixed base has none of.
     # A checkpointed block runs forward twice, and so does the whole network where a batch goes
     # through it in several parts (`train/gradient_cache.py`).
-    in_parts = config.train.num_micro_batches(world_size) > 1
+    num_micro_batches = config.train.num_micro_batches(world_size)
+    in_parts = num_micro_batches > 1
     passes = (2 if config.model.adapters else 3) + int(checkpointing) + int(in_parts)
     kept = config.model.checkpointed_share if checkpointing else 1.0
     images = config.train.images_at_a_time(world_size)
@@ -84,12 +87,13 @@ def network_cost(config: Config, world_size: int, *, is_gpu: bool) -> NetworkCos
         multiply_adds=cost.multiply_adds,
         flops=passes * 2 * cost.multiply_adds * batch,
         weight_bytes=sharded(weights, 3) + autocast_copy,
+        gathered_bytes=0 if bf16 else weights - sharded(weights, 3),
         gradient_bytes=sharded(trained, 2),
         optimizer_bytes=sharded(states, 1) + stepped_copy,
         buffer_bytes=_buffer_bytes(trained, stage, overlaps=is_gpu),
         activation_bytes=round(kept * kept_bytes * images) + embeddings,
         step_bytes=sharded(trained, 1) if stage or world_size > 1 else 0,
-        wire_bytes=_wire_bytes(trained, stage, world_size, bf16),
+        wire_bytes=_wire_bytes(trained, stage, world_size, bf16, num_micro_batches),
         checkpoint_bytes=trained + states,
     )
 
@@ -101,15 +105,20 @@ def _buffer_bytes(trained: int, stage: int, *, overlaps: bool) -> int:
     return 0 if stage == 0 else bucket * (2 if overlaps else 1)
 
 
-def _wire_bytes(trained: int, stage: int, world_size: int, bf16: bool) -> int:
+def _wire_bytes(
+    trained: int, stage: int, world_size: int, bf16: bool, num_micro_batches: int
+) -> int:
     """Bytes that a worker sends in a step.
 
     A ring (Patarasuk, Yuan 2009) sends (W-1)/W of the buffer for a reduce-scatter or an all-gather,
     twice that for an all-reduce. Stage 0 all-reduces float32 gradients. From stage 1 gradients are
     sent in 16 bits under autocast (DeepSpeed's `torch_autocast` gives Linear and Conv weights that
     dtype): at stages 1 and 2 DeepSpeed all-reduces them, a bucket of several owners at a time
-    (`use_multi_rank_bucket_allreduce`), at stage 3 it reduces them to their owners. The stepped
-    weights are gathered, at stage 3 once more for the backward pass.
+    (`use_multi_rank_bucket_allreduce`), at stage 3 it reduces them to their owners. Up to stage 1
+    that is once a step; from stage 2, where no worker keeps all gradients, at each micro-batch.
+    The stepped weights are gathered in float32; at stage 3 as gradients are sent, and once for each
+    micro-batch: they stay from its forward to its backward pass (`stage3_max_reuse_distance`), and
+    through the forward passes that come before the first of these.
     """
 
     def ring(size: int) -> int:
@@ -117,5 +126,7 @@ def _wire_bytes(trained: int, stage: int, world_size: int, bf16: bool) -> int:
 
     if stage == 0:
         return 2 * ring(trained)
-    gradients = ring(trained // 2 if bf16 else trained)
-    return gradients + 2 * ring(trained) if stage == 3 else 2 * gradients + ring(trained)
+    sent = ring(trained // 2 if bf16 else trained)
+    if stage == 3:
+        return num_micro_batches * 2 * sent
+    return (num_micro_batches if stage == 2 else 1) * 2 * sent + ring(trained)

@@ -97,7 +97,10 @@ class Plan:
         pages of files."""
         network = self.network
         passing = max(
-            network.activation_bytes + self.memory.heap + self.objective.workspace_bytes,
+            network.gathered_bytes
+            + network.activation_bytes
+            + self.memory.heap
+            + self.objective.workspace_bytes,
             network.step_bytes,
         )
         lasting = network.state_bytes + self.objective.device_bytes

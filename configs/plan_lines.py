@@ -54,6 +54,8 @@ def _memory_lines(found: Plan) -> Lines:
         ("  gradients", size(network.gradient_bytes)),
         ("  optimizer", size(network.optimizer_bytes)),
     ]
+    if network.gathered_bytes:
+        told.append(("  gathered weights", size(network.gathered_bytes)))
     if network.buffer_bytes:
         told.append(("  DeepSpeed's buckets", size(network.buffer_bytes)))
     if found.has_head:

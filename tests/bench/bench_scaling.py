@@ -288,7 +288,15 @@ def bare(config: Config, steps: int, what: str) -> None:
             moment = Moment(batch.position, batch_size, lr=1e-3)
             if sent is not None:
                 sent.is_on = step == steps
-            train_step(engine, objective, batch, moment, seed=0, rank=world.rank)
+            train_step(
+                engine,
+                objective,
+                batch,
+                moment,
+                seed=0,
+                rank=world.rank,
+                num_micro_batches=config.train.num_micro_batches(world.size),
+            )
             if step == FIRST:
                 dist.barrier()
                 began = time.perf_counter()

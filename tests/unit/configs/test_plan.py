@@ -82,7 +82,31 @@ def test_zero_stages_and_optimizers() -> None:
     assert state(0, kind="adamw") == (1, 1, 2, 0, 1.5)
     assert state(1, kind="adamw") == (1, 1, 0.75, 1, 2.25)
     assert state(2, kind="adamw") == (1, 0.25, 0.75, 1, 2.25)
-    assert state(3, kind="adamw") == (0.25, 0.25, 0.75, 1, 2.25)
+    assert state(3, kind="adamw") == (0.25, 0.25, 0.75, 1, 1.5)
+
+
+def test_stage_3_holds_all_weights_between_the_passes() -> None:
+    """As DeepSpeed does for networks of fewer than 10^9 weights; under autocast in 16 bits."""
+    whole, half = (
+        plan(make(engine={"zero_stage": 3}, train={"precision": precision}), 1000, 100, 4).network
+        for precision in ("float32", "bfloat16")
+    )
+    weights = 4 * whole.parameters
+    assert (whole.weight_bytes, whole.gathered_bytes) == (weights // 4, weights - weights // 4)
+    assert (half.weight_bytes, half.gathered_bytes) == (weights // 4 + weights // 2, 0)
+    assert half.wire_bytes * 2 == whole.wire_bytes == 1.5 * weights
+
+
+@pytest.mark.parametrize(
+    ("stage", "sent"), [(0, 1.5), (1, 2.25), (2, 4 * 1.5 + 0.75), (3, 4 * 1.5)]
+)
+def test_a_batch_in_parts_sends_gradients_at_each_where_no_worker_keeps_them(
+    stage: int, sent: float
+) -> None:
+    """Four micro-batches on four workers: what one sends, in units of the network's weights."""
+    config = make(train={"batch_size": 256, "micro_batch_size": 16}, engine={"zero_stage": stage})
+    found = plan(config, 1000, 100, 4)
+    assert found.network.wire_bytes / (4 * found.network.parameters) == sent
 
 
 def test_checkpointing_trades_memory_for_arithmetic() -> None:
