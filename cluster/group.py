@@ -10,9 +10,9 @@ import torch.distributed as dist
 
 from manyfaces.cluster.device import HIDE_GPUS, worker_device
 from manyfaces.cluster.meeting import meet
-from manyfaces.cluster.memory import under_torchrun
 from manyfaces.configs import schema
 from manyfaces.configs.errors import UserError
+from manyfaces.configs.launcher import under_torchrun
 
 GROUP_TIMEOUT_S = 1800
 FIRST_TIMEOUT_S = 12 * 3600

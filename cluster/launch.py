@@ -23,9 +23,10 @@ from manyfaces.cluster.autoscaler import autoscales
 from manyfaces.cluster.connection import connected
 from manyfaces.cluster.device import HIDE_GPUS, count_gpus
 from manyfaces.cluster.group import joined
-from manyfaces.cluster.memory import KEEP_MEMORY, under_torchrun, works_here
+from manyfaces.cluster.memory import KEEP_MEMORY
 from manyfaces.cluster.stop import current
 from manyfaces.configs import schema
+from manyfaces.configs.launcher import under_torchrun, works_here
 from manyfaces.configs.schema import Elastic, UserError
 from manyfaces.configs.urls import url_of
 

@@ -13,11 +13,11 @@ from rich.console import Console
 
 from manyfaces.cluster import jobs, launch
 from manyfaces.cluster.group import first_alone, joined
-from manyfaces.cluster.memory import under_torchrun
 from manyfaces.cluster.stop import StoppedError
 from manyfaces.configs import paths, plan
 from manyfaces.configs.errors import UserError
 from manyfaces.configs.identity import flatten
+from manyfaces.configs.launcher import under_torchrun
 from manyfaces.configs.node import WEIGHTS
 from manyfaces.configs.redact import redacted
 from manyfaces.configs.schema import Config
