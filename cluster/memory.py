@@ -5,10 +5,6 @@ import os
 import sys
 from collections.abc import Mapping
 
-from manyfaces.configs.launcher import under_torchrun, works_here
-
-__all__ = ["KEEP_MEMORY", "restart_keeping_memory", "under_torchrun", "works_here"]
-
 # glibc gives large blocks back to the kernel at once, which zeroes them again at the next step.
 # Measured with tests/bench/bench_job.py on the recipe of small faces, two cores: 31 images/s as
 # glibc does it, 63 so.
