@@ -1,10 +1,12 @@
 """What trains: the engine, the network in it and the objective, fresh or from a checkpoint."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from manyfaces.cluster.world import World, on_all_ranks
 from manyfaces.configs import rng
@@ -13,6 +15,7 @@ from manyfaces.configs.split import batch_share
 from manyfaces.data.dataset.dataset import Dataset
 from manyfaces.data.dataset.forgotten import read_forgotten
 from manyfaces.data.feed.view import main_view
+from manyfaces.models.backbones.output import Output
 from manyfaces.train.checkpoint.finder import Found, load_parts
 from manyfaces.train.checkpoint.layout import read_optimizer
 from manyfaces.train.checkpoint.network import Network, build_backbone
@@ -55,17 +58,8 @@ def build(
         world.device,
         world.size,
     )
-    first, after = batch_share(config.train.batch_size, world.rank, world.size)
-    num_micro_batches = config.train.num_micro_batches(world.size)
-    num_images = -(-(after - first) // num_micro_batches)
-    images = {
-        name: torch.zeros(num_images, *view.image_hw, 3, dtype=torch.uint8, device=world.device)
-        for name, view in objective.views(main_view(config.data)).items()
-    }
     startup.done("engine")
-    engine.warm_up(
-        lambda: objective.dry_run(Forward(engine.run, images)), accumulates=num_micro_batches > 1
-    )
+    engine.warm_up(*dry_runs(config, world, objective, engine.run))
     startup.done("warm-up")
     moments = watched(lambda: read_optimizer(found.path) if found else None, group, beat)
     engine.load_moments(moments)
@@ -76,6 +70,27 @@ def build(
     objective.forget(torch.from_numpy(read_forgotten(dataset).identities))
     startup.done("head")
     return engine, network, objective
+
+
+def dry_runs(
+    config: Config, world: World, objective: Objective, run: Callable[[Tensor], Output]
+) -> list[Callable[[], Tensor]]:
+    """The objective's dry run for the smallest and the largest micro-batch of this rank, in this
+    order, which leaves the most memory for the end; one where the batch is not divided."""
+    first, after = batch_share(config.train.batch_size, world.rank, world.size)
+    num_images, count = after - first, config.train.num_micro_batches(world.size)
+    largest = -(-num_images // count)
+    images = {
+        name: torch.zeros(largest, *view.image_hw, 3, dtype=torch.uint8, device=world.device)
+        for name, view in objective.views(main_view(config.data)).items()
+    }
+
+    def dry_run(size: int) -> Tensor:
+        return objective.dry_run(Forward(run, {name: each[:size] for name, each in images.items()}))
+
+    # All ranks make as many, as at stage 3 each is collective, though on some both may be equal.
+    sizes = [num_images // count, largest] if count > 1 else [largest]
+    return [partial(dry_run, size) for size in sizes]
 
 
 def _objective_and_network(

@@ -209,15 +209,20 @@ class Engine:
             raise NotFiniteError(f"gradient norm {float(norm)}")
         return float(norm)
 
-    def warm_up(self, loss: Callable[[], Tensor], *, accumulates: bool = False) -> None:
-        """One step at learning rate 0 with the scalar that `loss` computes: creates the optimiser's
-        state, and finds out-of-memory and compile errors before step 1. Buffers are put back.
-        `accumulates` if steps will have several backward passes: then gradients are held during a
-        forward pass."""
+    def warm_up(self, *losses: Callable[[], Tensor]) -> None:
+        """One step at learning rate 0 with the scalars that `losses` compute, at least one, each of
+        which has a backward pass: creates the optimiser's state, and finds out-of-memory and
+        compile errors before step 1. Buffers are put back. Several are first computed without a
+        graph, as gradient caching does, which compiles the network anew."""
+        *held, last = losses
         buffers = self.copy_buffers()
-        if accumulates:
+        if held:
+            with torch.no_grad():
+                for loss in losses:
+                    loss()
+        for loss in held:
             self.backward(loss(), is_last=False)
-        self.backward(loss())
+        self.backward(last())
         self.step(0.0)
         if self.stage in (1, 2):
             # DeepSpeed 0.19 looks for the optimiser's state after the first group's step, when the

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from manyfaces.cluster.world import World
 from manyfaces.configs.backbones.custom import CustomBackbone
+from manyfaces.configs.errors import UserError
 from manyfaces.configs.objectives.margin_softmax import MarginSoftmax
 from manyfaces.configs.objectives.sum import Sum
 from manyfaces.configs.objectives.triplet import Triplet
@@ -24,7 +25,7 @@ from manyfaces.models.backbones.output import Output
 from manyfaces.models.backbones.pixels import to_input
 from manyfaces.train.objectives.objective import Forward, Moment, Setting
 
-PX, D, B, CLASSES, STEPS, LR, MICRO = 16, 8, 18, 300, 3, 0.3, 3
+PX, D, B, CLASSES, STEPS, LR, MICRO = 32, 8, 18, 300, 3, 0.3, 3
 MODEL = CustomBackbone(file="not_needed.py", name="Plain", embedding_dim=D)
 CPU = torch.device("cpu")
 SOFTMAX: Objective = MarginSoftmax()
@@ -43,14 +44,14 @@ def network() -> nn.Module:
     torch.manual_seed(1)
     return nn.Sequential(
         nn.Conv2d(3, 4, 3, stride=2), nn.GroupNorm(1, 4), nn.PReLU(4), nn.Flatten(),
-        nn.Linear(4 * 7 * 7, D),
+        nn.Linear(4 * 15 * 15, D),
     )  # fmt: skip
 
 
 def config_of(objective: Objective, optimizer: str, stage: int) -> Config:
     return Config(
         model=MODEL,
-        data=Data(path="faces", order=PK(images_per_identity=2)),
+        data=Data(path="faces", image_px=PX, order=PK(images_per_identity=2)),
         head=Head(scale=16.0, sample_rate=0.5),
         train=Train(
             batch_size=B,
@@ -78,6 +79,7 @@ def batch_at(step: int, rank: int, world_size: int) -> Batch:
 
 
 def run_cases(cases: list[tuple[str, str, int]]) -> list[dict[str, Any]]:
+    from manyfaces.train.build import dry_runs
     from manyfaces.train.engine import Engine
     from manyfaces.train.parameter_groups import groups_of
     from manyfaces.train.step import train_step
@@ -100,8 +102,7 @@ def run_cases(cases: list[tuple[str, str, int]]) -> list[dict[str, Any]]:
         )  # fmt: skip
         count = config.train.num_micro_batches(world.size)
         assert count > 2
-        images = {"main": batch_at(9, world.rank, world.size).images["main"][:MICRO]}
-        engine.warm_up(lambda: made.dry_run(Forward(engine.run, images)), accumulates=True)  # noqa: B023
+        engine.warm_up(*dry_runs(config, world, made, engine.run))
         engine.load_moments(None)
         losses, norms = [], []
         for step in range(STEPS):
@@ -126,6 +127,63 @@ def run_cases(cases: list[tuple[str, str, int]]) -> list[dict[str, Any]]:
         )
         engine.close()
     return facts
+
+
+def told_of_another() -> str:
+    """What rank 0 says where the network of the last rank is another in the second pass."""
+    from manyfaces.train.engine import Engine
+    from manyfaces.train.gradient_cache import GradientCache
+    from manyfaces.train.parameter_groups import groups_of
+
+    world, backbone, calls = World.current(), network(), []
+    config = config_of(SOFTMAX, "sgd", 0)
+    engine = Engine(
+        backbone, groups_of(backbone, config.train.optimizer), MODEL, config.train,
+        config.engine, CPU, world.size,
+    )  # fmt: skip
+
+    def run(images_NHWC: Tensor) -> Output:
+        calls.append(1)
+        output = engine.run(images_NHWC)
+        factor = len(calls) if world.rank == world.size - 1 else 1
+        return Output({"main": factor * output.embeddings["main"]})
+
+    cache = GradientCache(engine, run, torch.manual_seed, 2)
+    output = cache.run(batch_at(0, world.rank, world.size).images["main"])
+    cache.backward(output.embeddings["main"].sum())
+    with pytest.raises(UserError) as told:
+        cache.check()
+    return str(told.value)
+
+
+def num_compiled() -> list[int]:
+    """How many graphs of the network there are after the warm-up, and after a step more."""
+    from torch._dynamo.testing import CompileCounter
+
+    from manyfaces.train.build import dry_runs
+    from manyfaces.train.engine import Engine
+    from manyfaces.train.parameter_groups import groups_of
+    from manyfaces.train.step import train_step
+
+    world, backbone, counter, counts = World.current(), network(), CompileCounter(), []
+    config = config_of(SOFTMAX, "sgd", 1)
+    config = config.model_copy(update={"train": config.train.model_copy(update={"batch_size": 14})})
+    made = objective_of(config, dist.group.WORLD)
+    engine = Engine(
+        backbone, groups_of(backbone, config.train.optimizer), MODEL, config.train,
+        config.engine, CPU, world.size,
+    )  # fmt: skip
+    engine._engine.compile(backend=counter)  # without a C++ compiler
+    engine.warm_up(*dry_runs(config, world, made, engine.run))
+    counts.append(counter.frame_count)
+    batch = batch_at(0, world.rank, world.size)
+    images = {"main": batch.images["main"][:14]}
+    batch = Batch(0, batch.ids_N[:14], images, batch.labels_N[:14])
+    train_step(
+        engine, made, batch, Moment(0, 14, LR), seed=0, rank=0,
+        num_micro_batches=config.train.num_micro_batches(world.size),
+    )  # fmt: skip
+    return [*counts, counter.frame_count]
 
 
 def one_large_batch(objective: str, optimizer: str) -> dict[str, Any]:
@@ -184,6 +242,19 @@ def judge(world_size: int, cases: list[tuple[str, str, int]]) -> None:
 
 def test_a_step_in_micro_batches_is_that_of_one_large_batch() -> None:
     judge(2, [("softmax", "sgd", 2)])
+
+
+@pytest.mark.slow
+def test_every_rank_tells_that_the_network_of_one_is_another() -> None:
+    told = run_ranks(2, told_of_another)
+    assert told[0] == told[1]
+    assert "other embeddings" in told[0]
+
+
+@pytest.mark.slow
+def test_the_warm_up_compiles_all_that_a_step_runs() -> None:
+    ((before, after),) = run_ranks(1, num_compiled)
+    assert before == after > 0
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from manyfaces.cluster.world import World
 from manyfaces.configs import rng
 from manyfaces.configs.backbones.mobilefacenet import MobileFaceNet
 from manyfaces.configs.errors import UserError
@@ -23,6 +24,7 @@ from manyfaces.configs.split import batch_share
 from manyfaces.data.feed.loader import Batch
 from manyfaces.models.backbones.encoder import Encoder
 from manyfaces.models.backbones.output import Output, as_output
+from manyfaces.train.build import dry_runs
 from manyfaces.train.engine import Engine
 from manyfaces.train.gradient_cache import GradientCache
 from manyfaces.train.objectives.objective import Forward, Loss, Moment, Setting
@@ -350,6 +352,28 @@ def test_a_rank_tells_what_another_has_found(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(dist, "all_reduce", lambda count: count.add_(1))  # of the other
     with pytest.raises(UserError, match="other embeddings"):
         cache.check()
+
+
+def test_a_dry_run_is_made_of_the_smallest_and_of_the_largest_micro_batch() -> None:
+    def sizes(batch_size: int, micro: int | None, rank: int, world: int) -> list[int]:
+        train = Train(batch_size=batch_size, micro_batch_size=micro)
+        config = Config(model=MobileFaceNet(), data=Data(path="faces"), train=train)
+        shown: list[int] = []
+
+        def run(images_NHWC: Tensor) -> Output:
+            shown.append(len(images_NHWC))
+            return Output({"main": torch.zeros(1)})
+
+        for dry_run in dry_runs(config, World(rank, world, CPU), built(Triplet()), run):
+            dry_run()
+        return shown
+
+    assert sizes(13, None, 0, 1) == [13]
+    assert sizes(13, 4, 0, 1) == [3, 4]
+    # As many on both ranks, as each may be collective.
+    assert sizes(9, 2, 0, 2) == sizes(9, 2, 1, 2) == [1, 2]
+    assert sizes(10, 3, 0, 3) == [1, 2]
+    assert sizes(8, 2, 1, 2) == [2, 2]
 
 
 def test_all_workers_have_as_many_micro_batches() -> None:
