@@ -7,10 +7,8 @@ import json
 import logging
 import math
 import os
+import re
 import shlex
-import shutil
-import subprocess
-import sys
 import tempfile
 import time
 import uuid
@@ -22,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from manyfaces.cluster.dashboard import TOKEN_REMEDY, open_line, ray_version, read_log, token
+from manyfaces.cluster.manifests.own_wheel import own_wheel, sources
 from manyfaces.cluster.probe import MARK
 from manyfaces.cluster.status_file import status_name
 from manyfaces.configs.errors import UserError
@@ -41,6 +40,12 @@ bring back a job that has just ended, as one that has failed."""
 PROBE_WAIT_S, NODE_WAIT_S = 120, 60
 """Longest time that a probe takes in all, and until all nodes have answered it."""
 POLL_S = 0.25
+SILENCE_S = 15.0
+"""After so long without a line of a job that is followed the cluster is asked for an answer."""
+MISSES = 3
+"""So many times in a row it may give no answer; a head that is busy is late once."""
+ANSWER_S, UPLOAD_S = 60.0, 300.0
+"""Longest waits for an answer of the dashboard, and for each step of an upload to it."""
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
@@ -51,31 +56,11 @@ def package() -> Iterator[Path]:
 
     Raises `UserError` where the wheel cannot be built.
     """
-    root = Path(__file__).resolve().parent.parent
-    if not (root / "pyproject.toml").exists():  # installed from a wheel already
-        yield root
+    if sources() is None:  # installed from a wheel already
+        yield Path(__file__).resolve().parents[1]
         return
     with tempfile.TemporaryDirectory(prefix="manyfaces-wheel-") as target:
-        shutil.rmtree(
-            root / "build" / "lib", ignore_errors=True
-        )  # modules that are gone would travel
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "wheel",
-            "--quiet",
-            "--no-deps",
-            "--no-build-isolation",
-            "-w",
-            target,
-            str(root),
-        ]
-        built = subprocess.run(command, capture_output=True, text=True, check=False)
-        if built.returncode:
-            last = (built.stderr.strip().splitlines() or ["no output"])[-1]
-            raise UserError(f"{root}: the wheel cannot be built: {last}")
-        with zipfile.ZipFile(next(Path(target).glob("*.whl"))) as archive:
+        with zipfile.ZipFile(own_wheel(Path(target))) as archive:
             archive.extractall(target)
         yield Path(target) / "manyfaces"
 
@@ -127,7 +112,7 @@ class Jobs:
         # Ray would tell of each upload.
         for name in _TALKATIVE:
             logging.getLogger(name).setLevel(logging.WARNING)
-        self._client: Any = self._ask(lambda: JobSubmissionClient(address))
+        self._client: Any = self._ask(lambda: _with_timeouts(JobSubmissionClient)(address))
 
     def open_line(self) -> str | None:
         """What a person is warned of where anyone may submit jobs from another machine."""
@@ -226,19 +211,39 @@ class Jobs:
     def follow(self, job: str, write: Callable[[str], object]) -> None:
         """Hand `write` what the job has printed and prints, until it ends."""
 
-        async def follow() -> None:
-            async for lines in self._client.tail_job_logs(job):
-                write(lines)
-
         self.job(job)  # one that does not exist is told, where following would wait
         try:
-            self._ask(lambda: asyncio.run(follow()))
+            self._ask(lambda: asyncio.run(self._follow(job, write)))
         except UserError as error:
             raise UserError(
                 f"{error}; whether {job} still runs is not known: `manyfaces jobs status` asks; "
                 "where the cluster is lost, submit the same to another one, and the run goes on "
                 "from its last checkpoint"
             ) from error
+
+    async def _follow(self, job: str, write: Callable[[str], object]) -> None:
+        """Ray waits for the next lines without end, also of a head that is gone: after each
+        silence the dashboard is asked whether it is there."""
+        lines = aiter(self._client.tail_job_logs(job))
+        waiting, misses = asyncio.ensure_future(anext(lines)), 0
+        try:
+            while True:
+                done, _ = await asyncio.wait({waiting}, timeout=SILENCE_S)
+                if done:
+                    write(waiting.result())
+                    waiting, misses = asyncio.ensure_future(anext(lines)), 0
+                    continue
+                try:
+                    await asyncio.to_thread(ray_version, self.address)
+                    misses = 0
+                except UserError:
+                    misses += 1
+                    if misses == MISSES:
+                        raise
+        except StopAsyncIteration:
+            return
+        finally:
+            waiting.cancel()
 
     def stop(self, job: str) -> bool:
         """Stop the job; returns whether there was something to stop."""
@@ -269,13 +274,24 @@ class Jobs:
                 f"{TOKEN_REMEDY}"
             ) from error
         except (RuntimeError, ValueError, OSError, ClientError) as error:
-            if arguments and ("does not exist" in str(error) or "404" in str(error)):
+            if arguments and re.search("does not exist|status code 404", str(error)):
                 raise UserError(
                     f"{arguments[0]}: no such job at {self.address}; `manyfaces jobs list` shows "
                     "them"
                 ) from error
             first = (str(error).splitlines() or [repr(error)])[0]
             raise UserError(f"{self.address}: {first}") from error
+
+
+def _with_timeouts(client: Any) -> Any:
+    """This class of Ray's, whose own requests wait without end for a head that does not answer."""
+
+    class Client(client):  # type: ignore[misc]
+        def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
+            wait_s = UPLOAD_S if method == "PUT" else ANSWER_S
+            return super()._do_request(method, endpoint, **{"timeout": wait_s, **options})
+
+    return Client
 
 
 def _job(info: Any) -> Job:
