@@ -24,6 +24,10 @@ TOKEN_REMEDY = (
 )
 
 
+class _LateError(UserError):
+    """There is no answer within the time for it."""
+
+
 def dashboard_address(given: str | None, environment: Mapping[str, str] = os.environ) -> str:
     """The dashboard's URL. Raises `UserError` for what is none. Order of precedence:
 
@@ -117,9 +121,13 @@ def _is_loopback(host: str) -> bool:
 
 def read_log(address: str, node: str, name: str, lines: int = -1) -> str | None:
     """The last so many lines, or all, of a file in the folder of Ray's logs on the node of this id;
-    None where there is none, or the node is gone. Raises `UserError` where no dashboard answers."""
+    None where there is none, or the node is gone or late. Raises `UserError` where no dashboard
+    answers."""
     query = {"node_id": node, "filename": name, "lines": lines, "timeout": TIMEOUT_S - 1}
-    body = _read(address, f"/api/v0/logs/file?{urlencode(query)}")
+    try:
+        body = _read(address, f"/api/v0/logs/file?{urlencode(query)}")
+    except _LateError:
+        return None
     return None if body is None else body.decode(errors="replace")
 
 
@@ -150,8 +158,9 @@ def _read(address: str, path: str) -> bytes | None:
         return None
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
-        told = "no answer within 5 s" if isinstance(reason, TimeoutError) else str(reason)
-        raise UserError(
+        is_late = isinstance(reason, TimeoutError)
+        told = f"no answer within {TIMEOUT_S} s" if is_late else str(reason)
+        raise (_LateError if is_late else UserError)(
             f"{address}: no Ray dashboard answers there ({told}); start one by `ray start --head`, "
             "or give --address http://HOST:8265"
         ) from error

@@ -120,7 +120,7 @@ def test_a_fixed_number_of_workers_a_lost_node_and_a_job_that_is_stopped(
         stopped = manyfaces("jobs", "stop", job, "--address", address)
         at = last_step(run)
         assert stopped.stdout.splitlines() == [
-            f"{job}: stopping; what was trained is saved within 35 s (cluster.grace_s)",
+            f"{job}: stopping; what was trained is saved within 35 s, about cluster.grace_s",
             f"{job}: STOPPED; checkpoint of step {at}",
             "the same command of `manyfaces submit` goes on from it",
         ]

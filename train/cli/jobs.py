@@ -3,10 +3,12 @@
 import json
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from manyfaces.configs.errors import UserError
 from manyfaces.configs.redact import redact
 from manyfaces.train.cli.options import Recipe, Words
 from manyfaces.train.cli.output import note, read_config, say
@@ -20,6 +22,7 @@ app = typer.Typer(cls=Verbs)
 LAST_LINES = 10
 LISTED = 30
 """Jobs of a list whose steps are asked for."""
+ASKED_AT_ONCE = 8
 STOP_MORE_S = 10
 """How long a job that is ended by force takes until Ray says so."""
 JobId = Annotated[str, typer.Argument(metavar="ID", help="What `manyfaces submit` printed.")]
@@ -105,7 +108,11 @@ def logs(job: JobId, address: Address = None, follow: Follow = False) -> None:
     """Show what a job printed."""
     jobs = _jobs(address)
     if follow:
-        jobs.follow(job, _write)
+        lines = _Lines()
+        try:
+            jobs.follow(job, lines.write)
+        finally:
+            lines.end()
     else:
         _write(jobs.logs(job))
 
@@ -121,12 +128,18 @@ def stop(job: JobId, address: Address = None, no_wait: NoWait = False) -> None:
         say(f"{job}: was not running")
         return
     stop_wait_s = jobs.job(job).stop_wait_s
-    say(f"{job}: stopping; what was trained is saved within {stop_wait_s} s (cluster.grace_s)")
+    say(f"{job}: stopping; what was trained is saved within {stop_wait_s} s, about cluster.grace_s")
     if no_wait:
         return
+    from manyfaces.cluster.jobs import ENDED
     from manyfaces.train.job_status import JobStatus
 
     found = jobs.wait_for_end(job, stop_wait_s + STOP_MORE_S)
+    if found.state not in ENDED:
+        raise UserError(
+            f"{job}: {found.state} still, {stop_wait_s + STOP_MORE_S} s after it was asked to "
+            f"stop; `manyfaces jobs status {job} --address {jobs.address}` shows how it goes on"
+        )
     known = JobStatus.parse(jobs.status(found))
     if known is None or known.checkpoint_step is None:
         say(f"{job}: {found.state}; no checkpoint was saved")
@@ -144,8 +157,10 @@ def list_jobs(address: Address = None, as_json: Json = False) -> None:
     from manyfaces.train.cli import job_lines
     from manyfaces.train.job_status import JobStatus
 
-    # Each status is asked for alone.
-    asked = [(job, JobStatus.parse(jobs.status(job))) for job in found[:LISTED]]
+    # Each status is asked for alone, and a node may be late.
+    with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
+        told = list(pool.map(jobs.status, found[:LISTED]))
+    asked = [(job, JobStatus.parse(text)) for job, text in zip(found, told, strict=False)]
     known = [*asked, *((job, None) for job in found[LISTED:])]
     if as_json:
         _write(json.dumps([job_lines.as_json(*each) for each in known], indent=2) + "\n")
@@ -161,6 +176,21 @@ def _jobs(address: str | None) -> "Jobs":
     from manyfaces.cluster.jobs import Jobs
 
     return Jobs(dashboard_address(address))
+
+
+class _Lines:
+    """Writes whole lines of what comes in pieces, so that credentials that come in two are hidden
+    too."""
+
+    def __init__(self) -> None:
+        self._rest = ""
+
+    def write(self, text: str) -> None:
+        lines, newline, self._rest = (self._rest + text).rpartition("\n")
+        _write(lines + newline)
+
+    def end(self) -> None:
+        _write(self._rest)
 
 
 def _write(text: str) -> None:

@@ -183,3 +183,12 @@ def test_a_file_of_rays_logs() -> None:
         assert read_log(address, "node", "a.log", 1) == "text\n"
     with answering(500, b"A file is not found") as address:
         assert read_log(address, "node", "a.log", 1) is None
+
+
+def test_a_node_that_is_late_has_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("manyfaces.cluster.dashboard.TIMEOUT_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        assert read_log(address, "node", "a.log", 1) is None
+        with pytest.raises(UserError, match=r"answers there \(no answer within 0.2 s\)"):
+            ray_version(address)
