@@ -7,6 +7,7 @@ newest committed one by itself.
 
 import os
 import pkgutil
+import sys
 import tempfile
 import threading
 import time
@@ -27,6 +28,7 @@ from manyfaces.cluster.memory import KEEP_MEMORY
 from manyfaces.cluster.stop import current
 from manyfaces.configs import schema
 from manyfaces.configs.launcher import under_torchrun, works_here
+from manyfaces.configs.redact import redact
 from manyfaces.configs.schema import Elastic, UserError
 from manyfaces.configs.urls import url_of
 
@@ -262,7 +264,8 @@ def _worker(work: Work, config: schema.Cluster) -> Callable[[], None]:
         try:
             pkgutil.resolve_name(run)(payload)
         except BaseException:
-            traceback.print_exc()  # Ray passes it on, and prints it nowhere on this node
+            # Ray passes it on, and prints it nowhere on this node.
+            sys.stderr.write(redact(traceback.format_exc()))
             raise
         finally:
             ended.set()
