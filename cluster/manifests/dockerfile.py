@@ -7,6 +7,7 @@ from typing import Literal
 
 from manyfaces.cluster.manifests.install import Pinned
 from manyfaces.configs.errors import UserError
+from manyfaces.configs.redact import redact
 
 BASE = "python:3.11-bookworm"
 """Python, and the C compiler that Triton needs; PyTorch's wheels bring CUDA themselves."""
@@ -29,7 +30,7 @@ class Settings:
 
 def dockerfile(pinned: Pinned, context: Path, settings: Settings) -> str:
     """The Dockerfile for a build in the folder `context`. Raises `UserError` for files that are not
-    below it."""
+    below it, and for an index with credentials."""
     wheel, constraints = (
         _below(path, context, option)
         for path, option in ((pinned.wheel, "--wheel"), (pinned.constraints, "--constraints"))
@@ -57,6 +58,11 @@ def dockerfile(pinned: Pinned, context: Path, settings: Settings) -> str:
 
 def _install_lines(pinned: Pinned, settings: Settings) -> list[str]:
     index = settings.torch_index or (CPU_INDEX if settings.build == "cpu" else None)
+    if index is not None and redact(index) != index:
+        raise UserError(
+            f"--torch-index {index}: credentials stand in it, and every layer of an image can be "
+            "read; take them out and have pip find them in a .netrc of the base"
+        )
     lines = []
     if index is not None:
         torch = pinned.pip_install(FOLDER, what=f"--index-url {index} torch")

@@ -6,7 +6,7 @@ import re
 from importlib.metadata import version
 from typing import Any
 
-from manyfaces.cluster.manifests.nodes import Nodes, refuse_credentials
+from manyfaces.cluster.manifests.nodes import Nodes, refuse_secrets
 from manyfaces.cluster.manifests.pods import FOLDER, HEAD, MORE_GRACE_S, Pods, Settings, scripts
 from manyfaces.cluster.manifests.text import commented_yaml, dns_name
 from manyfaces.cluster.manifests.volumes import Placed, placed
@@ -29,7 +29,7 @@ def rayjob(config: Config, nodes: Nodes, settings: Settings) -> str:
     credentials in the configuration.
     """
     _refuse_unpinned(settings.image)
-    refuse_credentials(
+    refuse_secrets(
         config, "keep them in a Secret: --mlflow-secret NAME for MLflow, --store-secret NAME else"
     )
     name = _name(settings.name or config.run.name)

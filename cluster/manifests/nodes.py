@@ -5,8 +5,8 @@ import math
 from dataclasses import dataclass
 
 from manyfaces.configs.errors import UserError
-from manyfaces.configs.identity import keys_with_credentials
 from manyfaces.configs.schema import Cluster, Config, Elastic
+from manyfaces.configs.secrets import keys_with_secrets
 
 USUAL_DECODE_THREADS = 7
 """For each GPU, beside the thread that computes: clouds' machines have 8 to 26 cores a GPU."""
@@ -95,10 +95,10 @@ def _usual(least: int, most: int) -> int:
     return max(number for number in range(1, USUAL_WORKERS + 1) if common % number == 0)
 
 
-def refuse_credentials(config: Config, remedy: str) -> None:
-    """Raise `UserError` where credentials stand in the configuration, which a manifest holds."""
-    if keys := keys_with_credentials(config):
+def refuse_secrets(config: Config, remedy: str) -> None:
+    """Raise `UserError` where a secret stands in the configuration, which a manifest holds."""
+    if keys := keys_with_secrets(config):
         raise UserError(
-            f"{keys[0]}: credentials stand in its URL, and a manifest is kept and read by many; "
-            f"take them out of the URL and {remedy}"
+            f"{', '.join(keys)}: a secret stands in it, and a manifest is kept and read by many; "
+            f"take it out and {remedy}"
         )

@@ -85,7 +85,8 @@ def ray_up(config: Config, nodes: Nodes, pinned: Pinned, settings: Settings) -> 
             f"{start} --address=$RAY_HEAD_IP:{PORT} --disable-usage-stats",
         ],
     }
-    return commented_yaml([tree], _HEAD, _COMMENTS)
+    head = _HEAD.format(packages=CLOUD_PACKAGES[settings.provider])
+    return commented_yaml([tree], head, _COMMENTS)
 
 
 def _provider(settings: Settings) -> dict[str, Any]:
@@ -143,7 +144,9 @@ def _install(pinned: Pinned, folder: str) -> list[str]:
 
 _HEAD = """\
 A Ray cluster in a cloud, for runs of manyfaces. Read it, then
-  ray get-auth-token --generate > /dev/null    # the token that all nodes get
+  pip install {packages}    # by which `ray up` asks the cloud
+  # The token that all nodes get, in ~/.ray/auth_token:
+  env -u RAY_AUTH_TOKEN -u RAY_AUTH_TOKEN_PATH ray get-auth-token --generate > /dev/null
   ray up FILE
   ray dashboard FILE                           # in another terminal: forwards port 8265 through SSH
   manyfaces submit CONFIG --address http://127.0.0.1:8265

@@ -5,7 +5,7 @@ import math
 import re
 from dataclasses import dataclass
 
-from manyfaces.cluster.manifests.nodes import TRAIN, Nodes, refuse_credentials
+from manyfaces.cluster.manifests.nodes import TRAIN, Nodes, refuse_secrets
 from manyfaces.configs.errors import UserError
 from manyfaces.configs.load import dump
 from manyfaces.configs.paths import absolute
@@ -87,6 +87,9 @@ ask() {
 trap 'ask again USR1' USR1
 trap 'ask end TERM' TERM
 
+# Another cluster that this job was submitted from is not its own.
+unset RAY_ADDRESS RAY_API_SERVER_ADDRESS RAY_JOB_CONFIG_JSON_ENV_VAR
+
 # srun ends with the highest exit code of all nodes: the driver's own is kept in a file.
 srun --ntasks-per-node=1 --cpus-per-task=@CPUS@ --kill-on-bad-exit=1 \\
   ray symmetric-run --address "$address" --min-nodes "$SLURM_JOB_NUM_NODES" \\
@@ -94,6 +97,10 @@ srun --ntasks-per-node=1 --cpus-per-task=@CPUS@ --kill-on-bad-exit=1 \\
   bash -c '@TRAIN@ "$0/config.yaml" --address auto & echo $! > "$0/pid"
     wait $!; code=$?; echo $code > "$0/code"; exit $code' "$state" &
 step=$!
+# A signal that came before the step had a number has ended nothing yet.
+if [[ -n $asked && ! -s $state/pid ]]; then
+  kill "$step"
+fi
 wait "$step"
 code=$?
 while kill -0 "$step" 2> /dev/null; do  # a signal has interrupted the wait
@@ -120,7 +127,7 @@ def batch_script(config: Config, nodes: Nodes, settings: Settings) -> str:
     Raises `UserError` for a time limit that cannot be read or is too short to save a checkpoint
     in, and for credentials in the configuration.
     """
-    refuse_credentials(config, "set them in the environment of sbatch, which hands it to the job")
+    refuse_secrets(config, "set them in the environment of sbatch, which hands it to the job")
     before_s = math.ceil(config.cluster.grace_s) + BEFORE_END_S
     if _seconds(settings.time) <= before_s:
         raise UserError(

@@ -395,7 +395,7 @@ def test_no_secret_goes_into_a_manifest(
     assert main(["manifest", *verb, uri]) == 2
     out, err = capsys.readouterr()
     assert (out, SECRET in err) == ("", False)
-    assert "tracking.uri: credentials stand in its URL" in err.splitlines()[-1]
+    assert "tracking.uri: a secret stands in it" in err.splitlines()[-1]
 
 
 def test_a_file_is_written_instead(printed: Callable[..., str], tmp_path: Path) -> None:
