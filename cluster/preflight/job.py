@@ -7,7 +7,7 @@ from manyfaces.cluster.jobs import CONFIG, ENDED, Jobs, shipment
 from manyfaces.cluster.preflight.report import Report
 from manyfaces.configs.errors import UserError
 
-JOB_S = 900.0
+JOB_S = 1800.0
 """How long the job may take: its own waits add up to less."""
 
 

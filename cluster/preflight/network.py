@@ -62,12 +62,19 @@ def network(
 
 
 def _met(nodes: Nodes, there: Sequence[NodeReport]) -> tuple[dict[str, int], dict[str, str]]:
-    """The ranks of the nodes that reach the first of them, and why others do not."""
-    first, *others = there
-    ports = nodes.ask("open_store", lambda node: (first.address,), of=[first.id], may_fail=True)
-    port = ports.get(first.id)
-    if not isinstance(port, int):
-        return {}, {first.id: str(port or nodes.faults.get(first.id))}
+    """The ranks of the nodes that reach the first of them at which nodes can meet, and why others
+    do not."""
+    faults: dict[str, str] = {}
+    addresses = {node.id: (node.address,) for node in there}
+    for first in there:
+        opened = nodes.ask("open_store", addresses.__getitem__, of=[first.id], may_fail=True)
+        port = opened.get(first.id)
+        if isinstance(port, int):
+            break
+        faults[first.id] = str(port or nodes.faults.get(first.id))
+    else:
+        return {}, faults
+    others = [node for node in there if node is not first and node.id not in faults]
     told = nodes.ask(
         "reach_store",
         lambda node: (first.address, port),
@@ -75,7 +82,7 @@ def _met(nodes: Nodes, there: Sequence[NodeReport]) -> tuple[dict[str, int], dic
         may_fail=True,
     )
     where = f"{first.name} cannot be reached from here at {first.address}:{port}"
-    faults = {node: where for node, each in told.items() if isinstance(each, RuntimeError)}
+    faults |= {node: where for node, each in told.items() if isinstance(each, RuntimeError)}
     met = [first.id, *(node for node in told if node not in faults)]
     return {node: rank for rank, node in enumerate(met)}, faults
 
