@@ -53,7 +53,7 @@ class Asking:
     def report(self, address: str | None, tell: Callable[[str], None]) -> Report:
         """Ask: a job of the cluster whose dashboard is at the URL `address`, else this process.
         `tell` gets what is being asked. Raises `UserError` where nothing answers there."""
-        if address is not None and ("://" in address or address.endswith(f":{DASHBOARD_PORT}")):
+        if address is not None and is_dashboard(address):
             from manyfaces.cluster.dashboard import dashboard_address
             from manyfaces.cluster.preflight.job import preflight_elsewhere
             from manyfaces.configs.load import dump
@@ -67,6 +67,11 @@ class Asking:
         from manyfaces.cluster.preflight.ask import preflight
 
         return preflight(address, package, self.wanted(), tell)
+
+
+def is_dashboard(address: str) -> bool:
+    """Whether the nodes are asked by a job that is submitted there."""
+    return "://" in address or address.endswith(f":{DASHBOARD_PORT}")
 
 
 def asking(config: Config | None, images_per_s: float | None) -> Asking:

@@ -50,24 +50,25 @@ def preflight(
     decodes. With CONFIG also whether it reads the dataset, whether it can write the run's folder
     and whether all nodes see the same one, and whether there is room for the checkpoints and the
     cache. Nodes with workers measure the bandwidth between them (NCCL on GPUs, gloo on CPUs).
-    Nothing is left behind.
+    Nothing is left behind, and runs that go on there are slower while it measures.
 
     What is wrong is red, with the remedy below the table; the exit code is then 2.
     """
     from manyfaces.cluster.preflight.probes import versions
     from manyfaces.cluster.preflight.verdicts import unlike_here
-    from manyfaces.configs.urls import url_of
     from manyfaces.train.cli.submit_checks import refuse_secrets
-    from manyfaces.train.preflight import asking
+    from manyfaces.train.preflight import asking, is_dashboard
 
     tree = None if config is None else load_config(config, words or ())
     if tree is not None:
         address = address or tree.cluster.address
-        if address is not None and url_of(address) is not None:  # it travels there
-            refuse_secrets(tree)
+    is_elsewhere = address is not None and is_dashboard(address)
+    if tree is not None and is_elsewhere:  # it travels there
+        refuse_secrets(tree)
     with progress("asking the nodes") as tell:
         report = asking(tree, images_per_s).report(address, tell)
-    differing = unlike_here(report, versions())
+    # A process on one of the nodes has nothing to compare: the nodes are compared already.
+    differing = unlike_here(report, versions()) if is_elsewhere else []
     report = report.model_copy(update={"problems": (*differing, *report.problems)})
     if as_json:
         from manyfaces.cluster.preflight.job import to_json

@@ -117,7 +117,9 @@ def test_other_versions_here_are_told(
     found: list[Report], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("manyfaces.cluster.preflight.probes.versions", lambda: {"torch": "2.11.0"})
-    assert main(["preflight"]) == 2
+    assert main(["preflight", "--address", "auto"]) == 2
+    assert "this machine has" not in capsys.readouterr().out
+    assert main(["preflight", "--address", "http://head:8265"]) == 2
     shown = capsys.readouterr()
     assert "all nodes: the nodes have torch 2.13.0, this machine has 2.11.0" in shown.out
     assert "preflight: faults on 1 of 2 nodes: 2, " in shown.err
