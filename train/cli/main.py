@@ -27,6 +27,8 @@ from manyfaces.train.cli.verbs import Verbs, usage_line
 
 MISTAKE, INTERRUPTED = 2, 130
 """Exit codes: something that a person has to mend; Ctrl-C."""
+RESUMED = ("train", "sweep")
+"""The verbs that go on where they were stopped."""
 
 OVERVIEW = """\
 manyfaces trains identity encoders on web-scale face data.
@@ -125,5 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         output.fail(what)
         return MISTAKE
     if code == INTERRUPTED:
-        output.stopped("stopped; the same command resumes from the last checkpoint")
+        verb = next((word for word in words if not word.startswith("-")), "")
+        goes_on = "; the same command resumes from the last checkpoint" if verb in RESUMED else ""
+        output.stopped(f"stopped{goes_on}")
     return int(code or 0)

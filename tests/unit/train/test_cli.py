@@ -261,6 +261,17 @@ def test_what_a_run_ends_with(
     assert capsys.readouterr().err.splitlines() == [line]
 
 
+def test_what_does_not_resume_does_not_say_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(address: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("manyfaces.cluster.jobs.Jobs", interrupted)
+    assert main(["jobs", "list"]) == 130
+    assert capsys.readouterr().err.splitlines() == ["stopped"]
+
+
 def test_a_fault_of_ours_has_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     module: Any = type(sys)("manyfaces.train.run")
     monkeypatch.setitem(sys.modules, "manyfaces.train.run", module)
