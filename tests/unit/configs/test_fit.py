@@ -212,7 +212,7 @@ def test_the_gpus_of_this_machine_and_its_own_memory(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.usefixtures("memory")
 def test_a_configuration_for_gpus_says_that_there_are_none() -> None:
-    told = without_gpus(load("pretrain/wf42m_vit_base"))
+    told = without_gpus(load("pretrain/wf42m_vit_base", ["cluster.gpus_per_worker=auto"]))
     assert "no GPU, and 64 workers of 4 threads need 256 CPUs" in str(told)
     stated = without_gpus(load("demo", ["cluster.machine=a100"]))
     assert "cluster.machine is a100" in str(stated)
