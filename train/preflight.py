@@ -10,7 +10,7 @@ from manyfaces.configs.errors import UserError
 from manyfaces.configs.schema import Config
 from manyfaces.configs.urls import url_of
 from manyfaces.data.dataset.size import dataset_size
-from manyfaces.train.folder import run_url
+from manyfaces.train.folder import RunFolder, run_url
 
 DASHBOARD_PORT = 8265
 """Where no Ray cluster takes nodes: who gives it means the dashboard."""
@@ -85,7 +85,15 @@ def folders(config: Config) -> list[Folder]:
     key, path = "run.dir", config.run.dir
     if run_url(config) is not None:
         key, path = "run.work_dir", config.run.work_dir
-    found.append(Folder(key=key, path=path, is_shared=True, needs_bytes=checkpoint_bytes(config)))
+    found.append(
+        Folder(
+            key=key,
+            path=path,
+            is_shared=True,
+            needs_bytes=checkpoint_bytes(config),
+            held=str(RunFolder.of(config).checkpoints),
+        )
+    )
     if any(url_of(each) is not None for each in config.data.paths):
         cache_bytes = int(config.data.cache_gb * 1e9)
         found.append(

@@ -82,6 +82,9 @@ class Folder(Told):
     """Whether all nodes have to see the same folder."""
     needs_bytes: int | None = None
     """What the run will write there, where that is known."""
+    held: str | None = None
+    """The folder whose files are part of `needs_bytes` already; None for all of a folder of one
+    node alone."""
 
 
 class FolderAnswer(Told):
@@ -91,8 +94,8 @@ class FolderAnswer(Told):
     path: str
     free_bytes: int | None = None
     held_bytes: int = 0
-    """What is in a folder of this node alone; nobody counts it for a shared one, which may hold
-    more than is quick to count."""
+    """What a run of this name has written there before; of other runs in a shared folder nothing
+    is counted, as there may be more than is quick to count."""
     write_bytes_s: float | None = None
     seen_by: int | None = None
     """How many nodes see what this one has written there; None where nobody has looked."""
@@ -215,7 +218,7 @@ class Writing:
         facts = {
             "write_bytes_s": write_bytes_s,
             "free_bytes": free_bytes,
-            "held_bytes": 0 if folder.is_shared else _held_bytes(file.parent),
+            "held_bytes": _held_bytes(folder),
         }
         return answer.model_copy(update=facts)
 
@@ -269,9 +272,10 @@ def _write(file: Path) -> float:
     return written / max(time.perf_counter() - began, math.ulp(1.0))
 
 
-def _held_bytes(folder: Path) -> int:
+def _held_bytes(folder: Folder) -> int:
+    counted = folder.held or (None if folder.is_shared else folder.path)
     total = 0
-    for path, _, names in os.walk(folder):
+    for path, _, names in os.walk(_expanded(counted)) if counted else ():
         for name in names:
             if (facts := _stat(Path(path, name))) is not None:
                 total += facts.st_size

@@ -67,6 +67,19 @@ def test_only_a_folder_of_the_node_alone_is_counted(tmp_path: Path) -> None:
     assert held == {True: 0, False: 5000 + (1 << 20)}
 
 
+def test_the_checkpoints_of_a_run_that_goes_on_are_counted(tmp_path: Path) -> None:
+    for run in ("mine", "other"):
+        (tmp_path / run / "checkpoints" / "step-1").mkdir(parents=True)
+        (tmp_path / run / "checkpoints" / "step-1" / "head").write_bytes(bytes(7000))
+    asked = Folder(
+        key="run.dir",
+        path=str(tmp_path),
+        is_shared=True,
+        held=str(tmp_path / "mine" / "checkpoints"),
+    )
+    assert Writing().write(asked, "one").held_bytes == 7000
+
+
 def test_a_path_is_told_without_credentials(tmp_path: Path) -> None:
     asked = Folder(key="run.dir", path=f"{tmp_path}/http://user:PLANTED@h/x", is_shared=True)
     writing = Writing()
