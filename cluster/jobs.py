@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from manyfaces.cluster.dashboard import TOKEN_REMEDY, open_line, ray_version, read_log, token
+from manyfaces.cluster.manifests.nodes import TRAIN
 from manyfaces.cluster.manifests.own_wheel import own_wheel, sources
 from manyfaces.cluster.probe import MARK
 from manyfaces.cluster.status_file import status_name
@@ -181,7 +182,7 @@ class Jobs:
         variables = {**environment, STOP_WAIT: str(math.ceil(grace_s + STOP_WAIT_MORE_S))}
         job = self._ask(
             self._client.submit_job,
-            entrypoint=f"python -m manyfaces.train train {CONFIG} --address auto",
+            entrypoint=f"{TRAIN} {CONFIG} --address auto",
             runtime_env={**shipped, "env_vars": variables},
             metadata={"run": name},
         )

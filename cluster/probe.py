@@ -5,7 +5,8 @@ Run as `python -m manyfaces.cluster.probe CHECKS CONFIG SECONDS`: `CHECKS` is a 
 `begin(config, mark)`, `check(config, mark)` and `end(config, mark)`, which take the configuration's
 text and a name of this probe's own; the first and the last run beside the driver, `check` on every
 node. The first two return what is wrong, a line each. The last line that is printed is a JSON
-object. Nodes may lack what manyfaces needs, so this file imports Python's own modules and Ray.
+object. Nodes may lack what manyfaces needs, so this file imports Python's own modules and
+what Ray brings.
 """
 
 import importlib
@@ -35,7 +36,7 @@ def versions(names: list[str]) -> dict[str, str | None]:
     return found
 
 
-def look(checks: str, config: str, mark: str, names: list[str]) -> dict[str, Any]:
+def describe_node(checks: str, config: str, mark: str, names: list[str]) -> dict[str, Any]:
     """What one node says of itself; without `checks`, of its versions alone."""
     found = {"python": platform.python_version(), "versions": versions(names)}
     return {**found, "faults": _call(checks, "check", config, mark) if checks else []}
@@ -92,7 +93,7 @@ def _ask(
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     # As `__main__` it travels by value, to nodes that may have another manyfaces installed.
-    remote = ray.remote(num_cpus=0, max_retries=0)(look)
+    remote = ray.remote(num_cpus=0, max_retries=0)(describe_node)
     asked: dict[Any, str] = {}
     for node in nodes:
         here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)

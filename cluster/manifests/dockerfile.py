@@ -93,4 +93,5 @@ _HEAD = """\
 # The image that runs of manyfaces work in. Read it, then, in the folder that it is for,
 #   docker build --file FILE --tag REGISTRY/manyfaces:VERSION .
 #   docker push REGISTRY/manyfaces:VERSION     # shows the digest, for --image ...@sha256:DIGEST
+# Dependencies are pinned by their versions; the wheel and the list of them by their SHA-256.
 # The base needs Python 3.11 or 3.12, and for GPUs a C compiler."""

@@ -6,6 +6,7 @@ import re
 from importlib.metadata import version
 from typing import Any
 
+from manyfaces.cluster.jobs import STOP_WAIT, STOP_WAIT_MORE_S
 from manyfaces.cluster.manifests.nodes import Nodes, refuse_secrets
 from manyfaces.cluster.manifests.pods import FOLDER, HEAD, MORE_GRACE_S, Pods, Settings, scripts
 from manyfaces.cluster.manifests.text import commented_yaml, dns_name
@@ -16,8 +17,6 @@ from manyfaces.configs.schema import Config
 
 LONGEST_NAME = 47
 """Characters of a RayJob's name, to which KubeRay adds more."""
-STOP_WAIT_MORE_S = 5
-"""Ray kills the driver of a job so long after its time of grace."""
 KEPT_S = 600
 """How long the cluster of a job that has ended stays, for whoever wants its logs."""
 
@@ -58,7 +57,7 @@ def _spec(
     spec: dict[str, Any] = {
         "submissionMode": "K8sJobMode",
         "entrypoint": f"sh {FOLDER}/train.sh",
-        "runtimeEnvYAML": f'env_vars:\n  RAY_JOB_STOP_WAIT_TIME_S: "{stop_wait_s}"\n',
+        "runtimeEnvYAML": f'env_vars:\n  {STOP_WAIT}: "{stop_wait_s}"\n',
         "metadata": {"run": config.run.name},
         "backoffLimit": settings.retries,
     }

@@ -150,7 +150,8 @@ A Ray cluster in a cloud, for runs of manyfaces. Read it, then
   ray up FILE
   ray dashboard FILE                           # in another terminal: forwards port 8265 through SSH
   manyfaces submit CONFIG --address http://127.0.0.1:8265
-  ray down FILE                                # the workers below cost money until then"""
+  ray down FILE                                # the workers below cost money until then
+Dependencies are pinned by their versions; the wheel and the list of them by their SHA-256."""
 _COMMENTS = {
     "available_node_types": (
         "Training starts with min_workers nodes, on which idle_timeout_minutes has no effect."

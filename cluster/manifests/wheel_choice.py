@@ -25,16 +25,16 @@ class WheelChoice:
 
     wheels: dict[str, Path] = field(default_factory=dict)
     there: set[str] = field(default_factory=set)
-    """Asked for by what was chosen, and left to the machine as it was told to have them."""
+    """The names that what was chosen asks for, and that the machine was said to have."""
     bound: dict[str, str] = field(default_factory=dict)
-    """Left out with those, because they go with one version of them alone: name and what they
-    require, such as torch==2.13.0."""
+    """What was left out with those, because it goes with one version of them alone: name and what
+    it requires, such as torch==2.13.0."""
     built: set[str] = field(default_factory=set)
-    """Built here, for the index has their source distributions only."""
+    """The names that were built here, for the index has source distributions of them only."""
     missing: dict[str, str] = field(default_factory=dict)
-    """Needed, and not to be had: name and reason."""
+    """What is needed and not to be had: name and reason."""
     unpinned: set[str] = field(default_factory=set)
-    """Taken at the newest version that goes, for no version is pinned."""
+    """The names that were taken at their newest version, for none is pinned."""
 
 
 @dataclass(frozen=True)

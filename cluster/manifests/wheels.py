@@ -78,7 +78,7 @@ class Gathered:
     num_wheels: int
     num_pieces: int
     num_bytes: int
-    """Of all wheels together."""
+    """The bytes of all wheels together."""
 
 
 def pinned(file: Path | None) -> tuple[dict[str, str], str]:
