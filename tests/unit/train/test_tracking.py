@@ -508,7 +508,9 @@ def test_plots_that_cannot_be_drawn_are_told_and_keep_nothing_back(
     tags, answers = Server.tags, iter([unanswered])
     monkeypatch.setattr(Server, "tags", lambda *given: next(answers, tags)(*given))
     mirror = Mirror(folder.path, config, {}, period_s=0.05, draw=draw)
-    wait_until(lambda: drawn != [])  # although the server was away between the numbers and the plots
+    wait_until(
+        lambda: drawn != []
+    )  # although the server was away between the numbers and the plots
     assert mirror.close("FINISHED", folder.artifacts) == ""
     assert mirror.notes == ["the plots were not drawn: no font"]
     assert artifacts(folder, config) == {"config.yaml"}
