@@ -41,6 +41,8 @@ bring back a job that has just ended, as one that has failed."""
 PROBE_WAIT_S, NODE_WAIT_S = 120, 60
 """Longest time that a probe takes in all, and until all nodes have answered it."""
 POLL_S = 0.25
+AGENT_WAIT_S, NO_AGENT = 30.0, "No available agent"
+"""How long a cluster may have no agent for a job, and what it says meanwhile."""
 SILENCE_S = 15.0
 """After so long without a line of a job that is followed the cluster is asked for an answer."""
 MISSES = 3
@@ -152,8 +154,7 @@ class Jobs:
         """Run this command on the cluster's head with this shipment, as a job that no list of ours
         shows: how it stood at its end, or after so many seconds, and what it had printed. One that
         has not ended by then is stopped. Raises `UserError`, as the methods below do."""
-        job = self._ask(
-            self._client.submit_job,
+        job = self._start(
             entrypoint=shlex.join(words),
             runtime_env=dict(shipped),
             submission_id=f"{PROBE}{uuid.uuid4().hex[:12]}",
@@ -180,13 +181,23 @@ class Jobs:
         seconds to end when it is stopped, and these environment variables besides. Returns the
         job's id. Raises `UserError`, as the methods below do."""
         variables = {**environment, STOP_WAIT: str(math.ceil(grace_s + STOP_WAIT_MORE_S))}
-        job = self._ask(
-            self._client.submit_job,
+        return self._start(
             entrypoint=f"{TRAIN} {CONFIG} --address auto",
             runtime_env={**shipped, "env_vars": variables},
             metadata={"run": name},
         )
-        return str(job)
+
+    def _start(self, **told: Any) -> str:
+        """Start a job, once the cluster has an agent that takes it: a head that was just started
+        has none yet. Returns its id."""
+        deadline = time.monotonic() + AGENT_WAIT_S
+        while True:
+            try:
+                return str(self._ask(self._client.submit_job, **told))
+            except UserError as error:
+                if NO_AGENT not in str(error) or time.monotonic() > deadline:
+                    raise
+            time.sleep(POLL_S)
 
     def job(self, job: str) -> Job:
         """How the job stands."""

@@ -12,6 +12,7 @@ import pytest
 from ray._private import utils
 
 from manyfaces.cluster import callbacks, connection, jobs, launch
+from manyfaces.configs.errors import UserError
 from manyfaces.configs.load import load
 from manyfaces.configs.schema import Cluster
 from manyfaces.train.cli.main import main
@@ -127,3 +128,25 @@ def test_a_job_is_told_of_the_tracking_server_in_a_file_alone(
         "follow     manyfaces jobs logs raysubmit_1 --follow --address http://***@127.0.0.1:8265",
         "look       manyfaces jobs status raysubmit_1 --address http://***@127.0.0.1:8265",
     ]
+
+
+def test_a_cluster_that_was_just_started_is_waited_for(
+    dashboard: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "POLL_S", 0.0)
+    asked: list[str] = []
+
+    def submit_job(self: Dashboard, **told: Any) -> str:
+        asked.append(told["entrypoint"])
+        if len(asked) < 3:
+            raise RuntimeError("Request failed with status code 500: No available agent to submit")
+        return "raysubmit_1"
+
+    monkeypatch.setattr(Dashboard, "submit_job", submit_job)
+    assert jobs.Jobs("http://127.0.0.1:8265").submit("run", {}, 30.0, {}) == "raysubmit_1"
+    assert len(asked) == 3
+    monkeypatch.setattr(jobs, "AGENT_WAIT_S", -1.0)
+    asked.clear()
+    with pytest.raises(UserError, match="No available agent"):
+        jobs.Jobs("http://127.0.0.1:8265").submit("run", {}, 30.0, {})
+    assert len(asked) == 1
