@@ -17,7 +17,6 @@ from manyfaces.data.dataset.manifest import MANIFEST, Manifest, parse_manifest
 from manyfaces.data.dataset.part import Part
 from manyfaces.data.store.remote import Remote
 from manyfaces.data.store.samples import Store
-from manyfaces.train.checkpoint.store import RunStore
 from manyfaces.train.folder import run_url
 
 PATIENCE_S = 20.0
@@ -57,6 +56,10 @@ def dataset(payload: Mapping[str, Any]) -> dict[str, Any]:
 
 def store(payload: Mapping[str, Any]) -> dict[str, Any]:
     """Whether the store of a run at a URL can be written."""
+    # It brings torch. The driver of the check before a job has ended in oneMKL's "Cannot load
+    # libtorch_cpu.so" where it loaded torch behind Ray's and Arrow's libraries.
+    from manyfaces.train.checkpoint.store import RunStore
+
     config = config_of(payload)
     url = run_url(config)
     assert url is not None

@@ -1,6 +1,8 @@
 """A node that cannot read the dataset, or does not see the run's folder, says so in one line."""
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,3 +56,8 @@ def test_a_dataset_that_cannot_be_read(tmp_path: Path, dataset_path: Path) -> No
     shutil.rmtree(copy)
     [line] = node_check.check(told, MARK)
     assert line.startswith(f"dataset {copy}: no such folder")
+
+
+def test_the_check_before_a_job_loads_no_torch() -> None:
+    program = "import sys, manyfaces.train.node_check; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
