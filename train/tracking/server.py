@@ -130,7 +130,7 @@ class Server:
     def attempt(self, attempt: Attempt, tags: Mapping[str, str]) -> None:
         """Have an attempt as a run below this one, as it stands. One that a person has deleted
         there stays deleted."""
-        key = str(int(attempt.started * 1000))
+        key = str(round(attempt.started * 1e6))
         if self._attempts is None:
             self._attempts = {run.data.tags.get(ATTEMPT, ""): run.info for run in self._children()}
         info = self._attempts.get(key)
@@ -138,7 +138,7 @@ class Server:
             known, self._attempts = self._attempts, None  # an answer may be lost: look again then
             info = self._client.create_run(
                 self.experiment_id,
-                start_time=int(key),
+                start_time=int(attempt.started * 1000),
                 tags={PARENT: self.run_id, ATTEMPT: key, **tags},
                 run_name=f"{self.config.run.name} attempt {attempt.number}",
             ).info

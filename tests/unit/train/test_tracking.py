@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -439,9 +440,11 @@ def test_a_run_says_where_it_comes_from_and_what_it_reads(
 
 def test_each_attempt_is_a_run_below_with_its_own_end(config: Config, folder: RunFolder) -> None:
     record = Record(folder.path)
+    time.sleep(0.002)  # MLflow, which is asked for them in order, knows milliseconds
     record.event("start", "resuming", world_size=2)
     record.event("worker_failed", "rank 1 died", rank=1)
     mirror = Mirror(folder.path, config, {}, period_s=0.05)
+    time.sleep(0.002)
     record.event("start", "resuming", world_size=1)
     wait_until(
         lambda: [run.info.status for run in known_attempts(folder, config)][2:] == ["RUNNING"]
