@@ -96,7 +96,8 @@ def launch(
 def refuse(config: schema.Cluster) -> None:
     """Raise `UserError` for the address of a dashboard, where nobody can join, and for more workers
     than this machine can hold, where it is to hold them; a cluster is asked when it is joined."""
-    if config.address is not None and url_of(config.address) is not None:
+    is_url = config.address is not None and url_of(config.address) is not None
+    if is_url and not works_here(config):
         raise UserError(
             f"cluster.address {config.address}: a run joins the cluster from one of its nodes; "
             "give auto or HOST:PORT, or start it from elsewhere by `manyfaces submit`"

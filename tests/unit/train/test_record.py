@@ -99,7 +99,7 @@ def test_a_server_that_is_away_costs_nothing_and_is_caught_up(
 def test_only_the_warnings_of_mlflow_are_silenced(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Mirror, "_send", lambda mirror: warnings.warn("of another", stacklevel=1))
+    monkeypatch.setattr(Mirror, "_send", lambda *_: warnings.warn("of another", stacklevel=1))
     assert "UserWarning: of another" in mirror_once(tmp_path, config)
 
 
