@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+import pytest
 from commands import forked, rows
 from poisoned_batch import recipe
 
 
+@pytest.mark.slow
 def test_one_more_than_may_be_left_out(dataset_path: Path, tmp_path: Path) -> None:
     """The sample comes again in the second epoch."""
     path = recipe(tmp_path, dataset_path, 6)

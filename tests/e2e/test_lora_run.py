@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import torch.distributed as dist
 import yaml
@@ -54,6 +55,7 @@ def base_file(folder: Path, dataset: Path, seed: int) -> Path:
     return file
 
 
+@pytest.mark.slow
 def test_a_run_of_adapters(dataset_path: Path, tmp_path: Path) -> None:
     init = base_file(tmp_path, dataset_path, seed=1)
     pairs = tmp_path / "pairs.bin"
