@@ -3,15 +3,15 @@ lacks."""
 
 import importlib.metadata
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
-from packaging.version import Version
 
 from manyfaces.cluster.probe import versions
+from manyfaces.cluster.versions import PACKAGES, compute_together, talk_together
 from manyfaces.configs.schema import Cluster, Elastic
 
 SHOWN = 3
@@ -52,8 +52,8 @@ def fit(found: Mapping[str, Any], config: Cluster) -> Fit:
         for line in lines:
             told.setdefault(line, []).append(node["name"])
     result.faults += [f"{_names(names)}: {line}" for line, names in told.items()]
-    for what, read in (("Python", _python), ("torch", _torch)):
-        _compare(what, read, answered, result)
+    for name in ("python", *PACKAGES):
+        _compare(name, answered, result)
     _count_places(nodes, found["groups"], found["autoscales"], config, result)
     if answered:
         first = answered[0]
@@ -89,37 +89,32 @@ def _version_faults(node: Mapping[str, Any]) -> list[str]:
     return faults
 
 
-def _compare(
-    what: str, read: Callable[[dict[str, Any]], str], nodes: Sequence[dict[str, Any]], result: Fit
-) -> None:
-    known = [(node, read(node)) for node in nodes if read(node)]
+def _compare(name: str, nodes: Sequence[dict[str, Any]], result: Fit) -> None:
+    """Tell where nodes have versions that do not go together, or others than this machine."""
+    known = [(node, version) for node in nodes if (version := _version(name, node))]
     if not known:
         return
-    first, version = known[0]
-    others = [(node, other) for node, other in known if other != version]
+    first, usual = known[0]
+    others = [(node, other) for node, other in known if not compute_together(name, usual, other)]
     if others:
         node, other = others[0]
         more = f", and {len(others) - 1} more nodes differ" if len(others) > 1 else ""
         result.faults.append(
-            f"the nodes differ: {what} is {version} on {first['name']} and {other} on "
+            f"the nodes differ: {name} is {usual} on {first['name']} and {other} on "
             f"{node['name']}{more}; install the same on all"
         )
         return
-    here = read({"python": platform.python_version(), "versions": versions(["torch"])})
-    if here and here != version:
+    packages = [PACKAGES[name]] if name in PACKAGES else []
+    here = _version(name, {"python": platform.python_version(), "versions": versions(packages)})
+    if here and not talk_together(here, usual):
         result.notes.append(
-            f"the nodes have {what} {version}, this machine {here}; the job runs with theirs"
+            f"the nodes have {name} {usual}, this machine {here}; the job runs with theirs"
         )
 
 
-def _python(node: dict[str, Any]) -> str:
-    return ".".join(str(node["python"]).split(".")[:2])
-
-
-def _torch(node: dict[str, Any]) -> str:
-    """The release: builds for a CPU and for a GPU of the same one go together."""
-    installed = node["versions"].get("torch")
-    return Version(installed).base_version if installed else ""
+def _version(name: str, node: Mapping[str, Any]) -> str | None:
+    """What the node has of a package, or of `python`; None where it has none."""
+    return node["python"] if name == "python" else node["versions"].get(PACKAGES[name])
 
 
 def _count_places(

@@ -24,6 +24,7 @@ from manyfaces.cluster.manifests.nodes import TRAIN
 from manyfaces.cluster.manifests.own_wheel import own_wheel, sources
 from manyfaces.cluster.probe import MARK
 from manyfaces.cluster.status_file import status_name
+from manyfaces.cluster.versions import talk_together
 from manyfaces.configs.errors import UserError
 
 CONFIG = "config.yaml"
@@ -125,7 +126,7 @@ class Jobs:
         """Raise `UserError` where the cluster's Ray is of another release than this machine's,
         with which manyfaces is tested."""
         here, there = version("ray"), self.ray_version
-        if here.split(".")[:2] != there.split(".")[:2]:
+        if not talk_together(here, there):
             raise UserError(
                 f"{self.address}: the cluster runs Ray {there}, this machine has {here}; install "
                 f"ray=={here} on the nodes, or {there} here"

@@ -18,14 +18,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from manyfaces.cluster.versions import PACKAGES
 from manyfaces.configs.redact import redact
 
-PACKAGES = {
-    "torch": "torch",
-    "ray": "ray",
-    "deepspeed": "deepspeed",
-    "dali": "nvidia-dali-cuda130",
-}
 WRITE_BYTES, WRITE_S, BLOCK_BYTES = 64 << 20, 5.0, 4 << 20
 """What is written to measure a folder: so many bytes, or for so long where that is slower."""
 SEE_S = 5.0

@@ -14,6 +14,7 @@ from manyfaces.cluster.preflight.report import (
     Report,
     Wanted,
 )
+from manyfaces.cluster.versions import compute_together, talk_together
 
 MOST_SKEW_S = 1.0
 """Leases, timeouts of a stop and the times in the record are compared between nodes to about a
@@ -25,9 +26,6 @@ SLOW_PAIR = 1 / 3
 """A pair below this share of what pairs usually reach is slow: a link that fell back to a lower
 rate has a quarter or a tenth (Ethernet's 100, 25, 10 and 1 Gbit/s), while equal links of busy nodes
 were measured to differ by half."""
-NUMBERS_ALIKE = 2
-"""How many numbers of a version have to be those of this machine: from here travel code and a
-configuration, which a patch release does not change. Between nodes all of it has to be alike."""
 MIB, GIB = 1 << 20, 1 << 30
 
 
@@ -55,7 +53,7 @@ def unlike_here(report: Report, here: Mapping[str, str]) -> list[Problem]:
     found = []
     for name, usual in _usual_versions(report).items():
         mine = here.get(name)
-        if mine is None or _numbers(usual) == _numbers(mine):
+        if mine is None or talk_together(usual, mine):
             continue
         found.append(
             Problem(
@@ -214,14 +212,13 @@ def _decoding(report: Report, wanted: Wanted) -> Iterator[Problem]:
 
 
 def _versions(report: Report) -> Iterator[Problem]:
-    """Versions that are not those of most nodes: ranks compute together, and pickles and
-    collectives between other releases are nobody's promise."""
+    """Versions that do not go together with those of most nodes."""
     usual = _usual_versions(report)
     for node in report.nodes:
         if node.system is None:
             continue
         for name, mine in _versions_of(node).items():
-            if mine != usual[name]:
+            if not compute_together(name, mine, usual[name]):
                 yield Problem(
                     node=node.name,
                     figure=name,
@@ -282,7 +279,3 @@ def _others(values: Mapping[str, str]) -> list[str]:
     """Names whose value is not that of most."""
     usual = Counter(values.values()).most_common(1)
     return [name for name, value in values.items() if value != usual[0][0]]
-
-
-def _numbers(version: str) -> list[str]:
-    return version.split("+")[0].split(".")[:NUMBERS_ALIKE]

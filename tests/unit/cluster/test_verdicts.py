@@ -81,7 +81,11 @@ def test_nothing_is_wrong_with_sound_nodes() -> None:
         (node("c", run_dir={"seen_by": 1}), "run.dir", "seen by 1 of 3 nodes"),
         (node("c", cache={"held_bytes": 0}), "data.cache_dir", "60.0 GiB free"),
         (node("c", versions={"ray": "2.59.0"}), "ray", "has ray 2.59.0, other nodes have 2.60.0"),
-        (node("c", versions={"torch": "2.13.0+cu130"}), "torch", "2.13.0+cu130, other nodes"),
+        (
+            node("c", versions={"torch": "2.12.1+cpu"}),
+            "torch",
+            "2.12.1+cpu, other nodes have 2.13.0",
+        ),
         (node("c", dataset={"fingerprint": "xyz"}), "dataset", "another one"),
         (node("c", answers={"dataset": Answer(fault="/faces: no such folder")}), "dataset", "/fac"),
         (node("c", gpus=8), "GPUs", "Ray counts 8 GPUs, torch 2.13.0+cpu sees none"),
@@ -136,6 +140,11 @@ def test_a_cluster_without_workers() -> None:
     report = Report(nodes=(node("head", has_workers=False),))
     [problem] = problems(report, Wanted(wants_gpus=True))
     assert problem.what == "no node has a GPU for workers"
+
+
+def test_builds_of_one_release_go_together() -> None:
+    cuda = {"torch": "2.13.0+cu130", "python": "3.11.9"}
+    assert found(node("c", versions=cuda)) == []
 
 
 def test_this_machine_is_compared_by_releases() -> None:
