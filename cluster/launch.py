@@ -25,7 +25,7 @@ from manyfaces.cluster.connection import connected
 from manyfaces.cluster.device import HIDE_GPUS, count_gpus
 from manyfaces.cluster.group import joined
 from manyfaces.cluster.memory import KEEP_MEMORY
-from manyfaces.cluster.stop import current
+from manyfaces.cluster.stop import current, run_in_thread
 from manyfaces.configs import schema
 from manyfaces.configs.launcher import under_torchrun, works_here
 from manyfaces.configs.redact import redact
@@ -37,7 +37,6 @@ PLACE_TIMEOUT_S = 60
 PLACE_ELASTIC_TIMEOUT_S = 20
 """The same where the number of workers may change: Ray looks every 20 s how many nodes there are,
 and waits for one that was just lost in vain."""
-POLL_S = 0.2
 NO_PLACE = "no place for them within"
 """What is told where workers cannot be placed begins so, and says what to do."""
 TRAIN_SETTINGS = {
@@ -154,7 +153,7 @@ def _fit_while_saving(work: Work, config: schema.Cluster, storage: str) -> None:
         counted = replace(work, payload=work.payload | {"saved": saved})
         trainer = _trainer(counted, config, resources, storage)
         try:
-            return _fit(trainer, work)
+            return run_in_thread(trainer.fit, work.has_trained)
         except ray.train.TrainingFailedError as error:
             has_saved, limit = work.saved() > saved, config.max_failures
             starts = 0 if has_saved else starts + 1
@@ -164,27 +163,6 @@ def _fit_while_saving(work: Work, config: schema.Cluster, storage: str) -> None:
             may_count = isinstance(error, ray.train.WorkerGroupError) and has_saved and limit != 0
             if current().requested or not (may_start or may_count):
                 raise WorkersFailedError(_first_failure(error, limit, max(starts, 1))) from error
-
-
-def _fit(trainer: Any, work: Work) -> None:
-    """Train in a thread: in the main one Ray would take Ctrl-C for itself, and signals would wait
-    for it."""
-    stop, faults = current(), []
-
-    def fit() -> None:
-        try:
-            trainer.fit()
-        except BaseException as error:
-            faults.append(error)
-
-    stop.raises = False
-    thread = threading.Thread(target=fit, name="fit", daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(POLL_S)
-        stop.saves = stop.requested and work.has_trained()
-    if faults:
-        raise faults[0]
 
 
 def resources_line(config: schema.Cluster) -> str:

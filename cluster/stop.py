@@ -219,3 +219,26 @@ def renewed(grace_s: float | None) -> Stop:
     _current.close()
     _current = Stop(grace_s)
     return _current
+
+
+def run_in_thread(work: Callable[[], object], saves: Callable[[], bool]) -> None:
+    """Do the work in a thread and wait for it, and raise what it raises. In the main thread Ray
+    would take Ctrl-C for itself, and signals would wait for it; as it is, a signal sets the flag of
+    this process and the work goes on. Once it is set, `saves` says whether there is what the time
+    of grace is for."""
+    stop, faults = current(), list[BaseException]()
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            faults.append(error)
+
+    stop.raises = False
+    thread = threading.Thread(target=run, name="work", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(_POLL_S)
+        stop.saves = stop.requested and saves()
+    if faults:
+        raise faults[0]

@@ -3,7 +3,6 @@ Ray Tune. The one file that knows ray.tune."""
 
 import pkgutil
 import tempfile
-import threading
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,9 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from manyfaces.cluster.connection import Code, connected
-from manyfaces.cluster.stop import current
+from manyfaces.cluster.stop import current, run_in_thread
 
-POLL_S = 0.2
 TUNE_SETTINGS = {
     # Trials that have no value yet tell so all the time, so that a stop need not wait for one.
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
@@ -66,7 +64,6 @@ def sweep(what: Sweep, address: str | None, code: Code, scratch: Path, ended: En
     """Run all trials on the cluster at `address`, without one on a Ray of this machine, until they
     have ended or this process is asked to stop. Ray keeps its notes in `scratch`, a folder that
     every node sees. Raises `UserError` where no cluster answers."""
-    stop = current()
     with (
         connected(address, code, TUNE_SETTINGS),
         tempfile.TemporaryDirectory(
@@ -75,23 +72,12 @@ def sweep(what: Sweep, address: str | None, code: Code, scratch: Path, ended: En
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore")  # Ray's about itself
-        tuner, faults = _tuner(what, storage, ended), list[BaseException]()
-
-        def fit() -> None:
-            try:
-                tuner.fit()
-            except BaseException as error:
-                faults.append(error)
-
-        stop.raises = False
-        # In the main thread Ray would take Ctrl-C for itself.
-        thread = threading.Thread(target=fit, name="tune", daemon=True)
-        thread.start()
-        while thread.is_alive():
-            thread.join(POLL_S)
-            stop.saves = stop.requested
-        if faults and not stop.requested:
-            raise faults[0]
+        tuner = _tuner(what, storage, ended)
+        try:
+            run_in_thread(tuner.fit, saves=lambda: True)
+        except Exception:
+            if not current().requested:
+                raise
 
 
 def _tuner(what: Sweep, storage: str, ended: Ended) -> Any:

@@ -2,13 +2,15 @@
 while the run goes on."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import ray
 import ray.exceptions
 import ray.train
 
-from manyfaces.cluster import launch
+from manyfaces.cluster import launch, stop
 from manyfaces.configs.schema import Cluster
 
 KILLED = {1: RuntimeError("it was killed")}
@@ -24,16 +26,17 @@ def fits(
     what each was told to be saved."""
     told: list[int] = []
 
-    def trainer(work: launch.Work, *_: object) -> None:
+    def trainer(work: launch.Work, *_: object) -> SimpleNamespace:
         told.append(work.payload["saved"])
+        return SimpleNamespace(fit=fit)
 
-    def fit(*_: object) -> None:
+    def fit() -> None:
         if (end := ends[len(told) - 1]) is not None:
             raise end
 
     monkeypatch.setattr(ray, "cluster_resources", dict)
     monkeypatch.setattr(launch, "_trainer", trainer)
-    monkeypatch.setattr(launch, "_fit", fit)
+    monkeypatch.setattr(stop, "_current", stop.Stop())
     work = launch.Work("", "", {}, Path(), lambda: True, lambda: saved[len(told)])
     launch._fit_while_saving(work, Cluster(max_failures=max_failures), str(Path()))
     return told
@@ -68,13 +71,17 @@ def test_a_node_that_is_lost_does_not_change_what_is_asked_for(
     given: list[dict[str, float]] = []
     ends = iter([lost(), None])
 
-    def fit(*_: object) -> None:
+    def trainer(*words: Any) -> SimpleNamespace:
+        given.append(words[2])
+        return SimpleNamespace(fit=fit)
+
+    def fit() -> None:
         if (end := next(ends)) is not None:
             raise end
 
     monkeypatch.setattr(ray, "cluster_resources", lambda: next(has))
-    monkeypatch.setattr(launch, "_trainer", lambda work, config, there, where: given.append(there))
-    monkeypatch.setattr(launch, "_fit", fit)
+    monkeypatch.setattr(launch, "_trainer", trainer)
+    monkeypatch.setattr(stop, "_current", stop.Stop())
     saved = iter([-1, 40, 40])
     work = launch.Work("", "", {}, Path(), lambda: True, lambda: next(saved))
     launch._fit_while_saving(work, Cluster(workers=2), str(Path()))
