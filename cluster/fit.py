@@ -114,7 +114,10 @@ def _compare(name: str, nodes: Sequence[dict[str, Any]], result: Fit) -> None:
 
 def _version(name: str, node: Mapping[str, Any]) -> str | None:
     """What the node has of a package, or of `python`; None where it has none."""
-    return node["python"] if name == "python" else node["versions"].get(PACKAGES[name])
+    version: str | None = node["python"]
+    if name in PACKAGES:
+        version = node["versions"].get(PACKAGES[name])
+    return version
 
 
 def _count_places(
