@@ -265,7 +265,7 @@ def _record_results(session: _Session, results: Sequence[Result], step: int) -> 
         summary.replace(session.folder.evaluation)
     if session.checkpointer.uploads is not None:
         session.watchdog.phase("upload")
-        session.checkpointer.uploads.finish()
+        session.checkpointer.uploads.finish(everything=True)
     session.record.event("finished", f"finished at step {step}", step=step)
 
 

@@ -4,6 +4,7 @@ and made up for, the last one waited for, and nothing of a process that was kill
 import os
 import re
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ def work(folder: Path) -> dict[str, Any]:
     """All that ends by itself, in one group of ranks."""
     return {
         each.__name__: each(folder / each.__name__)
-        for each in (sends, fails, slow, shared, unlucky)
+        for each in (sends, fails, slow, follows, shared, unlucky)
     }
 
 
@@ -149,6 +150,7 @@ def test_failures_are_told_and_made_up_for(answers: list[dict[str, Any]]) -> Non
         ("sent", 1),
         ("failed", 2),
         ("sent", 3),
+        ("failed", 2),  # which follows, once
         ("failed", 4),
     ]
     assert re.fullmatch(
@@ -169,21 +171,26 @@ def test_failures_are_told_and_made_up_for(answers: list[dict[str, Any]]) -> Non
     assert steps("fails") == [3, 1]
 
 
-def slow(run: Path) -> tuple[Told, list[str]]:
-    told: Told = []
-    saver = saver_of(run, told, keep=1)
-    uploads = saver.uploads
-    assert uploads is not None
-    put, goes_on = uploads.store.put, threading.Event()
+def save_while_one_is_sent(saver: Checkpointer, steps: Sequence[int]) -> threading.Event:
+    """Save these; none is sent before the event is set."""
+    assert saver.uploads is not None
+    put, goes_on = saver.uploads.store.put, threading.Event()
 
     def held(*given: Any) -> None:
         goes_on.wait()
         put(*given)
 
-    uploads.store.put = held  # type: ignore[assignment, method-assign]
-    for step in (1, 2, 3):
+    saver.uploads.store.put = held  # type: ignore[assignment, method-assign]
+    for step in steps:
         saver.save(snapshot(step))
         saver.wait()
+    return goes_on
+
+
+def slow(run: Path) -> tuple[Told, list[str]]:
+    told: Told = []
+    saver = saver_of(run, told, keep=1)
+    goes_on = save_while_one_is_sent(saver, (1, 2, 3))
     standing = sorted(path.name for path in (run / "checkpoints").iterdir())
     goes_on.set()
     assert finished(saver) == ""
@@ -200,10 +207,43 @@ def test_training_waits_for_no_upload_and_the_last_one_gets_there(
         ("sent", 1),
         ("sent", 3),
     ]
-    assert told[0][2].endswith("as step-00000001 is still on its way; the next checkpoint is sent")
+    assert told[0][2] == (
+        "step 2 waits, as step-00000001 is still on its way to s3://bucket/runs/slow; it follows if "
+        "it is still kept by then"
+    )
     # The folder keeps what is being sent until the next checkpoint, and so does the store.
     assert standing == ["step-00000001", "step-00000003"]
     assert steps("slow") == [3, 1]
+
+
+def follows(run: Path) -> list[list[int]]:
+    """The steps that were sent: by an upload behind which others wait, by the end of a run that is
+    stopped meanwhile, and by that of one that is finished."""
+    sent = []
+    told: Told = []
+    saver = saver_of(run, told, keep=1, every_steps=1, keep_every_steps=2)
+    assert saver.uploads is not None
+    goes_on = save_while_one_is_sent(saver, (1, 2, 3, 4, 5))
+    goes_on.set()
+    saver.uploads._wait()
+    sent.append([step for what, step, _ in told if what == "sent"])
+    goes_on = save_while_one_is_sent(saver, (6, 7, 8, 9))
+    saver.uploads._hurries = True  # as of now, and not by a thread of the test
+    goes_on.set()
+    assert finished(saver) == ""
+    sent.append([step for what, step, _ in told if what == "sent"])
+    saver.uploads.finish(everything=True)
+    sent.append([step for what, step, _ in told if what == "sent"])
+    return sent
+
+
+def test_what_had_to_wait_and_is_kept_follows_the_newest_first(
+    answers: list[dict[str, Any]],
+) -> None:
+    first, stopped = [1, 5, 4, 2], [6, 9]
+    for each in answers:
+        assert each["follows"] == [first, first + stopped, [*first, *stopped, 8]]
+    assert steps("follows") == [9, 8, 6, 4, 2]
 
 
 def dies(run: Path) -> None:

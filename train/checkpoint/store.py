@@ -33,11 +33,13 @@ from manyfaces.train.checkpoint.commit import (
     commit_folder,
     flush,
     parse_commit,
+    read_commit,
 )
 from manyfaces.train.checkpoint.edit_lock import sweep_edits, unfinished_folder
 from manyfaces.train.checkpoint.layout import (
     FREE_SPACE_FACTOR,
     Candidate,
+    candidates,
     folder_name,
     make_way,
 )
@@ -182,6 +184,15 @@ class RunStore:
                 self.withdraw(each.step)
                 there = f"{CHECKPOINTS}/{folder_name(each.step)}"
                 _each(self.remote.remove, [f"{there}/{name}" for name in {*each.sizes} - {COMMIT}])
+
+    def lacking(self, folder: Path, settings: Checkpoint, scores: Scores) -> list[Candidate]:
+        """The checkpoints in the run's folder of them, newest first, that the settings keep and
+        that are not here, or are others here."""
+        stored = {each.step: each.commit for each in self.checkpoints()}
+        judged = verdicts(candidates(folder), settings, scores)
+        kept = [each.checkpoint for each in judged if each.reasons]
+        whole = [each for each in kept if each.fault is None]
+        return [each for each in whole if stored.get(each.step) != read_commit(each.path)]
 
     def corrupt_files(
         self, stored: Stored, folder: Path, count: Callable[[int], None] = no_count

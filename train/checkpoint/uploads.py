@@ -16,7 +16,7 @@ from manyfaces.cluster.world import on_all_ranks
 from manyfaces.configs.errors import UserError
 from manyfaces.configs.sections.checkpoint import Checkpoint
 from manyfaces.train.checkpoint.commit import Commit, committed, read_commit
-from manyfaces.train.checkpoint.layout import candidates, folder_name
+from manyfaces.train.checkpoint.layout import Candidate, candidates, folder_name
 from manyfaces.train.checkpoint.progress import Moved, joined, nothing, watched
 from manyfaces.train.checkpoint.retention import read_scores
 from manyfaces.train.checkpoint.store import RunStore, largest_first
@@ -38,12 +38,13 @@ class Uploads:
     """Sends one checkpoint at a time to the store, from a background thread on every rank; its
     collectives use a gloo group of their own.
 
-    What is committed while another one is sent is left out for good, and told; but for the last
-    one, which `finish` sends. An upload that fails is told
-    too, and the next checkpoint is tried; `settings.max_failures` in a row make the next `offer`
-    raise `UserError`, on every rank alike. `record` gives the files of the run's record, which go
-    along. `may_write` is asked on rank 0 before anything is changed there, and raises `UserError`
-    where another process has taken the run over.
+    What is committed while another one is sent waits, and that is told. After an upload follow all
+    that stand in the run's folder, that the settings keep and that the store does not have, the
+    newest first. An upload that fails is told, and the next checkpoint is tried;
+    `settings.max_failures` in a row make the next `offer` raise `UserError`, on every rank alike;
+    one that follows fails once, and is no reason to stop. `record` gives the files of the run's
+    record, which go along. `may_write` is asked on rank 0 before anything is changed there, and
+    raises `UserError` where another process has taken the run over.
     """
 
     def __init__(
@@ -75,13 +76,25 @@ class Uploads:
         """Why the last upload failed."""
         self._stops = ""
         """So many have failed that training stops."""
+        self._lock = threading.Lock()
+        self._is_sending = False
+        """What stands by now is going to follow what is being sent."""
+        self._has_more = False
+        """A checkpoint was offered while another one was sent; both flags count on rank 0."""
+        self._given_up: set[int] = set()
+        """Steps whose checkpoints are not tried again; on rank 0."""
+        self._hurries = False
+        """The run is to end: nothing but its last checkpoint is worth a wait."""
         self._error = ""
         """Nothing more can be sent: a rank is gone, or the run is another process's."""
 
     def begin(self, checkpoint: Path | None) -> None:
         """Tell which checkpoint of the run's own the session resumes from, if any: it is sent where
         the store does not have it. A store that is away is told, and tried again. Collective."""
+        self._hurries = True
         self._wait()  # of a run that goes back, whose thread talks in the same group
+        self._hurries = False
+        self._given_up.clear()
         there = [False]
         if self.rank == 0:
             with contextlib.suppress(UserError):  # the upload that follows meets the same
@@ -106,25 +119,31 @@ class Uploads:
     def offer(self, step: int, checkpoint: Path, group: dist.ProcessGroup) -> None:
         """A checkpoint of this step stands: begin to send it, unless another one is being sent.
         Collective, of a group that nothing else uses at the moment."""
-        busy = torch.tensor([int(self._thread is not None and self._thread.is_alive())])
-        dist.all_reduce(busy, dist.ReduceOp.MAX, group=group)
+        with self._lock:  # rank 0 decides, as it does about what follows
+            is_busy = torch.tensor([int(self._is_sending)])
+            self._has_more = self._is_sending
+        dist.broadcast(is_busy, 0, group=group)
         self._latest = (step, checkpoint)
-        if busy.item():
-            self._tell_failed(
-                step,
-                f"step {step} is left out of {self.store.where}, as {self._sent_now()} is still on "
-                "its way; the next checkpoint is sent",
-            )
+        if is_busy.item():
+            if self.in_use != checkpoint:
+                self._tell_failed(
+                    step,
+                    f"step {step} waits, as {self._sent_now()} is still on its way to "
+                    f"{self.store.where}; it follows if it is still kept by then",
+                )
             return
+        self._wait()  # for the other ranks, where nothing is sent any more either
         if told := self._error or self._stops:
             raise UserError(told)
-        self._start(step, checkpoint, last=False)
+        if self.stored != step:  # else it has followed another one already
+            self._start(step, checkpoint, last=False)
 
-    def finish(self) -> None:
-        """Wait until the last checkpoint that was offered is in the store. Raises `UserError` where
-        it cannot be had there. Collective."""
+    def finish(self, *, everything: bool = False) -> None:
+        """Wait until the last checkpoint that was offered is in the store; for `everything`, all
+        that are kept. Raises `UserError` where the last cannot be had there. Collective."""
+        self._hurries = not everything
         self._wait()
-        if self._latest is None or self.stored == self._latest[0]:
+        if self._latest is None or (self.stored == self._latest[0] and not everything):
             return
         step, checkpoint = self._latest
         if not self._error:
@@ -151,19 +170,68 @@ class Uploads:
         return f"the last one there is {last}"
 
     def _start(self, step: int, checkpoint: Path, *, last: bool) -> None:
-        self.in_use = checkpoint
+        self.in_use, self._is_sending = checkpoint, True
         self._thread = threading.Thread(
-            target=self._upload, args=(step, checkpoint, last), name="upload", daemon=True
+            target=self._upload_all, args=(step, checkpoint, last), name="upload", daemon=True
         )
         self._thread.start()
 
-    def _upload(self, step: int, checkpoint: Path, last: bool) -> None:
-        """Send the checkpoint; what it comes to is the same on all ranks."""
+    def _upload_all(self, step: int, checkpoint: Path, last: bool) -> None:
+        """Send the checkpoint, where it is not there yet, and what follows it."""
+        try:
+            if self.stored != step and not self._upload(step, checkpoint, counts=not last):
+                return
+            while (following := self._next(checkpoint.parent)) is not None:
+                self.in_use = following.path
+                if not self._upload(following.step, following.path, counts=False):
+                    self._give_up(following)
+                    return
+        finally:
+            self.in_use, self._is_sending = None, False
+
+    def _next(self, folder: Path) -> Candidate | None:
+        """The newest checkpoint in this folder that the store lacks, and that is to follow; None
+        where nothing is, or the store does not say. Collective."""
+        try:
+            found = [on_all_ranks(partial(self._lacking, folder), self.group)]
+            dist.broadcast_object_list(found, 0, group=self.group)
+        except UserError:  # the next upload meets the same
+            return None
+        except RuntimeError as error:  # some rank is gone
+            self._error = f"what follows an upload: {error}"
+            return None
+        return found[0]
+
+    def _lacking(self, folder: Path) -> Candidate | None:
+        """What `_next` gives, on rank 0. From where it is None, `offer` starts anew."""
+        while self.rank == 0 and not self._hurries:
+            self._has_more = False
+            scores = read_scores(folder.parent, self.settings.best)
+            for each in self.store.lacking(folder, self.settings, scores):
+                if each.step not in self._given_up:
+                    return each
+            with self._lock:
+                self._is_sending = self._has_more
+            if not self._is_sending:
+                break
+        return None
+
+    def _give_up(self, checkpoint: Candidate) -> None:
+        """Try this one no more, and tell it, unless it is not kept any more or nothing can be
+        sent."""
+        self._given_up.add(checkpoint.step)
+        if not self._error and checkpoint.path.exists():
+            told = f"upload of step {checkpoint.step} FAILED ({self._fault})"
+            self._tell_failed(checkpoint.step, f"{told}; {self._known()}")
+
+    def _upload(self, step: int, checkpoint: Path, *, counts: bool) -> bool:
+        """Send the checkpoint; whether the store has it, which is the same on all ranks. With
+        `counts` a failure is one of those of which too many end the training."""
         began = time.monotonic()
         try:
             if (told := self._other_writer(step)) or (told := self._taken_over()):
                 self._error = told
-                return
+                return False
             commit = on_all_ranks(lambda: committed(checkpoint), self.group)
             on_all_ranks(partial(self._on_first, self.store.withdraw, step), self.group)
             mine = largest_first(commit, self.rank, self.world_size)
@@ -171,19 +239,23 @@ class Uploads:
             watched(put, self.group, self._got_on.set, self._moved)
             if told := self._taken_over():
                 self._error = told
-                return
+                return False
             complete = partial(self._complete, checkpoint, step, commit)
             on_all_ranks(partial(self._on_first, complete), self.group)
         except UserError as error:
-            self._failed(step, str(error), last)
-            return
+            self._fault = str(error)
+            if counts:
+                self._count_failure(step)
+            return False
         except RuntimeError as error:  # some rank is gone
             self._error = f"upload of step {step}: {error}"
-            return
+            return False
         finally:
             self.in_use = None
-        self._failures, self._stops, self.stored = 0, "", step
+        self._failures, self._stops = 0, ""
+        self.stored = max(step, -1 if self.stored is None else self.stored)
         self._tell_sent(step, commit, time.monotonic() - began)
+        return True
 
     def _tell_sent(self, step: int, commit: Commit, seconds: float) -> None:
         size = sum(facts.bytes for facts in commit.files.values()) / 1e6
@@ -244,12 +316,10 @@ class Uploads:
             return str(error)
         return ""
 
-    def _failed(self, step: int, told: str, last: bool) -> None:
+    def _count_failure(self, step: int) -> None:
         """Tell what failed, or that training has to stop because of it."""
-        self._failures, self._fault = self._failures + 1, told
-        if last:
-            return
-        limit, what = self.settings.max_failures, f"upload of step {step} FAILED ({told})"
+        self._failures += 1
+        limit, what = self.settings.max_failures, f"upload of step {step} FAILED ({self._fault})"
         if self._failures >= limit:
             self._stops = (
                 f"{what}, {self._failures} in a row (checkpoint.max_failures={limit}): training "
