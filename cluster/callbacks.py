@@ -42,7 +42,8 @@ more calls a second than this: more workers look less often."""
 WITHOUT_PLACE = (InitializingState, RestartingState, ReschedulingState)
 """States in which there are no workers, and no place for them was found yet."""
 _NODE_FULL = re.compile(r"Memory on the node .* was ([\d.]+)GB used / ([\d.]+)GB limit")
-"""What Ray says, among much advice, of a process that it has killed for its node's memory."""
+"""What Ray says, among much advice, of a process that it has killed for its node's memory; its GB
+are of 1024^3 bytes."""
 PAUSE_MARGIN_S = 60.0
 """Workers that are about to be replaced wait so much longer for it than it should take."""
 
@@ -86,7 +87,7 @@ def _cause(error: Exception) -> str:
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
     if isinstance(error, ray.exceptions.RayError) and (full := _NODE_FULL.search(str(error))):
         used, limit = full.groups()
-        return f"died: Ray killed its process, as its node was out of memory: {used} of {limit} GB"
+        return f"died: Ray killed its process, as its node was out of memory: {used} of {limit} GiB"
     if isinstance(error, ray.exceptions.RayActorError):
         if "node" in str(error) and "died" in str(error):
             return "died: its node was lost"

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from manyfaces.configs.amounts import size
 from manyfaces.configs.errors import UserError
 from manyfaces.train.checkpoint.copy_on_write import RowsCopy, can_be_copied
 from manyfaces.train.checkpoint.layout import BACKBONE, BESIDE_BACKBONE, OPTIMIZER
@@ -129,7 +130,7 @@ class HostCopy:
             except RuntimeError as error:
                 raise UserError(
                     f"no host memory for the copy of {key} that a checkpoint is written from, "
-                    f"{tensor.nbytes / 1e9:,.1f} GB; set checkpoint.background=false, which needs "
+                    f"{size(tensor.nbytes)}; set checkpoint.background=false, which needs "
                     "none, or take more workers"
                 ) from error
             self._held[key] = held

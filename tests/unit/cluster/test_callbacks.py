@@ -240,5 +240,5 @@ def test_a_worker_that_ray_killed_for_memory_says_so_and_how_full_its_node_was()
         f"127.0.0.1, ID: ab) was 22.10GB used / 23.00GB limit (0.96). {advice}"
     )
     assert callbacks._cause(ray.exceptions.OutOfMemoryError(text)) == (
-        "died: Ray killed its process, as its node was out of memory: 22.10 of 23.00 GB"
+        "died: Ray killed its process, as its node was out of memory: 22.10 of 23.00 GiB"
     )
