@@ -51,6 +51,18 @@ class Marked:
                 found.append(int(folder.name))
         return found
 
+    def commands(self) -> list[str]:
+        """What those processes run, without its words."""
+        found = []
+        for pid in self.pids():
+            try:
+                words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            except OSError:  # it has ended
+                continue
+            shown = [word.decode(errors="replace") for word in words if word[:1] != b"-"]
+            found.append(" ".join(Path(word).name for word in shown[:3]).strip())
+        return found
+
     def kill(self) -> int:
         """kill -9 of all; how many there were."""
         killed: set[int] = set()

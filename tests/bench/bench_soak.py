@@ -162,6 +162,9 @@ def endure(
             if sessions:
                 time.sleep(PAUSE_S)
                 log.ends[session.process.returncode] += 1
+                if left := session.marked.commands():
+                    code = session.process.returncode
+                    say(f"{session.launcher} ended with {code} and left: {', '.join(left)}")
                 log.left_behind += session.marked.kill()
                 if session.process.returncode == 0:
                     return log
