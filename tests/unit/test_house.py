@@ -23,6 +23,7 @@ ENTRIES = {
     "tenacity": "data/store/remote.py",
     "timm": "models/backbones/timm.py",
     "torchvision": "models/backbones/timm.py",
+    "faiss": "train/evaluation/nearest.py",
 }
 
 
