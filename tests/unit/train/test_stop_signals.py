@@ -11,7 +11,15 @@ from pathlib import Path
 import pytest
 
 from manyfaces.cluster.signals import held_back, listening
-from manyfaces.cluster.stop import FILE, Stop, StoppedAtOnce, StoppedError, current, exit_code
+from manyfaces.cluster.stop import (
+    FILE,
+    Stop,
+    StoppedAtOnce,
+    StoppedError,
+    current,
+    exit_code,
+    run_in_thread,
+)
 from manyfaces.configs.schema import Config
 from manyfaces.train.folder import RunFolder
 from manyfaces.train.record import last_event
@@ -64,6 +72,25 @@ def test_a_signal_is_known_while_the_main_thread_cannot_take_it() -> None:
         with held_back():
             os.kill(os.getpid(), signal.SIGUSR1)
             assert eventually(stop)
+
+
+def test_a_signal_does_not_interrupt_work_that_goes_on_in_a_thread() -> None:
+    saves: list[bool] = []
+
+    def work() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert eventually(current())
+        while not current().saves:
+            threading.Event().wait(0.01)
+        raise ValueError("what the work raises")
+
+    def has_something_to_save() -> bool:
+        saves.append(bool(saves))  # not from the beginning
+        return saves[-1]
+
+    with listening(60), pytest.raises(ValueError, match="what the work raises"):
+        run_in_thread(work, has_something_to_save)
+    assert saves[:2] == [False, True]
 
 
 def test_processes_of_a_run_share_a_request_which_is_told_once(tmp_path: Path) -> None:
