@@ -11,6 +11,10 @@ from manyfaces.train.record import EVENTS, METRICS
 
 CHECKPOINTS = "checkpoints"
 """The folder of a run that holds its checkpoints."""
+EVALUATION = "evaluation"
+"""The folder of a run that holds a folder for each evaluated step."""
+PLOTS = (".png", ".svg")
+"""What the names of plots end in."""
 RUN_FILE = "mlflow.json"
 """Which MLflow run continues the run."""
 
@@ -72,7 +76,7 @@ class RunFolder:
 
     @property
     def evaluation(self) -> Path:
-        """The results of the last evaluation."""
+        """The results of the evaluation with which the run ended."""
         return self.path / "evaluation.json"
 
     @property
@@ -102,8 +106,18 @@ class RunFolder:
 
     @property
     def artifacts(self) -> list[Path]:
-        """The files that MLflow is given besides the metrics."""
-        return [self.config, self.plan, self.evaluation, *sorted(self.plots.glob("*.png"))]
+        """The files that MLflow is given besides the metrics. Images of people are not among them,
+        but for those in a page that was made to be shown."""
+        return [self.config, self.plan, self.evaluation, *self._drawn, *self._reports()]
+
+    @property
+    def _drawn(self) -> list[Path]:
+        return sorted(each for each in self.plots.glob("*") if each.suffix in PLOTS)
+
+    def _reports(self) -> list[Path]:
+        """The files of each evaluated step, but for examples."""
+        found = (self.path / EVALUATION).glob("step-*/*")
+        return sorted(each for each in found if each.suffix in (*PLOTS, ".json"))
 
     @property
     def record(self) -> list[str]:
@@ -115,5 +129,8 @@ class RunFolder:
     @property
     def kept(self) -> list[Path]:
         """The files that a store keeps besides the checkpoints, as far as they are there."""
-        files = [*map(self.path.joinpath, self.record), *sorted(self.plots.glob("*.png"))]
+        files = [*map(self.path.joinpath, self.record), *self._drawn]
+        reports = self._reports()
+        newest = reports[-1].parent if reports else None
+        files += [file for file in reports if file.parent == newest]
         return [file for file in files if file.is_file()]

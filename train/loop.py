@@ -24,6 +24,7 @@ from manyfaces.train.engine import Engine, NotFiniteError
 from manyfaces.train.evaluation.decoding import worker_decode_threads
 from manyfaces.train.evaluation.embedder import Embedder
 from manyfaces.train.evaluation.evaluate import evaluate
+from manyfaces.train.evaluation.report import report_folder, save_results
 from manyfaces.train.evaluation.result import Result
 from manyfaces.train.not_finite import NotFinite
 from manyfaces.train.objectives.objective import Moment, Objective
@@ -337,8 +338,7 @@ def evaluate_all(parts: Parts, progress: Progress, *, saved: bool) -> list[Resul
             )
             for protocol in parts.protocols:
                 result = evaluate(protocol, embedder, partial(_is_evaluating, parts))
-                minutes = progress.seconds / 60
-                parts.record.metrics(progress.step, **result.metrics(), minutes=minutes)
+                _record_result(parts, progress, result)
                 results.append(result)
     except UserError as error:
         # All ranks raise it alike: a checkpoint that is being written is finished first.
@@ -347,6 +347,15 @@ def evaluate_all(parts: Parts, progress: Progress, *, saved: bool) -> list[Resul
         parts.checkpointer.wait()
         raise
     return results
+
+
+def _record_result(parts: Parts, progress: Progress, result: Result) -> None:
+    """Record what a protocol gave, for people and programs. It is drawn by the process that
+    launched the run: here the other ranks would wait for it."""
+    if parts.world.rank == 0:
+        run = parts.checkpointer.folder.parent
+        save_results([result], report_folder(run, progress.step), progress.step)
+    parts.record.metrics(progress.step, **result.metrics(), minutes=progress.seconds / 60)
 
 
 def _is_evaluating(parts: Parts, images: int) -> None:

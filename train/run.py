@@ -40,6 +40,7 @@ from manyfaces.train.claim import (
 )
 from manyfaces.train.evaluation.encoders import checked_file
 from manyfaces.train.evaluation.plots import plot_metrics
+from manyfaces.train.evaluation.report import draw_reports
 from manyfaces.train.evaluation.result import QuantitiesByName, metric
 from manyfaces.train.faults import VARIABLE, parse
 from manyfaces.train.folder import RunFolder, run_url
@@ -350,6 +351,7 @@ def _with_source(config: Config, folder: RunFolder) -> Config:
 def _plot(folder: RunFolder, quantities: QuantitiesByName, console: Console) -> None:
     try:
         plot_metrics(read_rows(folder.path / METRICS), quantities, folder.plots)
+        draw_reports(folder.path, folder.plots)
     except OSError as error:  # a full disk: the run's own end is what a person has to know
         console.print(f"{folder.plots}: not drawn ({error.strerror})")
 

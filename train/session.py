@@ -29,7 +29,7 @@ from manyfaces.train.checkpoint.network import Network
 from manyfaces.train.checkpoint.state import RunState
 from manyfaces.train.checkpoint.writer import Checkpointer
 from manyfaces.train.evaluation.decoding import worker_decode_threads
-from manyfaces.train.evaluation.report import save_report
+from manyfaces.train.evaluation.report import forget_reports, save_summary
 from manyfaces.train.evaluation.result import Result
 from manyfaces.train.faults import FaultPlan, parse
 from manyfaces.train.folder import RunFolder
@@ -253,6 +253,8 @@ def _open_records(session: _Session, step: int, start_line: str) -> SampleLog:
     recorded of steps that are made again is forgotten."""
     config, world, folder, record = session.config, session.world, session.folder, session.record
     record.rewind(step)
+    if world.rank == 0:
+        forget_reports(folder.path, step)
     samples = open_log(folder.samples, world.rank, step, config.tracking.log_samples)
     record.event("start", start_line, world_size=world.size, step=step, **session.facts)
     return samples
@@ -261,8 +263,7 @@ def _open_records(session: _Session, step: int, start_line: str) -> SampleLog:
 def _record_results(session: _Session, results: Sequence[Result], step: int) -> None:
     """Record that the run is complete, with its last evaluation."""
     if session.world.rank == 0 and results:
-        summary, *_ = save_report(results, session.folder.plots, step)
-        summary.replace(session.folder.evaluation)
+        save_summary(results, session.folder.evaluation, step)
     if session.checkpointer.uploads is not None:
         session.watchdog.phase("upload")
         session.checkpointer.uploads.finish(everything=True)

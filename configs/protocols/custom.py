@@ -11,5 +11,5 @@ class CustomProtocol(Custom, Protocol):
 
     base: ClassVar[str] = "manyfaces.train.protocols.protocol.Protocol"
 
-    def called(self) -> str:
+    def called(self, parents: int = 0) -> str:
         return self.result_name or self.name

@@ -1,11 +1,9 @@
 """Protocol verification: do two images show one identity."""
 
-from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from manyfaces.configs.node import PATH
-from manyfaces.configs.protocols.protocol import Protocol
-from manyfaces.configs.redact import redact
+from manyfaces.configs.protocols.protocol import Flip, Protocol
 
 
 class Verification(Protocol):
@@ -17,9 +15,9 @@ class Verification(Protocol):
 
     path: Annotated[str, PATH]
     """A verification set in InsightFace's layout (`.bin`)."""
-    flip: Literal["sum", "none"] = "sum"
+    flip: Flip = "sum"
     """Whether an embedding is the sum of those of the image and its mirror image, as InsightFace's
-    protocol has it, or that of the image alone."""
+    protocol has it, that of the image alone, or both one behind the other."""
 
-    def called(self) -> str:
-        return self.result_name or Path(redact(self.path)).stem
+    def named_after(self) -> str:
+        return self.path

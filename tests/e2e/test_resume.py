@@ -142,13 +142,13 @@ def test_evaluate_a_finished_run(
     report = forked("evaluate", twin / "runs" / "never-stopped", *options)
     assert report.returncode == 0, report.stderr
     run = twin / "runs" / "never-stopped"
-    ours = json.loads((run / "evaluation" / "evaluation.json").read_text())["sets"]["pairs"]
+    step = run / "evaluation" / "step-00000030"
+    ours = json.loads((step / "evaluation.json").read_text())["sets"]["pairs"]
     theirs = json.loads((run / "evaluation.json").read_text())["sets"]["pairs"]
     assert ours["auc"] == pytest.approx(theirs["auc"], abs=1e-3)
-    assert {p.name for p in (run / "evaluation").glob("*.png")} == {
-        "roc-pairs.png",
-        "scores-pairs.png",
-    }
+    plots = {"roc-pairs.png", "roc-pairs.svg", "scores-pairs.png", "scores-pairs.svg"}
+    assert {p.name for p in step.iterdir() if p.suffix in (".png", ".svg")} == plots
+    assert plots < {p.name for p in (run / "plots").iterdir()}
 
 
 @pytest.mark.slow

@@ -28,7 +28,7 @@ def evaluate(run: TrainedRun, pairs: PairSets = None, batch_size: BatchSize = 20
 
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("embedding", total=None)
-        checkpoint, results = evaluate_run(
+        checkpoint, folder, results = evaluate_run(
             run,
             pairs or (),
             batch_size,
@@ -36,7 +36,7 @@ def evaluate(run: TrainedRun, pairs: PairSets = None, batch_size: BatchSize = 20
         )
     for table in results_tables(results):
         console.print(table)
-    say(f"checkpoint  {checkpoint}\nreport      {checkpoint.parent.parent / 'evaluation'}")
+    say(f"checkpoint  {checkpoint}\nreport      {folder}")
 
 
 Exported = Annotated[

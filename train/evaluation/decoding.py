@@ -13,9 +13,7 @@ from manyfaces.cluster.world import spare_cores
 from manyfaces.configs.errors import UserError
 from manyfaces.configs.schema import Config
 from manyfaces.data.feed.decode import Decoder, Decoding
-
-Encoded = bytes | NDArray[np.uint8]
-"""The bytes of a JPEG or PNG."""
+from manyfaces.train.evaluation.result import Encoded
 
 _MOST_THREADS = 8
 """More of them gain nothing beside what waits for the images."""

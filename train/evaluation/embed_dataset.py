@@ -14,8 +14,8 @@ from manyfaces.data.dataset.dataset import Dataset
 from manyfaces.data.dataset.forgotten import read_forgotten_part
 from manyfaces.data.dataset.part import Part
 from manyfaces.data.store.samples import Store
-from manyfaces.train.evaluation.decoding import Encoded
 from manyfaces.train.evaluation.embedder import Embedder
+from manyfaces.train.evaluation.result import Encoded
 
 _SHARDS_AHEAD = 4
 _WINDOW = 1 << 20

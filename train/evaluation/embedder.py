@@ -13,16 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from manyfaces.configs import schema
+from manyfaces.configs.protocols.protocol import Flip
 from manyfaces.data.feed.decode import Decoding
 from manyfaces.models.backbones.encoder import Encoder
 from manyfaces.models.backbones.output import as_output
 from manyfaces.models.backbones.pixels import to_input
-from manyfaces.train.evaluation.decoding import (
-    Encoded,
-    ImageDecoder,
-    decode_threads,
-    not_decodable,
-)
+from manyfaces.train.evaluation.decoding import ImageDecoder, decode_threads, not_decodable
+from manyfaces.train.evaluation.result import Encoded
 
 T = TypeVar("T")
 
@@ -83,18 +80,18 @@ class Embedder:
         self,
         images: Iterable[Encoded],
         *,
-        mirrored: bool = False,
+        flip: Flip = "none",
         name: Callable[[int], str] = "image {}".format,
         progress: Callable[[int], None] = lambda images: None,
     ) -> Tensor:
-        """The embeddings of encoded images, float32 [N, D] on the CPU.
+        """The embeddings of encoded images, float32 [N, D] on the CPU; [N, 2 D] where those of the
+        mirror images are concatenated. The images are taken a batch at a time.
 
-        With `mirrored` an embedding is the sum of the image's and its mirror image's. `progress` is
-        told how many more images are done. Raises `UserError` for an image that is not a whole,
-        decodable JPEG, under its `name`.
+        `progress` is told how many more images are done. Raises `UserError` for an image that is
+        not a whole, decodable JPEG, under its `name`.
         """
-        parts, done = [torch.empty(0, self.model.embedding_dim)], 0
-        for batch, embedded in self.stream(_in_batches(images, self.batch_size), mirrored=mirrored):
+        parts, done = [torch.empty(0, self._width(flip))], 0
+        for batch, embedded in self.stream(_in_batches(images, self.batch_size), flip=flip):
             if len(embedded.rows_N) < len(batch):
                 bad = int(np.setdiff1d(np.arange(len(batch)), embedded.rows_N)[0])
                 raise not_decodable(name(done + bad))
@@ -104,7 +101,7 @@ class Embedder:
         return torch.cat(parts)
 
     def stream(
-        self, batches: Iterable[tuple[T, Sequence[Encoded]]], *, mirrored: bool = False
+        self, batches: Iterable[tuple[T, Sequence[Encoded]]], *, flip: Flip = "none"
     ) -> Iterator[tuple[T, EmbeddedBatch]]:
         """Embed batches of up to `batch_size` encoded images; images that cannot be decoded are
         left out.
@@ -116,30 +113,37 @@ class Embedder:
         for beside, images in batches:
             begun = beside, self._decoder.start(images)
             if last is not None:
-                yield last[0], self._finish(last[1], mirrored)
+                yield last[0], self._finish(last[1], flip)
             last = begun
         if last is not None:
-            yield last[0], self._finish(last[1], mirrored)
+            yield last[0], self._finish(last[1], flip)
 
     @torch.no_grad()
-    def embed_pixels(self, images_NHWC: Tensor, *, mirrored: bool = False) -> Tensor:
+    def embed_pixels(self, images_NHWC: Tensor, *, flip: Flip = "none") -> Tensor:
         """The embeddings of one batch of decoded images, uint8 RGB [N, H, W, 3] on the device:
-        float32 [N, D] on the device."""
+        float32 [N, D] on the device, or [N, 2 D] where those of the mirror images are
+        concatenated."""
         with (
             _evaluating(self.module),
             torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast),
         ):
             embeddings_ND = self._forward(images_NHWC)
-            if mirrored:
-                embeddings_ND = embeddings_ND + self._forward(images_NHWC.flip(2))
-        return embeddings_ND
+            if flip == "none":
+                return embeddings_ND
+            mirrored_ND = self._forward(images_NHWC.flip(2))
+        if flip == "concatenate":
+            return torch.cat([embeddings_ND, mirrored_ND], 1)
+        return embeddings_ND + mirrored_ND
 
-    def _finish(self, decoding: Decoding, mirrored: bool) -> EmbeddedBatch:
+    def _width(self, flip: Flip) -> int:
+        return self.model.embedding_dim * (2 if flip == "concatenate" else 1)
+
+    def _finish(self, decoding: Decoding, flip: Flip) -> EmbeddedBatch:
         decoded = self._decoder.finish(decoding)
         if not len(decoded.rows_N):
-            nothing = torch.empty(0, self.model.embedding_dim, device=self.device)
+            nothing = torch.empty(0, self._width(flip), device=self.device)
             return EmbeddedBatch(nothing, decoded.rows_N)
-        embeddings_ND = self.embed_pixels(decoded.images_NHWC, mirrored=mirrored)
+        embeddings_ND = self.embed_pixels(decoded.images_NHWC, flip=flip)
         return EmbeddedBatch(embeddings_ND, decoded.rows_N)
 
     def _forward(self, images_NHWC: Tensor) -> Tensor:

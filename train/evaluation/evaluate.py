@@ -1,6 +1,7 @@
 """One protocol's result for a network, worked out by all ranks together."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch.distributed as dist
@@ -35,7 +36,7 @@ def evaluate(
         first, end = batch_share(len(distinct.images), rank, world_size)
         return embedder.embed(
             distinct.images[first:end],
-            mirrored=protocol.mirrored,
+            flip=protocol.flip,
             name=lambda number: protocol.image_name(int(distinct.first_n[first + number])),
             progress=progress,
         ).numpy()
@@ -63,4 +64,4 @@ def _result(protocol: Protocol, embeddings_nD: NDArray[np.float32]) -> Result:
             f"{protocol.name}: result() gives {type(result).__name__}; give a "
             f"{Result.__module__}.Result"
         )
-    return result
+    return replace(result, source=protocol.source)

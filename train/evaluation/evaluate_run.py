@@ -6,12 +6,13 @@ from pathlib import Path
 from manyfaces.configs.errors import UserError
 from manyfaces.configs.protocols.protocol import Protocol as ProtocolConfig
 from manyfaces.configs.protocols.verification import Verification
+from manyfaces.configs.schema import Config
 from manyfaces.configs.urls import url_of
 from manyfaces.train.evaluation.evaluate import evaluate
-from manyfaces.train.evaluation.report import save_report
+from manyfaces.train.evaluation.report import RESULTS, read_report, report_folder, save_report
 from manyfaces.train.evaluation.result import Result
 from manyfaces.train.evaluation.trained import open_trained, use_all_cores
-from manyfaces.train.protocols.open import check_images, open_all
+from manyfaces.train.protocols.open import check_images, names, open_all
 
 
 def evaluate_run(
@@ -20,13 +21,14 @@ def evaluate_run(
     batch_size: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
     protocols: Sequence[ProtocolConfig] = (),
-) -> tuple[Path, list[Result]]:
+) -> tuple[Path, Path, list[Result]]:
     """Evaluate a run's newest committed checkpoint, or the checkpoint folder given, on verification
-    sets (`.bin`) and by other protocols, or by the run's own where none are given; the report goes
-    into the run's `evaluation/`.
+    sets (`.bin`) and by other protocols, or by the run's own where none are given. The results are
+    added to the report of the step, in the run's `evaluation/step-N/`.
 
-    `progress(done, total)` counts images. Returns the checkpoint and the results. Raises
-    `UserError` for a checkpoint or a protocol that cannot be opened.
+    `progress(done, total)` counts images. Returns the checkpoint, the folder of the report and the
+    new results. A set that is called as another one in the report gets another name. Raises
+    `UserError` for a checkpoint or a protocol that cannot be opened, and for a broken report.
     """
     use_all_cores()
     trained = open_trained(run)
@@ -36,7 +38,8 @@ def evaluate_run(
     if not configs:
         where = url_of(run) or run
         raise UserError(f"{where}: its configuration has no evaluation; give --pairs BIN")
-    opened = open_all(configs)
+    folder = report_folder(trained.checkpoint.parent.parent, trained.state.step)
+    opened = open_all(configs, _taken(trained.config, folder))
     check_images(opened, trained.image_hw)
     embedder = trained.embedder(batch_size)
     done, total = 0, sum(len(protocol.distinct.images) for protocol in opened)
@@ -47,6 +50,15 @@ def evaluate_run(
         progress(done, total)
 
     results = [evaluate(protocol, embedder, count) for protocol in opened]
-    checkpoint = trained.checkpoint
-    save_report(results, checkpoint.parent.parent / "evaluation", trained.state.step)
-    return checkpoint, results
+    save_report(results, folder, trained.state.step)
+    return trained.checkpoint, folder, results
+
+
+def _taken(config: Config, folder: Path) -> dict[str, str]:
+    """The sources of results that are in the report already, or that the run gives itself, by their
+    names."""
+    own = config.evaluation.all_protocols()
+    taken = {name: each.source() for name, each in zip(names(own, {}), own, strict=True)}
+    if (folder / RESULTS).exists():
+        taken |= {each.name: each.source for each in read_report(folder).results}
+    return taken

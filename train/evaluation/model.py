@@ -122,7 +122,9 @@ class Model:
         if jpegs:
             rows, embedder = list(jpegs), self._embedder(min(batch_size, len(images)))
             embeddings_ND[rows] = embedder.embed(
-                jpegs.values(), mirrored=mirrored, name=lambda number: names[rows[number]]
+                jpegs.values(),
+                flip="sum" if mirrored else "none",
+                name=lambda number: names[rows[number]],
             )
         for alike in pixels.values():
             images_NHWC = self._to_device(list(alike.values()))

@@ -4,12 +4,17 @@ protocol: metrics, the progress line, tables, `evaluation.json` and plots."""
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from manyfaces.configs.errors import UserError
+
+Encoded = bytes | NDArray[np.uint8]
+"""The bytes of a JPEG or PNG."""
+
+Line = tuple[NDArray[np.floating], NDArray[np.floating]]
+"""The x and the y of its points."""
 
 Table = Mapping[str, float | Mapping[str, float | None] | None]
 """From the label of a row to its value, or to its values by column."""
@@ -44,7 +49,7 @@ QuantitiesByName = Mapping[str, Sequence[Quantity]]
 
 @dataclass(frozen=True)
 class Curve:
-    """A line in a plot."""
+    """A line in a plot, with its band of uncertainty and further lines where there are any."""
 
     title: str
     x_label: str
@@ -52,6 +57,12 @@ class Curve:
     x: NDArray[np.floating]
     y: NDArray[np.floating]
     log_x: bool = False
+    log_y: bool = False
+    low: NDArray[np.floating] | None = None
+    """The lower end of the band at each x."""
+    high: NDArray[np.floating] | None = None
+    lines: Mapping[str, Line] = field(default_factory=dict)
+    """Further lines in the same plot, by their names: one of each group."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +74,18 @@ class Histogram:
     y_label: str
     values: Mapping[str, NDArray[np.floating]]
     """By the name of the group."""
+    mark: float | None = None
+    """Where a vertical line stands, such as a threshold."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """Some images that show what a result is about, such as a pair that was scored wrongly."""
+
+    images: tuple[Encoded, ...]
+    label: str
+    """What they are, for people."""
+    score: float | None = None
 
 
 @dataclass(frozen=True)
@@ -81,9 +104,16 @@ class Result:
     """What the result is about: `{"pairs": 6000}`."""
     deviations: Mapping[str, float] = field(default_factory=dict)
     """Standard deviations of some of the scalars, by the name of the quantity."""
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """95 % intervals of some of the scalars, by the name of the quantity."""
     curves: Mapping[str, Curve] = field(default_factory=dict)
     histograms: Mapping[str, Histogram] = field(default_factory=dict)
     tables: Mapping[str, Table] = field(default_factory=dict)
+    examples: Mapping[str, Sequence[Example]] = field(default_factory=dict)
+    """By what they are examples of: `hardest genuine pairs`."""
+    source: str = ""
+    """The configuration of the protocol, as JSON; set by who opened it. It tells two results of one
+    name apart."""
 
     def __post_init__(self) -> None:
         described = {quantity.name for quantity in self.quantities}
@@ -107,31 +137,10 @@ class Result:
             if (value := finite(self.scalars[quantity.name])) is not None
         }
 
-    def summary(self) -> dict[str, Any]:
-        """What `evaluation.json` has of it: counts, scalars with their deviations, tables."""
-        kept: dict[str, Any] = dict(self.counts)
-        for quantity in self.quantities:
-            kept[quantity.name] = finite(self.scalars[quantity.name])
-            if quantity.name in self.deviations:
-                kept[f"{quantity.name}_std"] = finite(self.deviations[quantity.name])
-        tables = {
-            name: {row: _cells(cells) for row, cells in table.items()}
-            for name, table in self.tables.items()
-        }
-        return kept | tables
-
 
 def finite(value: float | None) -> float | None:
     """The value as Python's own number; None for NaN and infinities, which JSON does not have."""
     return float(value) if value is not None and math.isfinite(value) else None
-
-
-def _cells(
-    cells: float | Mapping[str, float | None] | None,
-) -> float | dict[str, float | None] | None:
-    if isinstance(cells, Mapping):
-        return {column: finite(value) for column, value in cells.items()}
-    return finite(cells)
 
 
 def metric(name: str, quantity: Quantity) -> str:

@@ -8,24 +8,44 @@ import hashlib
 import inspect
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import cached_property
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from manyfaces.configs.errors import UserError
-from manyfaces.train.evaluation.decoding import Encoded, as_array
-from manyfaces.train.evaluation.result import Quantity, Result
+from manyfaces.configs.protocols.protocol import Flip
+from manyfaces.train.evaluation.decoding import as_array
+from manyfaces.train.evaluation.result import Encoded, Quantity, Result
 
 T = TypeVar("T")
 
 
-class Distinct(NamedTuple):
-    """Images, n of them, among N of which some are the same to the byte."""
+class Picked(Sequence[Encoded]):
+    """Some images of a sequence, each taken from it when it is asked for."""
 
-    images: list[Encoded]
+    def __init__(self, images: Sequence[Encoded], rows_n: NDArray[np.int64]) -> None:
+        self._images, self._rows_n = images, rows_n
+
+    def __len__(self) -> int:
+        return len(self._rows_n)
+
+    @overload
+    def __getitem__(self, index: int) -> Encoded: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Picked": ...
+    def __getitem__(self, index: int | slice) -> "Encoded | Picked":
+        if isinstance(index, slice):
+            return Picked(self._images, self._rows_n[index])
+        return self._images[int(self._rows_n[index])]
+
+
+class Distinct(NamedTuple):
+    """Images, n of them, among N of which some are the same."""
+
+    images: Picked
     """[n]: each once."""
     first_n: NDArray[np.int64]
     """[n]: where each of them stands first among the N."""
@@ -40,12 +60,27 @@ class Protocol(ABC):
     """What its result is called; set by whoever opens the protocol."""
     quantities: Sequence[Quantity]
     """Describe the scalars of its result; the first is the headline."""
-    mirrored: bool = False
-    """Whether an embedding is the sum of those of the image and its mirror image."""
+    flip: Flip = "none"
+    """What an embedding is of: the image, or its mirror image as well."""
+    reads_lazily: bool = False
+    """Whether `images()` reads an image only when that is taken from it. Such images are not all
+    decoded before a run begins: one that is broken is told when it is embedded."""
+    source: str = ""
+    """What it is the protocol of, as JSON; set by whoever opens it."""
 
     @abstractmethod
     def images(self) -> Sequence[Encoded]:
-        """The encoded images, N of them; one that is there several times is embedded once."""
+        """The encoded images, N of them; one that is there several times is embedded once. They are
+        taken one by one, in order, and none is held longer than its batch."""
+
+    def keys(self) -> Sequence[Hashable]:
+        """What tells the N images apart: those of equal keys are the same image. By default it is a
+        digest of their bytes; a protocol that reads images lazily gives their paths, for example,
+        so that none is read to tell them apart."""
+        return [
+            hashlib.blake2b(as_array(image).data, digest_size=16).digest()
+            for image in self.images()
+        ]
 
     @abstractmethod
     def result(self, embeddings_ND: NDArray[np.float32]) -> Result:
@@ -59,17 +94,15 @@ class Protocol(ABC):
     @cached_property
     def distinct(self) -> Distinct:
         """The images, each once."""
-        images: list[Encoded] = []
         first, index = list[int](), list[int]()
-        number_of: dict[bytes, int] = {}
-        for place, image in enumerate(self.images()):
-            digest = hashlib.blake2b(as_array(image).data, digest_size=16).digest()
-            if digest not in number_of:
-                number_of[digest] = len(images)
-                images.append(image)
+        number_of: dict[Hashable, int] = {}
+        for place, key in enumerate(self.keys()):
+            number = number_of.setdefault(key, len(first))
+            if number == len(first):
                 first.append(place)
-            index.append(number_of[digest])
-        return Distinct(images, np.array(first, np.int64), np.array(index, np.int64))
+            index.append(number)
+        first_n = np.array(first, np.int64)
+        return Distinct(Picked(self.images(), first_n), first_n, np.array(index, np.int64))
 
 
 def own_code(protocol: Protocol, work: Callable[[], T]) -> T:

@@ -2,16 +2,15 @@
 `eval/verification.py` scores them."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from manyfaces.configs.errors import UserError
+from manyfaces.configs.protocols.protocol import Flip
 from manyfaces.data.sources.verification_bin import read_bin
 from manyfaces.train.evaluation import metrics
-from manyfaces.train.evaluation.decoding import Encoded
-from manyfaces.train.evaluation.result import Curve, Histogram, Quantity, Result
+from manyfaces.train.evaluation.result import Curve, Encoded, Histogram, Quantity, Result
 from manyfaces.train.protocols.protocol import Protocol
 
 # By chance, a fold of so many pairs in a set of so many of each kind is never of one kind.
@@ -66,11 +65,11 @@ class Verification(Protocol):
         _tar(1e-4),
     )
 
-    def __init__(self, path: str, flip: Literal["sum", "none"] = "sum") -> None:
+    def __init__(self, path: str, flip: Flip = "sum") -> None:
         self.path = path
         self.pairs = read_bin(path)
         _check_folds(path, self.pairs.same)
-        self.mirrored = flip == "sum"
+        self.flip = flip
 
     def images(self) -> Sequence[Encoded]:
         return self.pairs.blobs

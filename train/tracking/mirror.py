@@ -328,7 +328,7 @@ class Mirror:
         for path in paths:
             with contextlib.suppress(FileNotFoundError):
                 found = path.stat()
-                folder = "plots" if path.suffix == ".png" else None
+                folder = path.parent.relative_to(self.folder).as_posix().strip(".") or None
                 state = found.st_mtime_ns, found.st_size
                 self._once(path, state, partial(server.file, path, folder))
 

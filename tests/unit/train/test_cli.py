@@ -202,7 +202,7 @@ def test_foreign_text_is_shown_as_it_is(
     results = [Result("set[x]", (Quantity("a", "a", "[a]"),), {"a": 0.5})]
     checkpoint = Path("runs[x]/r/checkpoints/step-00000001")
     monkeypatch.setattr("manyfaces.cluster.jobs.Jobs", Jobs)
-    monkeypatch.setattr(evaluate_run, "evaluate_run", lambda *_: (checkpoint, results))
+    monkeypatch.setattr(evaluate_run, "evaluate_run", lambda *_: (checkpoint, checkpoint, results))
     assert main(["jobs", "status", "id"]) == main(["jobs", "list"]) == 0
     assert main(["evaluate", "runs[x]/r", "--pairs", "b.bin"]) == 0
     told = capsys.readouterr().out

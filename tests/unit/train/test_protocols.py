@@ -127,11 +127,14 @@ def test_an_embedding_is_that_of_the_main_branch_and_with_its_mirror_image_the_s
     blobs: list[bytes],
 ) -> None:
     mine = embedder(Pixels().train(), batch_size=7)
-    alone, both = mine.embed(blobs), mine.embed(iter(blobs), mirrored=True)
+    alone, both = mine.embed(blobs), mine.embed(iter(blobs), flip="sum")
     assert mine.module.training  # as it was
     assert alone.shape == (40, HW[1])
     assert alone.dtype == torch.float32
     assert torch.allclose(both, alone + alone.flip(1), atol=1e-4)
+    side_by_side = mine.embed(blobs, flip="concatenate")
+    assert torch.allclose(side_by_side, torch.cat([alone, alone.flip(1)], 1), atol=1e-4)
+    assert mine.embed([], flip="concatenate").shape == (0, 2 * HW[1])
     assert mine.embed([]).shape == (0, HW[1])
     pixels_NHWC = torch.randint(0, 256, (3, *HW, 3), dtype=torch.uint8)
     expected = ((pixels_NHWC[..., 0].float() - 127.5) / 127.5).sum(1)
@@ -179,15 +182,18 @@ def test_verification_is_the_metrics_of_its_pairs(dataset: Dataset, tmp_path: Pa
         )
     )
     assert isinstance(both, Verification)
-    for protocol, mirrored in ((both, True), (alone, False)):
+    for protocol in (both, alone):
         result = evaluate(protocol, embedder(Pixels(), batch_size=32))
-        embeddings = embedder(Pixels()).embed(blobs, mirrored=mirrored).numpy()
+        embeddings = embedder(Pixels()).embed(blobs, flip=protocol.flip).numpy()
         report = metrics.report(metrics.cosine_scores(embeddings), np.array(same))
         assert result.scalars["accuracy"] == report.accuracy
         assert result.deviations["accuracy"] == report.accuracy_std
         assert result.tables["tar_at_far"] == report.tar_at_far
         assert result.name == protocol.name
-    assert [both.name, alone.name] == ["faces", "faces-unflipped"]
+    assert [(each.name, each.flip) for each in (both, alone)] == [
+        ("faces", "sum"),
+        ("faces-unflipped", "none"),
+    ]
     assert len(both.distinct.images) < 120
 
 

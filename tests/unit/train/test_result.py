@@ -3,6 +3,7 @@
 import json
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +13,20 @@ from rich.console import Console
 from manyfaces.configs.errors import UserError
 from manyfaces.train import follow
 from manyfaces.train.evaluation.plots import plot_metrics
-from manyfaces.train.evaluation.report import save_report
-from manyfaces.train.evaluation.result import Curve, Histogram, Quantity, Result
+from manyfaces.train.evaluation.report import (
+    draw_report,
+    read_report,
+    report_folders,
+    save_report,
+)
+from manyfaces.train.evaluation.result import Curve, Example, Histogram, Quantity, Result
 from manyfaces.train.evaluation.tables import headlines, results_tables, summary_rows
 from manyfaces.train.follow import Follower, summary_table
 from manyfaces.train.heartbeat import FOLDER
 from manyfaces.train.protocols.verification import Verification
 from manyfaces.train.record import Record, read_rows
 
+JPEG, PNG = b"\xff\xd8 a JPEG", b"\x89PNG a PNG"
 RANKS = (
     Quantity("rank_1", "rank-1 hits", "rank 1"),
     Quantity("rank_5", "rank-5 hits"),
@@ -35,10 +42,17 @@ def identification(name: str = "gallery", **scalars: float | None) -> Result:
         {"rank_1": 0.5, "rank_5": 0.75, "map": 0.25} | scalars,
         counts={"probes": 1200},
         deviations={"map": 0.125},
-        curves={"cmc": Curve("CMC", "rank", "hits", line + 1, line, log_x=True)},
-        histograms={"ranks": Histogram("ranks", "rank", "probes", {"mated": line})},
+        intervals={"rank_1": (0.4, 0.6)},
+        curves={
+            "cmc": Curve(
+                "CMC", "rank", "hits", line + 1, line, log_x=True, low=line / 2, high=line * 2,
+                lines={"old": (line + 1, line / 3)},
+            )
+        },
+        histograms={"ranks": Histogram("ranks", "rank", "probes", {"mated": line}, mark=0.5)},
         tables={"groups": {"old": {"rank_1": 0.25}, "young": {"rank_1": None}}},
-    )
+        examples={"worst probes": [Example((JPEG, np.frombuffer(PNG, np.uint8)), "Ann", 0.25)]},
+    )  # fmt: skip
 
 
 def verification(name: str = "pairs", **scalars: float | None) -> Result:
@@ -183,13 +197,15 @@ def test_results_of_one_kind_stand_in_one_table() -> None:
     ]
 
 
-def test_the_report_is_json_and_plots(tmp_path: Path) -> None:
-    files = save_report([verification(), identification()], tmp_path / "new", 7)
-    told = json.loads((tmp_path / "new" / "evaluation.json").read_text())
+def test_the_report_is_json_examples_and_plots(tmp_path: Path) -> None:
+    step = tmp_path / "evaluation" / "step-00000007"
+    files = save_report([verification(), identification()], step, 7)
+    told = json.loads((step / "evaluation.json").read_text())
     assert told["step"] == 7
     assert told["sets"]["gallery"] == {
         "probes": 1200,
         "rank_1": 0.5,
+        "rank_1_interval": [0.4, 0.6],
         "rank_5": 0.75,
         "map": 0.25,
         "map_std": 0.125,
@@ -198,10 +214,82 @@ def test_the_report_is_json_and_plots(tmp_path: Path) -> None:
     assert list(told["sets"]["pairs"])[:4] == ["pairs", "accuracy", "accuracy_std", "best_accuracy"]
     assert [file.name for file in files] == [
         "evaluation.json",
+        "results.json",
         "cmc-gallery.png",
+        "cmc-gallery.svg",
         "ranks-gallery.png",
+        "ranks-gallery.svg",
     ]
-    assert sorted(files) == sorted((tmp_path / "new").iterdir())
+    there = {path.name for path in step.iterdir()}
+    assert there == {*(file.name for file in files), "examples", ".lock"}
+    assert report_folders(tmp_path) == {7: step}
+
+
+def test_a_stored_result_is_the_result(tmp_path: Path) -> None:
+    result = identification()
+    save_report([result], tmp_path, 7)
+    (stored,) = read_report(tmp_path).results
+    assert stored.name == "gallery"
+    assert stored.headline == RANKS[0]
+    assert (stored.scalars, stored.counts) == (result.scalars, result.counts)
+    assert (stored.deviations, stored.intervals) == (result.deviations, result.intervals)
+    assert stored.tables == result.tables
+    curve, given = stored.curves["cmc"], result.curves["cmc"]
+    assert (curve.title, curve.log_x, curve.log_y) == ("CMC", True, False)
+    for name in ("x", "y", "low", "high"):
+        np.testing.assert_array_equal(getattr(curve, name), getattr(given, name))
+    np.testing.assert_array_equal(curve.lines["old"].y, given.lines["old"][1])
+    histogram = stored.histograms["ranks"]
+    assert (histogram.mark, sum(histogram.counts["mated"])) == (0.5, 5)
+    assert (histogram.edges[0], histogram.edges[-1]) == (0, 1)
+    (example,) = stored.examples["worst probes"]
+    assert (example.label, example.score) == ("Ann", 0.25)
+    assert [(tmp_path / name).read_bytes() for name in example.images] == [JPEG, PNG]
+    assert [Path(name).suffix for name in example.images] == [".jpg", ".png"]
+
+
+def test_results_of_a_step_are_added_up_and_those_of_one_name_replaced(tmp_path: Path) -> None:
+    save_report([verification(), identification()], tmp_path, 7)
+    drawn = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.png")}
+    fewer = replace(identification(rank_1=0.25), examples={})
+    files = save_report([fewer, verification("lfw")], tmp_path, 7)
+    report = read_report(tmp_path)
+    assert [result.name for result in report.results] == ["pairs", "gallery", "lfw"]
+    assert report.results[1].scalars["rank_1"] == 0.25
+    assert list((tmp_path / "examples").iterdir()) == []
+    assert json.loads((tmp_path / "evaluation.json").read_text())["sets"].keys() == {
+        "pairs", "gallery", "lfw"
+    }  # fmt: skip
+    redrawn = {path.name: path.stat().st_mtime_ns for path in files if path.suffix == ".png"}
+    assert all(redrawn[name] > before for name, before in drawn.items())
+    kept = files[-1].stat().st_mtime_ns
+    assert draw_report(tmp_path)[-1].stat().st_mtime_ns == kept  # nothing is drawn twice
+
+
+def test_a_broken_report_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"results\.json: No such file .*`manyfaces evaluate RUN`"):
+        read_report(tmp_path)
+    for body in ("{", '{"format": 2, "step": 1, "results": []}', '{"format": 1, "step": 1}'):
+        (tmp_path / "results.json").write_text(body)
+        with pytest.raises(
+            UserError, match=r"results\.json: .*; remove it and run `manyfaces eval"
+        ):
+            read_report(tmp_path)
+
+
+def test_a_long_line_keeps_its_form(tmp_path: Path) -> None:
+    far = np.geomspace(1e-6, 1, 100_000)
+    tar = np.where(far < 1e-4, 0.5, 0.9)
+    result = replace(
+        identification(), curves={"roc": Curve("ROC", "FAR", "TAR", far, tar, log_x=True)}
+    )
+    save_report([result], tmp_path, 7)
+    curve = read_report(tmp_path).results[0].curves["roc"]
+    assert 200 < len(curve.x) <= 500
+    assert (curve.x[0], curve.x[-1]) == (far[0], far[-1])
+    thinned = np.interp(far, curve.x, curve.y)
+    away = (far < 0.95e-4) | (far > 1.05e-4)  # from the step itself
+    assert np.abs(thinned - tar)[away].max() < 1e-9
 
 
 def test_nan_reaches_no_file(tmp_path: Path) -> None:
@@ -232,14 +320,16 @@ def test_nan_reaches_no_file(tmp_path: Path) -> None:
     assert row.keys() == {"step", "time", "train/lr"}
 
 
-def test_plots_over_the_time_of_a_run(tmp_path: Path) -> None:
+def test_plots_over_the_steps_of_a_run(tmp_path: Path) -> None:
     results = (verification(), verification("lfw"), identification())
     quantities = {result.name: result.quantities for result in results}
-    rows = [{"minutes": float(i), "train/loss": 8.0 - i} for i in range(3)]
-    assert [file.name for file in plot_metrics(rows, quantities, tmp_path)] == ["loss.png"]
-    rows += [{"minutes": 3.0, **result.metrics()} for result in results]
+    rows = [{"step": i, "minutes": float(i), "train/loss": 8.0 - i} for i in range(3)]
     files = plot_metrics(rows, quantities, tmp_path)
-    assert [file.name for file in files] == ["loss.png", "accuracy.png", "rank_1.png"]
+    assert [file.name for file in files] == ["loss.png", "loss.svg"]
+    rows += [{"step": 3, "minutes": 3.0, **result.metrics()} for result in results]
+    files = plot_metrics(rows, quantities, tmp_path)
+    names = [file.name for file in files if file.suffix == ".png"]
+    assert names == ["loss.png", "accuracy.png", "rank_1.png"]
 
 
 def test_scalars_that_nothing_describes_are_refused() -> None:
