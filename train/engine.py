@@ -173,8 +173,8 @@ class Engine:
 
     def run(self, images_NHWC: Tensor) -> Output:
         """uint8 RGB images [N, height, width, 3] on the device, normalised as the model says,
-        through the network; embeddings [N, D] in float32. Raises `UserError` where a network of
-        one's own returns anything else."""
+        through the network; embeddings [N, D] and scores [N] in float32. Raises `UserError` where a
+        network of one's own returns anything else."""
         images_NCHW = to_input(images_NHWC, self.model, self.memory_format)
         output = as_output(self._engine(images_NCHW))
         embeddings = {name: each_ND.float() for name, each_ND in output.embeddings.items()}
@@ -184,7 +184,8 @@ class Engine:
                 f"the network returned embeddings {list(found)} for {len(images_NHWC)} images; "
                 f"model.embedding_dim is {self.model.embedding_dim}"
             )
-        return output._replace(embeddings=embeddings)
+        scores = {name: each_N.float() for name, each_N in output.scores.items()}
+        return output._replace(embeddings=embeddings, scores=scores)
 
     def backward(self, loss: Tensor, *, is_last: bool = True) -> None:
         """Backpropagate a scalar whose gradient is the network's. Ranks average their gradients, so

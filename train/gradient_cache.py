@@ -68,9 +68,13 @@ class GradientCache:
             name: torch.cat([output.embeddings[name] for output in outputs]).requires_grad_()
             for name in outputs[0].embeddings
         }
+        scores = {
+            name: torch.cat([output.scores[name] for output in outputs]).requires_grad_()
+            for name in outputs[0].scores
+        }
         tokens = [output.tokens_NTD for output in outputs if output.tokens_NTD is not None]
         tokens_NTD = torch.cat(tokens).requires_grad_() if tokens else None
-        self._seen.append(_Seen(images_NHWC, Output(embeddings, tokens_NTD)))
+        self._seen.append(_Seen(images_NHWC, Output(embeddings, tokens_NTD, scores)))
         return self._seen[-1].output
 
     def backward(self, surrogate: Tensor) -> None:
@@ -143,4 +147,4 @@ class GradientCache:
 
 def _tensors(output: Output) -> list[Tensor]:
     tokens = [] if output.tokens_NTD is None else [output.tokens_NTD]
-    return [*output.embeddings.values(), *tokens]
+    return [*output.embeddings.values(), *output.scores.values(), *tokens]

@@ -1,5 +1,6 @@
 """The family of objectives: what is optimised."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -73,6 +74,11 @@ class Objective(Kind):
         """Names of what a checkpoint keeps besides the network; one with others cannot be
         resumed."""
         return ()
+
+    def score_branches(self) -> Mapping[str, str]:
+        """The scores that its network gives each image besides embeddings, and goes on to give when
+        it is evaluated: which embedding each is made of, by the score's name."""
+        return {}
 
     def exchanged(self, config: Any) -> tuple[str, str] | None:
         """Which embeddings travel to all workers, and in which type, where they do: objectives of a

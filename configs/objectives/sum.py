@@ -1,5 +1,6 @@
 """Objective sum: several objectives at once."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -39,6 +40,9 @@ class Sum(Objective):
 
     def state_names(self) -> tuple[str, ...]:
         return tuple(name for part in self.parts() for name in part.state_names())
+
+    def score_branches(self) -> Mapping[str, str]:
+        return {name: b for part in self.parts() for name, b in part.score_branches().items()}
 
     def cost(self, config: Any, sizes: Sizes) -> ObjectiveCost:
         total, seen = ObjectiveCost(), set()

@@ -1,5 +1,7 @@
-"""What a backbone returns."""
+"""What a network returns: a backbone, with or without score heads beside it."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from torch import Tensor
@@ -18,6 +20,8 @@ class Output(NamedTuple):
     """[N, D] each."""
     tokens_NTD: Tensor | None = None
     """Last tokens of a transformer, [N, T, width]."""
+    scores: Mapping[str, Tensor] = MappingProxyType({})
+    """Numbers about each image by name, [N] each, such as its `quality`."""
 
 
 def as_output(value: object) -> Output:

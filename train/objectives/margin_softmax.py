@@ -49,22 +49,31 @@ class MarginSoftmax(Objective):
         head.prefetch(moment.position, moment.batch_size, labels_B)
 
     def loss(self, forward: Forward, batch: Batch, moment: Moment) -> Loss:
+        return self.step_head(forward, batch, moment)[0]
+
+    def step_head(
+        self, forward: Forward, batch: Batch, moment: Moment, *, details: bool = False
+    ) -> tuple[Loss, tuple[Tensor | None, Tensor | None]]:
+        """The loss, for which the head takes its step, and this rank's `SharedStep.details_N`,
+        which `details` asks for."""
         head = self.head
         joint = forward.joint(self.branch, batch.labels_N, moment, head.ranks, head.wire_dtype)
-        loss, d_unit_BD, _ = head.step_shared(
+        loss, d_unit_BD, details_N = head.step_shared(
             joint.exchange,
             joint.shared,
             lr=moment.lr,
             position=moment.position,
             weight=self.weight,
+            details=details,
         )
-        return Loss(
+        told = Loss(
             surrogate=joint.surrogate(d_unit_BD, loss.d_norm_B, loss.active_B),
             value=loss.loss,
             finite=loss.finite,
             last=joint.shared.last,
             checks={"a label of this batch has no class row, or several": loss.one_owner},
         )
+        return told, details_N
 
     def state(self) -> Mapping[str, ShardedRows]:
         return {PART: ShardedRows(self.head.tensors(), self.head.num_classes, self.head.watch)}

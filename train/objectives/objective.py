@@ -154,6 +154,10 @@ class Forward:
             )
         return found[branch]
 
+    def scores(self, name: str, view: str = "main") -> Tensor:
+        """The score of this name that the network gives each image of a view, [N] float32."""
+        return self(view).scores[name]
+
     def told(self, labels_N: Tensor, moment: Moment, ranks: Ranks) -> Told:
         """What all ranks know of the batch before its embeddings; the same labels are told once,
         whoever asks. Collective."""
@@ -210,7 +214,9 @@ class Objective(ABC):
     def dry_run(self, forward: Forward) -> Tensor:
         """A number that every trained parameter has a gradient of, for a step at learning rate 0
         before the run: it finds lack of memory in minutes."""
-        return torch.stack([each.sum() for each in forward().embeddings.values()]).sum() * 1e-6
+        output = forward()
+        given = [*output.embeddings.values(), *output.scores.values()]
+        return torch.stack([each.sum() for each in given]).sum() * 1e-6
 
     def after_step(self, network: nn.Module, moment: Moment) -> None:
         """Called when the network has taken its step."""
