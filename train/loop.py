@@ -328,7 +328,7 @@ def evaluate_all(parts: Parts, progress: Progress, *, saved: bool) -> list[Resul
     try:
         with parts.engine.whole() as network:
             embedder = Embedder(
-                parts.network.backbone_in(network),
+                parts.network.evaluated_in(network),
                 config.model,
                 config.data.image_hw,
                 parts.world.device,

@@ -1,14 +1,16 @@
 """A trained backbone with all that it takes to embed images by it."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from manyfaces.configs import schema
-from manyfaces.models.backbones.output import as_output
+from manyfaces.models.backbones.output import Output, as_output
 from manyfaces.models.backbones.pixels import to_input
+from manyfaces.models.backbones.score_heads import ScoreHead, scored
 
 
 @dataclass(frozen=True)
@@ -23,9 +25,18 @@ class Encoder:
     device: torch.device
     autocast: bool
     """Compute in bfloat16, as it was trained."""
+    score_heads: Mapping[str, ScoreHead] = field(default_factory=dict)
+    """What gives the scores of an image, such as its `quality`, by their names; most networks have
+    none."""
 
     def __post_init__(self) -> None:
-        self.backbone.eval().requires_grad_(False)
+        self.network.eval().requires_grad_(False)
+
+    @property
+    def network(self) -> nn.Module:
+        """The backbone with its score heads, from images as `to_input` makes them to an `Output`,
+        or, without score heads, the backbone."""
+        return scored(self.backbone, self.score_heads)
 
     def to_input(self, images_NHWC: Tensor) -> Tensor:
         """uint8 RGB images [N, height, width, 3] as the backbone takes them: float32 [N, 3, height,
@@ -38,9 +49,13 @@ class Encoder:
         )
 
     @torch.no_grad()
-    def embed(self, images_NHWC: Tensor) -> Tensor:
-        """The embeddings `main` of uint8 RGB images [N, height, width, 3] on the device, of any
-        size: float32 [N, D]."""
+    def run(self, images_NHWC: Tensor) -> Output:
+        """Embeddings [N, D] and scores [N] of uint8 RGB images [N, height, width, 3] on the device,
+        of any size, in the precision that the network computes in."""
         images_NCHW = self.to_input(images_NHWC)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            return as_output(self.backbone(images_NCHW)).embeddings["main"].float()
+            return as_output(self.network(images_NCHW))
+
+    def embed(self, images_NHWC: Tensor) -> Tensor:
+        """The embeddings `main` of images as `run` takes them: float32 [N, D]."""
+        return self.run(images_NHWC).embeddings["main"].float()

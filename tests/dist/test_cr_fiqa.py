@@ -86,7 +86,7 @@ def config_of(case: Case, objective: Objective) -> Config:
 def steps_of_a_rank() -> list[dict[str, Any]]:
     # Ranks import the objectives, with the data they know of, only where they are needed.
     from manyfaces.data.feed.loader import Batch
-    from manyfaces.train.objectives.cr_fiqa import CRFIQA as Built
+    from manyfaces.train.objectives.margin_softmax import MarginSoftmax
     from manyfaces.train.objectives.objective import Forward, Moment, Setting
 
     group, facts = dist.group.WORLD, []
@@ -97,12 +97,12 @@ def steps_of_a_rank() -> list[dict[str, Any]]:
             config_of(case, case.settings), case.num_classes, (0,), CPU, group, no_encoder
         )
         made = case.settings.build(setting=setting)
-        assert isinstance(made, Built)
+        assert isinstance(made, MarginSoftmax)
         head = made.head
         rows = [made.head.sub_centers[k].tensors()["rows"] for k in range(case.head.sub_centers)]
         rows[0].copy_(near(whole_rows(case)[0], case)[head.lo : head.hi])
         network = made.network(nn.Identity())
-        weights = {n: p for n, p in network.named_parameters()}
+        weights = dict(network.named_parameters())
         assert set(weights) == {"scores.quality.weight", "scores.quality.bias"}
         with torch.no_grad():
             for parameter, value in zip(weights.values(), score_head(), strict=True):

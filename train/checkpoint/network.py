@@ -12,6 +12,12 @@ from manyfaces.configs.errors import UserError
 from manyfaces.configs.schema import Config
 from manyfaces.models.adapters import adapter
 from manyfaces.models.backbones.init import Matched, load_initial
+from manyfaces.models.backbones.score_heads import (
+    ScoreHead,
+    read_score_heads,
+    score_heads,
+    scored,
+)
 from manyfaces.train.checkpoint.layout import (
     BACKBONE,
     BESIDE_BACKBONE,
@@ -56,6 +62,11 @@ class Network:
     def backbone_in(self, copy: nn.Module) -> nn.Module:
         """The backbone of a copy of `module`."""
         return copy.get_submodule(self.prefix.removesuffix("."))
+
+    def evaluated_in(self, copy: nn.Module) -> nn.Module:
+        """What is evaluated of a copy of `module`: its backbone, with the score heads that stand in
+        it."""
+        return scored(self.backbone_in(copy), score_heads(copy))
 
     def split(self, weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """What a checkpoint holds of the weights of `module` by name: those of the backbone under
@@ -109,6 +120,21 @@ def load_backbone(checkpoint: Path, state: RunState) -> nn.Module:
     built = build_backbone(state.config, fresh=False)
     _load_backbone(built, checkpoint, state, state.config.model.init)
     return built.backbone
+
+
+def load_score_heads(checkpoint: Path, state: RunState) -> dict[str, ScoreHead]:
+    """The score heads of a committed checkpoint with this state by their names, on the CPU. Raises
+    `UserError`."""
+    branches = state.config.objective.score_branches()
+    if not branches:
+        return {}
+    try:
+        return read_score_heads(read_beside_backbone(checkpoint), branches)
+    except (KeyError, RuntimeError) as error:
+        raise UserError(
+            f"{checkpoint / BESIDE_BACKBONE}: has not the weights of the scores "
+            f"{', '.join(branches)} as its configuration has them ({error})"
+        ) from error
 
 
 def _load_backbone(built: Built, checkpoint: Path, state: RunState, init: str | None) -> None:

@@ -55,14 +55,15 @@ def embed_dataset(
     """
     for part in dataset.parts:
         batches = _read(part, wanted_C, embedder.batch_size, left_out, advance)
-        for (ids_N, keys), (embeddings_ND, rows_N) in embedder.stream(batches):
+        for (ids_N, keys), embedded in embedder.stream(batches):
+            rows_N = embedded.rows_N
             left_out.broken += len(ids_N) - len(rows_N)
             if len(rows_N):
                 yield Embedded(
                     part.first_sample + ids_N[rows_N],
                     part.labels(ids_N[rows_N]),
                     [keys[row] for row in rows_N],
-                    F.normalize(embeddings_ND),
+                    F.normalize(embedded.embeddings_ND),
                 )
 
 

@@ -4,7 +4,7 @@ Shapes: N images, D the embedding, H and W the height and width of the images.
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -25,12 +25,23 @@ T = TypeVar("T")
 
 
 class EmbeddedBatch(NamedTuple):
-    """The embeddings of those images of a batch that could be decoded."""
+    """The embeddings and scores of those images of a batch that could be decoded."""
 
     embeddings_ND: Tensor
     """float32, on the device."""
     rows_N: NDArray[np.int64]
     """Which images of the batch they are."""
+    scores: Mapping[str, Tensor]
+    """What the network says of each besides, [N] float32 on the device by the score's name, such as
+    `quality`; empty for most networks."""
+
+
+class EmbeddedImages(NamedTuple):
+    """The embeddings of images, and the scores that the network gives them."""
+
+    embeddings_ND: NDArray[np.float32]
+    scores: Mapping[str, NDArray[np.float32]]
+    """[N] by the score's name; empty for most networks."""
 
 
 class Embedder:
@@ -67,7 +78,7 @@ class Embedder:
     def of(cls, encoder: Encoder, batch_size: int) -> "Embedder":
         """Embeds by a trained network, with the cores of this machine."""
         return cls(
-            encoder.backbone,
+            encoder.network,
             encoder.model,
             encoder.image_hw,
             encoder.device,
@@ -85,20 +96,40 @@ class Embedder:
         progress: Callable[[int], None] = lambda images: None,
     ) -> Tensor:
         """The embeddings of encoded images, float32 [N, D] on the CPU; [N, 2 D] where those of the
-        mirror images are concatenated. The images are taken a batch at a time.
+        mirror images are concatenated. The rest is as in `embed_scored`."""
+        embedded = self.embed_scored(images, flip=flip, name=name, progress=progress)
+        return torch.from_numpy(embedded.embeddings_ND)
+
+    def embed_scored(
+        self,
+        images: Iterable[Encoded],
+        *,
+        flip: Flip = "none",
+        name: Callable[[int], str] = "image {}".format,
+        progress: Callable[[int], None] = lambda images: None,
+    ) -> EmbeddedImages:
+        """The embeddings of encoded images as `embed` has them, and the scores that the network
+        gives the images: where mirror images are embedded too, the mean of both. The images are
+        taken a batch at a time.
 
         `progress` is told how many more images are done. Raises `UserError` for an image that is
         not a whole, decodable JPEG, under its `name`.
         """
         parts, done = [torch.empty(0, self._width(flip))], 0
+        scores: dict[str, list[Tensor]] = {}
         for batch, embedded in self.stream(_in_batches(images, self.batch_size), flip=flip):
             if len(embedded.rows_N) < len(batch):
                 bad = int(np.setdiff1d(np.arange(len(batch)), embedded.rows_N)[0])
                 raise not_decodable(name(done + bad))
             parts.append(embedded.embeddings_ND.cpu())
+            for score, values_N in embedded.scores.items():
+                scores.setdefault(score, []).append(values_N.cpu())
             done += len(batch)
             progress(len(batch))
-        return torch.cat(parts)
+        return EmbeddedImages(
+            torch.cat(parts).numpy(),
+            {score: torch.cat(values).numpy() for score, values in scores.items()},
+        )
 
     def stream(
         self, batches: Iterable[tuple[T, Sequence[Encoded]]], *, flip: Flip = "none"
@@ -118,22 +149,30 @@ class Embedder:
         if last is not None:
             yield last[0], self._finish(last[1], flip)
 
-    @torch.no_grad()
     def embed_pixels(self, images_NHWC: Tensor, *, flip: Flip = "none") -> Tensor:
         """The embeddings of one batch of decoded images, uint8 RGB [N, H, W, 3] on the device:
         float32 [N, D] on the device, or [N, 2 D] where those of the mirror images are
         concatenated."""
+        return self.score_pixels(images_NHWC, flip=flip)[0]
+
+    @torch.no_grad()
+    def score_pixels(
+        self, images_NHWC: Tensor, *, flip: Flip = "none"
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The embeddings as `embed_pixels` gives them, and the scores that the network gives the
+        images, float32 [N] each."""
         with (
             _evaluating(self.module),
             torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast),
         ):
-            embeddings_ND = self._forward(images_NHWC)
+            embeddings_ND, scores = self._forward(images_NHWC)
             if flip == "none":
-                return embeddings_ND
-            mirrored_ND = self._forward(images_NHWC.flip(2))
+                return embeddings_ND, scores
+            mirrored_ND, mirrored_scores = self._forward(images_NHWC.flip(2))
+        scores = {name: (scores[name] + mirrored_scores[name]) / 2 for name in scores}
         if flip == "concatenate":
-            return torch.cat([embeddings_ND, mirrored_ND], 1)
-        return embeddings_ND + mirrored_ND
+            return torch.cat([embeddings_ND, mirrored_ND], 1), scores
+        return embeddings_ND + mirrored_ND, scores
 
     def _width(self, flip: Flip) -> int:
         return self.model.embedding_dim * (2 if flip == "concatenate" else 1)
@@ -142,12 +181,14 @@ class Embedder:
         decoded = self._decoder.finish(decoding)
         if not len(decoded.rows_N):
             nothing = torch.empty(0, self._width(flip), device=self.device)
-            return EmbeddedBatch(nothing, decoded.rows_N)
-        embeddings_ND = self.embed_pixels(decoded.images_NHWC, flip=flip)
-        return EmbeddedBatch(embeddings_ND, decoded.rows_N)
+            return EmbeddedBatch(nothing, decoded.rows_N, {})
+        embeddings_ND, scores = self.score_pixels(decoded.images_NHWC, flip=flip)
+        return EmbeddedBatch(embeddings_ND, decoded.rows_N, scores)
 
-    def _forward(self, images_NHWC: Tensor) -> Tensor:
-        return as_output(self.module(to_input(images_NHWC, self.model))).embeddings["main"].float()
+    def _forward(self, images_NHWC: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        output = as_output(self.module(to_input(images_NHWC, self.model)))
+        scores = {name: values_N.float() for name, values_N in output.scores.items()}
+        return output.embeddings["main"].float(), scores
 
 
 @contextlib.contextmanager

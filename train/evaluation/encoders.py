@@ -6,7 +6,7 @@ import torch
 
 from manyfaces.models.backbones.encoder import Encoder
 from manyfaces.train.checkpoint.layout import BACKBONE, STATE
-from manyfaces.train.checkpoint.network import load_backbone
+from manyfaces.train.checkpoint.network import load_backbone, load_score_heads
 from manyfaces.train.checkpoint.state import RunState
 from manyfaces.train.evaluation.exported import read_exported, read_facts
 from manyfaces.train.initial_weights import trained_file
@@ -39,5 +39,6 @@ def _is_of_checkpoint(file: Path) -> bool:
 def encoder_of(state: RunState, checkpoint: Path, device: torch.device) -> Encoder:
     """The encoder of a committed checkpoint with this state."""
     backbone, config = load_backbone(checkpoint, state), state.config
+    heads = {name: head.to(device) for name, head in load_score_heads(checkpoint, state).items()}
     autocast = config.train.precision == "bfloat16"
-    return Encoder(backbone.to(device), config.model, config.data.image_hw, device, autocast)
+    return Encoder(backbone.to(device), config.model, config.data.image_hw, device, autocast, heads)

@@ -72,14 +72,33 @@ class Model:
         verification sets are scored by. `batch_size` images are held at a time. Raises `UserError`
         for an image that cannot be read, under its path or its number.
         """
-        images = _listed(images)
-        if batch_size < 1:
-            raise UserError(f"batch_size {batch_size}: give 1 or more")
-        embeddings_ND = torch.empty(len(images), self.embedding_dim)
-        for first in range(0, len(images), batch_size):
-            part = slice(first, first + batch_size)
-            embeddings_ND[part] = self._embed_batch(images[part], first, batch_size, mirrored)
-        return F.normalize(embeddings_ND).numpy()
+        return F.normalize(self._embed(images, mirrored, batch_size)[0]).numpy()
+
+    def scores(
+        self, images: Sequence[Image], *, mirrored: bool = False, batch_size: int = 200
+    ) -> dict[str, NDArray[np.float32]]:
+        """Numbers about each image by name, float32 [N]; higher is better. Every network gives
+        `norm`, the length of the embedding, and one that was trained with the objective cr_fiqa
+        `quality`, which says how well the face can be recognised.
+
+        With `mirrored`, the norm is that of the sum of both embeddings, and any other score the
+        mean of both. The rest is as in `embed`.
+        """
+        embeddings_ND, scores = self._embed(images, mirrored, batch_size)
+        norms_N = torch.linalg.vector_norm(embeddings_ND, dim=1)
+        return {"norm": norms_N.numpy()} | {name: each.numpy() for name, each in scores.items()}
+
+    def quality(
+        self, images: Sequence[Image], *, mirrored: bool = False, batch_size: int = 200
+    ) -> NDArray[np.float32]:
+        """The score `quality` of images, float32 [N], as `scores` has it. Raises `UserError` for a
+        network that was trained without it."""
+        if "quality" not in self.encoder.score_heads:
+            raise UserError(
+                "the network gives no quality; train it with objective=cr_fiqa, or take the norm "
+                'of its embeddings, scores(images)["norm"]'
+            )
+        return self.scores(images, mirrored=mirrored, batch_size=batch_size)["quality"]
 
     def verify(self, a: Image, b: Image) -> float:
         """The cosine similarity of two images, from -1 to 1. From which value on they are of one
@@ -103,12 +122,33 @@ class Model:
             self._kept = Embedder.of(self.encoder, batch_size)
         return self._kept
 
+    def _embed(
+        self, images: Sequence[Image], mirrored: bool, batch_size: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Embeddings, not normalised, and scores by their names, float32 on the CPU."""
+        images = _listed(images)
+        if batch_size < 1:
+            raise UserError(f"batch_size {batch_size}: give 1 or more")
+        embeddings_ND, scores = self._room(len(images))
+        for first in range(0, len(images), batch_size):
+            part = slice(first, first + batch_size)
+            own_ND, own_scores = self._embed_batch(images[part], first, batch_size, mirrored)
+            embeddings_ND[part] = own_ND
+            for name, values_N in own_scores.items():
+                scores[name][part] = values_N
+        return embeddings_ND, scores
+
+    def _room(self, num_images: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Where the embeddings and scores of so many images go."""
+        scores = {name: torch.empty(num_images) for name in self.encoder.score_heads}
+        return torch.empty(num_images, self.embedding_dim), scores
+
     def _embed_batch(
         self, images: Sequence[Image], first: int, batch_size: int, mirrored: bool
-    ) -> Tensor:
-        """The embeddings of one batch, whose first image is number `first`: JPEGs together, and
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """As `_embed`, of one batch, whose first image is number `first`: JPEGs together, and
         others by their sizes."""
-        embeddings_ND = torch.empty(len(images), self.embedding_dim)
+        embeddings_ND, scores = self._room(len(images))
         names = [_name(image, first + number) for number, image in enumerate(images)]
         jpegs: dict[int, bytes] = {}
         pixels: dict[tuple[int, ...], dict[int, NDArray[np.uint8]]] = defaultdict(dict)
@@ -121,18 +161,26 @@ class Model:
                 pixels[decoded.shape][number] = decoded
         if jpegs:
             rows, embedder = list(jpegs), self._embedder(min(batch_size, len(images)))
-            embeddings_ND[rows] = embedder.embed(
+            embedded = embedder.embed_scored(
                 jpegs.values(),
                 flip="sum" if mirrored else "none",
                 name=lambda number: names[rows[number]],
             )
+            embeddings_ND[rows] = torch.from_numpy(embedded.embeddings_ND)
+            for name, found_N in embedded.scores.items():
+                scores[name][rows] = torch.from_numpy(found_N)
         for alike in pixels.values():
+            rows = list(alike)
             images_NHWC = self._to_device(list(alike.values()))
-            embedded_ND = self.encoder.embed(images_NHWC)
+            outputs = [self.encoder.run(images_NHWC)]
             if mirrored:
-                embedded_ND = embedded_ND + self.encoder.embed(images_NHWC.flip(2))
-            embeddings_ND[list(alike)] = embedded_ND.cpu()
-        return embeddings_ND
+                outputs.append(self.encoder.run(images_NHWC.flip(2)))
+            parts = [output.embeddings["main"].float() for output in outputs]
+            embeddings_ND[rows] = torch.stack(parts).sum(0).cpu()
+            for name in scores:
+                values = [output.scores[name].float() for output in outputs]
+                scores[name][rows] = torch.stack(values).mean(0).cpu()
+        return embeddings_ND, scores
 
     def _to_device(self, pixels: list[NDArray[np.uint8]]) -> Tensor:
         return torch.from_numpy(np.stack(pixels)).to(self.encoder.device)
