@@ -21,6 +21,7 @@ from manyfaces.configs.parsed import first_fault, parsed
 from manyfaces.configs.paths import mapped
 from manyfaces.models.adapters.adapter import merge
 from manyfaces.models.backbones.encoder import Encoder
+from manyfaces.models.backbones.score_heads import named_weights, read_score_heads
 
 FORMAT = 1
 ENDINGS = (".safetensors", ".pth")
@@ -49,6 +50,8 @@ class Exported(Node):
     autocast: bool
     files: dict[str, str] = Field(default_factory=dict)
     """SHA-256 by path of the Python files that hold classes of one's own."""
+    scores: dict[str, str] = Field(default_factory=dict)
+    """The scores that the network gives besides embeddings, and which embedding each is of."""
 
 
 def write_exported(encoder: Encoder, file: Path, source: str) -> None:
@@ -64,6 +67,7 @@ def write_exported(encoder: Encoder, file: Path, source: str) -> None:
         image_hw=encoder.image_hw,
         autocast=encoder.autocast,
         files={path: file_sha256(Path(path)) for path in _own_files(encoder.model)},
+        scores={name: head.branch for name, head in encoder.score_heads.items()},
     )
     backbone = copy.deepcopy(encoder.backbone)
     merge(backbone)
@@ -72,6 +76,8 @@ def write_exported(encoder: Encoder, file: Path, source: str) -> None:
     unfinished = file.with_name(f".{file.name}.tmp")
     try:
         if file.suffix == ".safetensors":
+            heads = named_weights(encoder.score_heads)
+            weights |= {name: weight.cpu().contiguous() for name, weight in heads.items()}
             save_file(weights, unfinished, {"format": "pt", _KEY: facts.model_dump_json()})
         else:
             torch.save(weights, unfinished)
@@ -102,11 +108,15 @@ def read_exported(file: Path, device: torch.device) -> Encoder:
             )
     backbone: nn.Module = facts.model.build(image_hw=facts.image_hw)
     try:
-        backbone.load_state_dict(load_file(file))
-    except (RuntimeError, SafetensorError) as error:
+        weights = load_file(file)
+        heads = read_score_heads(weights, facts.scores)
+        beside = named_weights(heads)
+        backbone.load_state_dict({name: w for name, w in weights.items() if name not in beside})
+    except (RuntimeError, SafetensorError, KeyError) as error:
         told = " ".join(str(error).split())
         raise UserError(f"{file}: does not fit the network that it names: {told}") from error
-    return Encoder(backbone.to(device), facts.model, facts.image_hw, device, facts.autocast)
+    heads = {name: head.to(device) for name, head in heads.items()}
+    return Encoder(backbone.to(device), facts.model, facts.image_hw, device, facts.autocast, heads)
 
 
 def _own_files(model: Backbone) -> list[str]:
