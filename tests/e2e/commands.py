@@ -16,7 +16,8 @@ import waiting
 import yaml
 from launcher import FORKS
 
-TIMEOUT_S = 240
+TIMEOUT_S = 600
+"""After which something hangs; a busy machine takes minutes for what takes seconds."""
 
 
 def recipe(folder: Path, dataset: Path, **sections: Any) -> Path:
