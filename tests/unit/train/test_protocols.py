@@ -20,6 +20,7 @@ from manyfaces.configs.load import dump, load
 from manyfaces.configs.node import PATH
 from manyfaces.configs.paths import absolute
 from manyfaces.configs.protocols.protocol import Protocol as ProtocolConfig
+from manyfaces.configs.protocols.verification import Verification as VerificationConfig
 from manyfaces.configs.schema import Config
 from manyfaces.data.dataset.dataset import Dataset
 from manyfaces.data.dataset.draw_pairs import draw_pairs
@@ -31,7 +32,7 @@ from manyfaces.train.evaluation.embedder import Embedder
 from manyfaces.train.evaluation.evaluate import evaluate
 from manyfaces.train.evaluation.result import Quantity, Result
 from manyfaces.train.protocols import open as opening
-from manyfaces.train.protocols.open import check_images, open_protocols
+from manyfaces.train.protocols.open import check_images, names, open_all, open_protocols
 from manyfaces.train.protocols.protocol import Protocol
 from manyfaces.train.protocols.verification import Verification
 
@@ -216,6 +217,93 @@ def test_two_results_of_one_name_are_refused(dataset: Dataset, tmp_path: Path) -
     write_bin(Path(path), *draw_pairs(dataset.part, 20, seed=3))
     with pytest.raises(UserError, match="2 protocols have a result called faces; rename a file"):
         open_protocols(config(pairs=[path], protocols=[{"kind": "verification", "path": path}]))
+
+
+def test_two_sets_of_one_file_name_stay_two(dataset: Dataset, tmp_path: Path) -> None:
+    blobs, same = draw_pairs(dataset.part, 20, seed=3)
+    paths = [tmp_path / name / "lfw.bin" for name in ("a/112", "b/112", "c")]
+    for path in paths:
+        path.parent.mkdir(parents=True)
+        write_bin(path, blobs, same)
+    every = [VerificationConfig(path=str(path)) for path in paths]
+    assert names(every[:1], {}) == ["lfw"]
+    assert names(every, {}) == ["a-112-lfw", "b-112-lfw", "c-lfw"]
+    assert [each.name for each in open_all(every)] == ["a-112-lfw", "b-112-lfw", "c-lfw"]
+    # One that is in a report keeps its name, and others are told apart from it.
+    taken = {"lfw": every[0].source(), "112-lfw": "another"}
+    assert names(every[:1], taken) == ["lfw"]
+    assert names(every[1:], taken) == ["b-112-lfw", "c-lfw"]
+    named = every[1].model_copy(update={"result_name": "lfw"})
+    assert names([every[0], named], {}) == ["112-lfw", "lfw"]
+    with pytest.raises(UserError, match=r"^lfw: a result of this name is there, and it is of other"):
+        names([named], taken)
+    unflipped = every[0].model_copy(update={"flip": "none"})
+    with pytest.raises(UserError, match="2 protocols have a result called lfw; rename a file"):
+        names([every[0], unflipped], {})
+
+
+class Lazy(Listed):
+    """Images that are read when they are taken, told apart by their numbers."""
+
+    reads_lazily = True
+
+    def __init__(self, blobs: Sequence[bytes], keys: Sequence[int]) -> None:
+        super().__init__(blobs)
+        self.read: list[int] = []
+        self.told = keys
+
+    def images(self) -> Sequence[bytes]:
+        return Reading(self.blobs, self.read)
+
+    def keys(self) -> Sequence[int]:
+        return self.told
+
+
+class Reading(Sequence[bytes]):
+    """Notes which images are taken."""
+
+    def __init__(self, blobs: Sequence[bytes], read: list[int]) -> None:
+        self.blobs, self.read = blobs, read
+
+    def __len__(self) -> int:
+        return len(self.blobs)
+
+    def __getitem__(self, index: int) -> bytes:  # type: ignore[override]
+        self.read.append(index)
+        return self.blobs[index]
+
+
+def test_images_that_are_read_lazily_are_read_once_and_by_batches(blobs: list[bytes]) -> None:
+    numbers = [0, 1, 2, 1, 0, *range(3, 30)]
+    protocol = Lazy([blobs[number] for number in numbers], numbers)
+    check_images([protocol], HW)
+    assert len(protocol.distinct.images) == 30
+    assert protocol.read == []  # not to tell them apart, nor to check them
+    ahead: list[int] = []
+    module = Pixels()
+    told = lambda images: ahead.append(len(protocol.read) - sum(module.batches))  # noqa: E731
+    result = evaluate(protocol, embedder(module, batch_size=5), told)
+    assert protocol.read == [0, 1, 2, *range(5, 32)]
+    assert max(ahead) == 5  # one batch
+    alone = embedder(Pixels()).embed(blobs).numpy()
+    assert list(result.tables["first"].values()) == alone[numbers, 0].tolist()
+    torn = Lazy([*blobs[:3], b"no image"], range(4))
+    with pytest.raises(UserError, match=r"^listed: image 3 is not a whole, decodable JPEG"):
+        evaluate(torn, embedder(Pixels()))
+
+
+def test_what_an_earlier_version_read_of_a_protocol_is_refused(
+    blobs: list[bytes], tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text(
+        MINE.replace("    quantities", "    mirrored = True\n    quantities")
+    )
+    own = {"kind": "custom", "file": str(tmp_path / "mine.py"), "name": "Spread"}
+    tree = config(protocols=[{**own, "parameters": {"path": str(tmp_path / "face.jpg")}}])
+    with pytest.raises(
+        UserError, match=r"^Spread: Spread\.mirrored is not read any more; set flip"
+    ):
+        open_protocols(tree)
 
 
 def test_a_protocol_of_ones_own(blobs: list[bytes], tmp_path: Path) -> None:
