@@ -75,6 +75,11 @@ class RunFolder:
         return self.path / "plots"
 
     @property
+    def report(self) -> Path:
+        """The page about the run."""
+        return self.path / "report.html"
+
+    @property
     def evaluation(self) -> Path:
         """The results of the evaluation with which the run ended."""
         return self.path / "evaluation.json"
@@ -108,7 +113,8 @@ class RunFolder:
     def artifacts(self) -> list[Path]:
         """The files that MLflow is given besides the metrics. Images of people are not among them,
         but for those in a page that was made to be shown."""
-        return [self.config, self.plan, self.evaluation, *self._drawn, *self._reports()]
+        files = self.config, self.plan, self.evaluation, self.report
+        return [*files, *self._drawn, *self._reports()]
 
     @property
     def _drawn(self) -> list[Path]:
@@ -129,7 +135,7 @@ class RunFolder:
     @property
     def kept(self) -> list[Path]:
         """The files that a store keeps besides the checkpoints, as far as they are there."""
-        files = [*map(self.path.joinpath, self.record), *self._drawn]
+        files = [*map(self.path.joinpath, self.record), self.report, *self._drawn]
         reports = self._reports()
         newest = reports[-1].parent if reports else None
         files += [file for file in reports if file.parent == newest]

@@ -50,6 +50,7 @@ from manyfaces.train.job_report import told_to_cluster
 from manyfaces.train.lease import Lease, LeaseLostError, refuse_held
 from manyfaces.train.protocols.open import check_images, open_protocols
 from manyfaces.train.record import EVENTS, METRICS, Record, last_event, read_rows
+from manyfaces.train.report.own import report_of_run
 from manyfaces.train.stopping import (
     INTERRUPTED,
     count_starts,
@@ -227,6 +228,8 @@ def _end(
             mirror.abandon()
             return taken_over
         _plot(folder, claimed.quantities, console)
+        if status != "KILLED":  # what was asked to end has little time
+            report_of_run(folder, console.print)
         problem = mirror.close(status, folder.artifacts)
         for note in mirror.notes:
             console.print(f"MLflow: {note}")
@@ -393,5 +396,7 @@ def _say_where(config: Config, folder: RunFolder, console: Console) -> None:
     if (url := run_url(config)) is not None:
         console.print(f"store       {url}")
     console.print(f"plots       {folder.plots}")
+    if folder.report.exists():
+        console.print(f"report      {folder.report}")
     for number, line in enumerate(opening_lines(folder.path, tracking_uri(config))):
         console.print(f"{'' if number else 'MLflow':12}{line}")

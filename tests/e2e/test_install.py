@@ -25,7 +25,7 @@ ROOMS = ("configs", "data", "models", "cluster", "train")
 
 def packaged() -> set[str]:
     """What a package has to hold, by its path below `manyfaces`."""
-    kinds = ("*.py", "*.yaml", "py.typed")
+    kinds = ("*.py", "*.yaml", "*.html", "*.css", "*.js", "py.typed")
     return {
         path.relative_to(ROOT).as_posix()
         for room in ROOMS

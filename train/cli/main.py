@@ -19,6 +19,7 @@ from manyfaces.train.cli import (
     manifest,
     output,
     preflight,
+    report,
     sweep,
     training,
 )
@@ -59,6 +60,8 @@ for verb in (
     training.check,
     evaluation.evaluate,
     evaluation.export,
+    report.report,
+    report.compare,
     jobs.submit,
     training.sync_mlflow,
     preflight.preflight,
