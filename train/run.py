@@ -39,8 +39,6 @@ from manyfaces.train.claim import (
     refuse_without_gpus,
 )
 from manyfaces.train.evaluation.encoders import checked_file
-from manyfaces.train.evaluation.plots import plot_metrics
-from manyfaces.train.evaluation.report import draw_reports
 from manyfaces.train.evaluation.result import QuantitiesByName, metric
 from manyfaces.train.faults import VARIABLE, parse
 from manyfaces.train.folder import RunFolder, run_url
@@ -50,7 +48,7 @@ from manyfaces.train.job_report import told_to_cluster
 from manyfaces.train.lease import Lease, LeaseLostError, refuse_held
 from manyfaces.train.protocols.open import check_images, open_protocols
 from manyfaces.train.record import EVENTS, METRICS, Record, last_event, read_rows
-from manyfaces.train.report.own import report_of_run
+from manyfaces.train.report.own import draw_plots, write_own_page
 from manyfaces.train.stopping import (
     INTERRUPTED,
     count_starts,
@@ -167,7 +165,7 @@ def _run(
         forget_session(folder)
         stop = share_stop(config, folder)
         params = flatten(redacted(config).model_dump())
-        draw = partial(_plot, folder, quantities, console)
+        draw = partial(draw_plots, folder, quantities, console.print)
         # Last, as nothing ends its thread where another of these raises.
         mirror = Mirror(folder.path, config, params, draw=draw)
     except BaseException:
@@ -227,9 +225,9 @@ def _end(
         if taken_over := claimed.lease.lost():
             mirror.abandon()
             return taken_over
-        _plot(folder, claimed.quantities, console)
+        draw_plots(folder, claimed.quantities, console.print)
         if status != "KILLED":  # what was asked to end has little time
-            report_of_run(folder, console.print)
+            write_own_page(folder, console.print)
         problem = mirror.close(status, folder.artifacts)
         for note in mirror.notes:
             console.print(f"MLflow: {note}")
@@ -349,14 +347,6 @@ def _with_source(config: Config, folder: RunFolder) -> Config:
         return config
     update = {"resume_from": str(fetched(url, config.run.work_dir))}
     return config.model_copy(update={"run": config.run.model_copy(update=update)})
-
-
-def _plot(folder: RunFolder, quantities: QuantitiesByName, console: Console) -> None:
-    try:
-        plot_metrics(read_rows(folder.path / METRICS), quantities, folder.plots)
-        draw_reports(folder.path, folder.plots)
-    except OSError as error:  # a full disk: the run's own end is what a person has to know
-        console.print(f"{folder.plots}: not drawn ({error.strerror})")
 
 
 def _send_record(

@@ -52,9 +52,9 @@ def report(runs: Runs, out: Page = None, embeddings: Embeddings = None) -> None:
 
 
 def compare(runs: Runs, out: Page = None) -> None:
-    """Compare runs: figures side by side, curves over each other, settings that differ.
+    """Compare runs: figures, curves, and settings that differ.
 
-    On the screen the figures and the settings, in the page the curves too.
+    The screen has the figures and the settings, the page also the curves over each other.
 
     \b
       manyfaces compare runs/first runs/second

@@ -1,11 +1,27 @@
-"""The page that a training leaves in its folder."""
+"""What a training draws of itself: plots on the way, and a page at its end."""
 
 from collections.abc import Callable
 
+from manyfaces.train.evaluation.plots import plot_metrics
+from manyfaces.train.evaluation.report import draw_reports
+from manyfaces.train.evaluation.result import QuantitiesByName
 from manyfaces.train.folder import RunFolder
+from manyfaces.train.record import METRICS, read_rows
+
+Tell = Callable[[str], object]
 
 
-def report_of_run(folder: RunFolder, tell: Callable[[str], object]) -> None:
+def draw_plots(folder: RunFolder, quantities: QuantitiesByName, tell: Tell) -> None:
+    """Draw the run's metrics and what was evaluated. A full disk is told in a line, as the run's
+    own end is what a person has to know."""
+    try:
+        plot_metrics(read_rows(folder.path / METRICS), quantities, folder.plots)
+        draw_reports(folder.path, folder.plots)
+    except OSError as error:
+        tell(f"{folder.plots}: not drawn ({error.strerror})")
+
+
+def write_own_page(folder: RunFolder, tell: Tell) -> None:
     """Write the page of the run to its folder. A page that cannot be made is told in a line: a
     training never fails by it."""
     try:

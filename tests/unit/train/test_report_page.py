@@ -15,7 +15,7 @@ from manyfaces.configs.errors import UserError
 from manyfaces.train.evaluation.report import report_folder, save_results
 from manyfaces.train.evaluation.result import Example
 from manyfaces.train.folder import RunFolder
-from manyfaces.train.report.own import report_of_run
+from manyfaces.train.report.own import write_own_page
 from manyfaces.train.report.page import page_text
 from manyfaces.train.report.run_data import distinct, read_run
 
@@ -291,7 +291,7 @@ def test_a_training_leaves_its_page_and_never_fails_by_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, told = made_run(tmp_path), list[object]()
-    report_of_run(run, told.append)
+    write_own_page(run, told.append)
     assert Page(run.report.read_text()).of("h1") == ["first"]
     assert run.report in run.artifacts
     assert run.report in run.kept
@@ -301,7 +301,7 @@ def test_a_training_leaves_its_page_and_never_fails_by_it(
         raise ZeroDivisionError("of all things\nsecond line")
 
     monkeypatch.setattr("manyfaces.train.report.page.write_page", fail)
-    report_of_run(run, told.append)
+    write_own_page(run, told.append)
     (line,) = map(str, told)
     assert "of all things" in line
     assert "second line" not in line
