@@ -14,6 +14,7 @@ from manyfaces.data.dataset.forgotten import read_forgotten_part
 from manyfaces.data.dataset.manifest import IDENTITIES
 from manyfaces.data.dataset.part import Part
 from manyfaces.data.dataset.sample import jpeg_size
+from manyfaces.data.picture_grid import refuse_no_picture, write_grid
 from manyfaces.data.store.samples import Store
 
 _CHUNK, _SIZES_READ = 1 << 22, 10_000
@@ -120,8 +121,7 @@ def sample(
 
     from manyfaces.data.feed.decode import Decoder
 
-    if out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-        raise UserError(f"{out}: an image is written; give a name that ends in .png or .jpg")
+    refuse_no_picture(out)
     count = count or (8 if config else 64)
     rows_N, what = _choose(part, identity, count, seed)
     rows_N = rows_N[~read_forgotten_part(part).mask(rows_N, part.identity_N[rows_N])]
@@ -140,7 +140,7 @@ def sample(
         appearances = _appearances(shown, config)
         appearances[::columns] = tiles
         tiles, what = appearances, f"{what}, each as it is and in {columns - 1} appearances"
-    _write_grid(tiles, columns, out)
+    write_grid(tiles, columns, out)
     return what, int((~good).sum())
 
 
@@ -176,20 +176,6 @@ def _appearances(blobs: Sequence[NDArray[np.uint8]], config: schema.Config) -> N
     decode = Decoder(config.data.image_hw, len(times), augmentation, device=torch.device("cpu"))
     pixels: NDArray[np.uint8] = decode(times, choices)[0].numpy()
     return pixels
-
-
-def _write_grid(tiles: NDArray[np.uint8], columns: int, out: Path) -> None:
-    """Write images of one size side by side as one picture, white where none is left."""
-    import cv2
-
-    _, height, width, _ = tiles.shape
-    rows = -(-len(tiles) // columns)
-    grid = np.full((rows * columns, height, width, 3), 255, np.uint8)
-    grid[: len(tiles)] = tiles
-    by_row = grid.reshape(rows, columns, height, width, 3).swapaxes(1, 2)
-    picture = by_row.reshape(rows * height, columns * width, 3)
-    if not cv2.imwrite(str(out), picture[:, :, ::-1]):
-        raise UserError(f"{out}: cannot be written; is its folder there?")
 
 
 def _find_identity(part: Part, word: str) -> tuple[int, str]:
