@@ -19,7 +19,7 @@ _SYSTEM_FOLDERS = {"__MACOSX", "@eaDir"}
 """These are fewer than a source of files has: an image in `thumbs/` that has a label is somebody's
 sample, and our own shards have the names of foreign images in their keys."""
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
-_TORN = (
+TORN = (
     *(tarfile.TarError, EOFError, OSError, ValueError),
     *(OverflowError, RecursionError, MemoryError),
 )
@@ -88,11 +88,11 @@ def scan(shard: Path, leave_out: LeaveOut = lambda reason, member: None) -> Iter
                 key = group.key
                 if (sample := kept.take(group)) is not None:
                     yield sample
-            _require_end(shard, tar.offset, key)
+            require_end(shard, tar.offset, key)
     except UserError:
         raise
-    except _TORN as error:
-        _refuse_compressed(shard)
+    except TORN as error:
+        refuse_compressed(shard)
         raise UserError(
             f"{shard}: not a whole tar file after sample {key!r} ({error}); fetch or write it again"
         ) from error
@@ -177,7 +177,7 @@ def _groups(shard: Path, tar: tarfile.TarFile, leave_out: LeaveOut) -> Iterator[
     """Neighbouring members of one key, in file order. Raises `UserError` for a second image or
     label in one of them."""
     group: _Group | None = None
-    for member in _members(tar):
+    for member in members(tar):
         folder, _, name = member.name.rpartition("/")
         stem, _, suffix = name.partition(".")
         if _is_hidden(member.name):
@@ -205,7 +205,7 @@ def _groups(shard: Path, tar: tarfile.TarFile, leave_out: LeaveOut) -> Iterator[
         yield group
 
 
-def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+def members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     """The members but for folders. `tarfile` goes round in circles where a size is negative."""
     end = -1
     for member in tar:
@@ -287,7 +287,7 @@ def _no_label(where: str, body: bytes) -> UserError:
     )
 
 
-def _require_end(shard: Path, offset: int, key: str) -> None:
+def require_end(shard: Path, offset: int, key: str) -> None:
     """Raise `UserError` where the archive does not end at `offset`. `tarfile` takes the end of the
     file, and a header that is none, for the end of the archive, which two blocks of zeros mark;
     some writers leave out the second."""
@@ -309,7 +309,7 @@ def _require_end(shard: Path, offset: int, key: str) -> None:
         )
 
 
-def _refuse_compressed(shard: Path) -> None:
+def refuse_compressed(shard: Path) -> None:
     """Raise `UserError` for a file that begins as a compressed one does."""
     try:
         with shard.open("rb") as file:

@@ -48,7 +48,7 @@ class Folder(Source):
         self.path, self._names = path, TextColumn()
         labels, listing, levels = array("i"), hashlib.sha256(), _Levels()
         code_of = {name: code for code, name in enumerate(self.identities)}
-        for name, size, reason in _walk(str(path), "", frozenset()):
+        for name, size, reason in files_in(path):
             identity, slash, rest = name.partition("/")
             if reason is None and not slash:
                 reason = "in no identity folder"
@@ -81,33 +81,39 @@ class Folder(Source):
         return self._names[row]
 
 
-class _Found(NamedTuple):
-    """A file below the source."""
+class Found(NamedTuple):
+    """A file below a folder."""
 
     name: str
-    """Relative to the source."""
+    """Relative to the folder, with `/` between its parts."""
     size: int
     reason: str | None
-    """Why it is no image of the source; None for one."""
+    """Why it is taken for no image; None for one."""
 
 
-def _walk(folder: str, name: str, above: frozenset[tuple[int, int]]) -> Iterator[_Found]:
-    """Yields all files below a folder, in the order of their names, links to folders followed.
-    Raises `UserError` for a folder that cannot be listed."""
+def files_in(folder: Path) -> Iterator[Found]:
+    """Yields all files in a folder and below it, in the order of their names, links to folders
+    followed. Raises `UserError` for a folder that cannot be listed."""
+    return _walk(str(folder), "", frozenset())
+
+
+def _walk(folder: str, name: str, above: frozenset[tuple[int, int]]) -> Iterator[Found]:
+    """As `files_in`, `name` being what the folder is called in the names of its files, and `above`
+    the folders that it lies in."""
     is_system = any(map(is_system_folder, name.split("/")[:-1]))
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         facts = Path(folder).stat()
     except OSError as error:
         if is_system:
-            yield _Found(name, 0, SYSTEM_FOLDER)
+            yield Found(name, 0, SYSTEM_FOLDER)
             return
         raise UserError(
             f"{folder}: cannot be listed ({error.strerror}); mend its permissions or move it away"
         ) from error
     own = facts.st_dev, facts.st_ino
     if own in above:
-        yield _Found(name, 0, "a link to a folder that it lies in")
+        yield Found(name, 0, "a link to a folder that it lies in")
         return
     for entry in entries:
         inner = name + entry.name
@@ -117,7 +123,7 @@ def _walk(folder: str, name: str, above: frozenset[tuple[int, int]]) -> Iterator
         reason = reason_against(inner)
         if reason is None and not entry.is_file():
             reason = "no file but a broken link, a pipe or a device"
-        yield _Found(inner, entry.stat().st_size if reason is None else 0, reason)
+        yield Found(inner, entry.stat().st_size if reason is None else 0, reason)
 
 
 class _Levels:

@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from manyfaces.configs.errors import UserError
+from manyfaces.configs.urls import url_of
 from manyfaces.data.sources.file_names import reason_against
 from manyfaces.data.sources.source import Claim, FileAt, Option, Source
 from manyfaces.data.sources.text_column import TextColumn
+from manyfaces.data.sources.url_at import UrlAt
 
 _LOOKED_AT_BYTES = 4096
 _HEADING = re.compile(r"[^\W\d]+(?:[ _-][^\W\d]+)*")
@@ -23,15 +25,16 @@ _WINDOWS_PATH = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 
 class Listed(Source):
     """The images of a text file of lines `path<TAB>label`, or with one space between; paths are
-    relative to the list's folder or to `root`. UTF-8, or UTF-16 as Windows writes it; a header line
-    is left out.
+    relative to the list's folder or to `root`, or URLs. UTF-8, or UTF-16 as Windows writes it; a
+    header line is left out.
 
-    Raises `UserError` naming file:line for a line that is none and for an image that is named
-    twice, and where not one of the images is there.
+    With `needs_labels` false, for uses that need no identity, a line may be a path alone, and its
+    label is then "". Raises `UserError` naming file:line for a line that is none and for an image
+    that is named twice, and where not one of the images is there.
     """
 
     kind, described = "list", "a text list (`path<TAB>label` lines)"
-    precedence, in_sequence = 50, False
+    precedence, in_sequence, may_lack_labels = 50, False, True
     options = (
         Option("root", Path, "folder of a list's relative paths; default: the list's folder"),
     )
@@ -43,7 +46,14 @@ class Listed(Source):
         # Any text may be a list, so that a file with another kind's suffix is left to that kind.
         return [Claim([path], certain=False)] if _encoding(path) else []
 
-    def __init__(self, path: Path, files: Sequence[Path], root: Path | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        files: Sequence[Path],
+        root: Path | None = None,
+        *,
+        needs_labels: bool = True,
+    ) -> None:
         self.path, self.root, self._names = path, root or path.parent, TextColumn()
         labels, lines, codes = array("i"), array("q"), dict[str, int]()
         listing = hashlib.sha256(str(self.root).encode(errors="surrogateescape"))
@@ -51,7 +61,10 @@ class Listed(Source):
             listing.update(f"{line}\n".encode(errors="surrogateescape"))
             if not line.strip():
                 continue
-            name, label = _split(line, f"{path}:{number}")
+            if not needs_labels and _is_path(line):
+                name, label = _unquoted(line.strip()), ""
+            else:
+                name, label = _split(line, f"{path}:{number}")
             if not labels and not len(self.left_out) and self._is_header(name, label):
                 self.left_out.add(f"{path.name}:{number}", "a header line")
                 continue
@@ -112,14 +125,15 @@ class Listed(Source):
 
     def _require_some(self, count: int) -> None:
         """Raise `UserError` where not one image is there."""
-        if not any(_is_there(self.place(row).path) for row in range(count)):
+        if not any(_is_there(self.place(row)) for row in range(count)):
             raise UserError(
                 f"{self.path}: not one of its {count:,} images is there (the first: "
                 f"{self.place(0)}); set --root FOLDER"
             )
 
-    def place(self, row: int) -> FileAt:
-        return FileAt(str(self.root / self.name(row)))
+    def place(self, row: int) -> FileAt | UrlAt:
+        name = self.name(row)
+        return FileAt(str(self.root / name)) if url_of(name) is None else UrlAt(name)
 
     def name(self, row: int) -> str:
         return self._names[row]
@@ -157,6 +171,14 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
             raise UserError(f"{path}: begins as {encoding} and is not; save it as UTF-8") from error
 
 
+def _is_path(line: str) -> bool:
+    """Whether a line is the path or the URL of an image, with nothing behind it."""
+    whole = _unquoted(line.strip())
+    is_url = url_of(whole) is not None and " " not in whole
+    file = whole.replace("\\", "/").rpartition("/")[2]
+    return "\t" not in line and (is_url or reason_against(file) is None)
+
+
 def _split(line: str, where: str) -> tuple[str, str]:
     """Path and label of a line."""
     name, _, label = line.partition("\t") if "\t" in line else line.rpartition(" ")
@@ -180,8 +202,10 @@ def _unquoted(word: str) -> str:
     return word[1:-1].replace('""', '"') if len(word) > 1 and word[0] == word[-1] == '"' else word
 
 
-def _is_there(path: str) -> bool:
+def _is_there(place: FileAt | UrlAt) -> bool:
+    if isinstance(place, UrlAt):  # what is not there is found out when it is read
+        return True
     try:
-        return Path(path).exists()
+        return Path(place.path).exists()
     except (OSError, ValueError):  # a name that no file can have
         return False

@@ -29,7 +29,7 @@ class Parquet(Source):
     """
 
     kind, described = "parquet", "a .parquet file or a folder of them"
-    precedence, part_name = 30, _SHARD
+    precedence, part_name, may_lack_labels = 30, _SHARD, True
     options = (
         SPLIT,
         Option("image_column", str, "image column of parquet files, where it is not clear", "NAME"),
@@ -56,9 +56,11 @@ class Parquet(Source):
         image_column: str | None = None,
         label_column: str | None = None,
         split: str | None = None,
+        *,
+        needs_labels: bool = True,
     ) -> None:
         files = self._of_split(path, files, split)
-        found = read_rows(files, image_column, label_column)
+        found = read_rows(files, image_column, label_column, needs_labels=needs_labels)
         self.path, self._found, self.identities = path, found, found.identities
         self.label_N, self.group_N = found.label_N, found.group_N
         sizes = "\n".join(f"{file.name} {file.stat().st_size}" for file in files)
@@ -96,8 +98,11 @@ class Parquet(Source):
         return RowAt(str(file), number, row_in_group, self._found.image_column)
 
     def name(self, row: int) -> str:
-        if name := self._found.names[row]:
-            return name
+        return self._found.names[row] or self.key(row)
+
+    def key(self, row: int) -> str:
+        """Images of several folders may have one path in the dataset that they come from: where
+        the image is tells them apart."""
         place = self.place(row)
         return f"{Path(place.path).stem}/{place.group}/{place.row}"
 

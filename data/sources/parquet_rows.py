@@ -124,12 +124,17 @@ def _cursor(path: str, group: int, column: str) -> _Cursor:
 
 
 def read_rows(
-    paths: Sequence[Path], image_column: str | None = None, label_column: str | None = None
+    paths: Sequence[Path],
+    image_column: str | None = None,
+    label_column: str | None = None,
+    *,
+    needs_labels: bool = True,
 ) -> Rows:
     """Read labels and names of all rows; images are not touched.
 
-    Raises `UserError` for a file that is no parquet, columns that are missing or not clear, and a
-    row without a label (file and row).
+    With `needs_labels` false there need be no label column, and rows without a label are of the
+    identity "". Raises `UserError` for a file that is no parquet, columns that are missing or not
+    clear, and a row without a label (file and row) where it needs one.
     """
     schema = _open(paths[0]).schema_arrow
     image = image_column or _only(
@@ -137,18 +142,21 @@ def read_rows(
     )
     possible = [f.name for f in schema if _is_label(f.type) and f.name != image]
     usual = [name for name in possible if name.lower() in LABEL_NAMES]
-    label = label_column or _only(paths[0], "label", usual or possible, schema)
+    label = label_column
+    if label is None and (possible or needs_labels):
+        label = _only(paths[0], "label", usual or possible, schema)
     codes: dict[object, int] = {}
-    classes = _class_names(paths[0], schema, label)
+    classes = _class_names(paths[0], schema, label) if label else None
     place_G: list[tuple[Path, int]] = []
     labels, groups, names = [], [], TextColumn()
     for path in paths:
         file = _open(path)
         _require_column(path, file.schema_arrow, image, _is_image, "image bytes")
-        _require_column(path, file.schema_arrow, label, _is_label, "integers or texts")
-        _require_agreement(paths[0], path, schema, file.schema_arrow, label, classes)
+        if label is not None:
+            _require_column(path, file.schema_arrow, label, _is_label, "integers or texts")
+            _require_agreement(paths[0], path, schema, file.schema_arrow, label, classes)
         for group in range(file.num_row_groups):
-            read = _read_group(path, file, group, image, label)
+            read = _read_group(path, file, group, image, label, needs_labels)
             if not read.names:
                 continue
             label_codes = [codes.setdefault(value, len(codes)) for value in read.values]
@@ -161,7 +169,7 @@ def read_rows(
         raise UserError(f"{paths[0].parent}: no rows in {len(paths)} parquet files")
     group_N = np.concatenate(groups)
     first_G = np.searchsorted(group_N, np.arange(len(place_G)))
-    identities = _identity_names(paths[0], label, classes, list(codes))
+    identities = _identity_names(paths[0], label, classes, list(codes), needs_labels)
     return Rows(identities, np.concatenate(labels), group_N, first_G, place_G, names, image)
 
 
@@ -175,21 +183,25 @@ class _Group(NamedTuple):
     names: list[str | None]
 
 
-def _read_group(path: Path, file: Any, group: int, image: str, label: str) -> _Group:
+def _read_group(
+    path: Path, file: Any, group: int, image: str, label: str | None, needs_labels: bool
+) -> _Group:
     kind = file.schema_arrow.field(image).type
     has_path = pa.types.is_struct(kind) and kind.get_field_index("path") >= 0
-    columns = [label, f"{image}.path"] if has_path else [label]
+    columns = [label] if label is not None else []
+    columns += [f"{image}.path"] if has_path else []
     try:
         table = file.read_row_group(group, columns=columns, use_threads=False)
     except (pa.ArrowException, OSError) as error:
         raise_if_disk_failed(error, path)
         raise _not_whole(path, error) from error
-    if table.num_rows == 0:
+    num_rows = file.metadata.row_group(group).num_rows
+    if num_rows == 0:
         return _Group([], np.empty(0, np.int64), [])
-    values = table[label].combine_chunks()
+    values = table[label].combine_chunks() if label is not None else pa.nulls(num_rows)
     if not pa.types.is_dictionary(values.type):
-        values = values.dictionary_encode()
-    if values.null_count:
+        values = values.dictionary_encode("mask" if needs_labels else "encode")
+    if values.null_count and needs_labels:
         row = values.is_null().index(True).as_py()
         raise UserError(
             f"{path}: row group {group}, row {row}: column {label!r} is empty; every row needs a "
@@ -294,12 +306,20 @@ def _require_agreement(
 
 
 def _identity_names(
-    path: Path, label: str, classes: list[str] | None, values: list[object]
+    path: Path,
+    label: str | None,
+    classes: list[str] | None,
+    values: list[object],
+    needs_labels: bool,
 ) -> list[str]:
     """A ClassLabel's names, else the values themselves. Raises `UserError` for a number that is no
-    class (-1 says: no label), and for an empty text."""
+    class (-1 says: no label), and for an empty text, or gives "" for no label where none is
+    needed."""
     identities = []
     for value in values:
+        if not needs_labels and value in (None, -1, ""):
+            identities.append("")
+            continue
         if not isinstance(value, int):
             if not str(value).strip():
                 raise UserError(

@@ -43,13 +43,18 @@ def _run_of(path: Path) -> object:
 
 
 def recognise(
-    path: Path, options: Mapping[str, object] = NO_OPTIONS, others: Sequence[Path] = ()
+    path: Path,
+    options: Mapping[str, object] = NO_OPTIONS,
+    others: Sequence[Path] = (),
+    *,
+    needs_labels: bool = True,
 ) -> Source:
     """Open the source that a path holds, `others` being further files of it.
 
     `options` holds values by the names of `source_options`; each kind takes its own of them, and
-    None is as good as absent. Raises `UserError` for a path that is not there, of no known kind, of
-    several kinds, or broken, and for an option that no kind takes.
+    None is as good as absent. With `needs_labels` false, images without an identity are taken too,
+    by the kinds that may lack them. Raises `UserError` for a path that is not there, of no known
+    kind, of several kinds, or broken, and for an option that no kind takes.
     """
     known = [option.name for option in source_options()]
     if unknown := [name for name in options if name not in known]:
@@ -78,6 +83,8 @@ def recognise(
     kind, claim = (certain or claims)[0]
     own = {option.name for option in kind.options}
     given = {name: value for name, value in options.items() if name in own and value is not None}
+    if not needs_labels and kind.may_lack_labels:
+        given["needs_labels"] = False
     source = kind(path, [*claim.files, *others], **given)
     if others:
         names = ", ".join(other.name for other in others)

@@ -129,6 +129,9 @@ class Source(ABC):
     in_sequence: ClassVar[bool] = True
     """Whether ascending rows lie one after the other on disk, so that they are best read in this
     order."""
+    may_lack_labels: ClassVar[bool] = False
+    """Whether the constructor takes `needs_labels=False`, for uses that need no identities: an
+    image without a label is then of the identity ""."""
     part_name: ClassVar[re.Pattern[str] | None] = None
     """How the name (without its suffix) of each of several files looks that one run of a program
     wrote, its group `run` being what they share: named one by one, they are one source. None where
@@ -172,6 +175,10 @@ class Source(ABC):
     def name(self, row: int) -> str:
         """Name the image as the source does: by a relative path, a record's key. Landmark files use
         this name."""
+
+    def key(self, row: int) -> str:
+        """A name that no other image of the source has."""
+        return self.name(row)
 
 
 def source_kinds() -> list[type[Source]]:

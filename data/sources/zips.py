@@ -25,11 +25,12 @@ class Zips(Source):
 
     Raises `UserError` for a broken archive, for images in no folder, and where members contradict
     each other: a name that stands twice, identity folders at several levels or under several
-    folders of one archive, several splits.
+    folders of one archive, several splits. With `needs_labels` false, and no split named, all
+    images are taken, whatever the folders: an image is of the folder right above it, or of "".
     """
 
     kind, described = "zip", "a .zip of identity folders or a folder of them"
-    precedence = 20
+    precedence, may_lack_labels = 20, True
     options = (SPLIT,)
 
     @classmethod
@@ -37,13 +38,20 @@ class Zips(Source):
         files = files_with_suffix(path, ".zip")
         return [Claim(files)] if files else []
 
-    def __init__(self, path: Path, files: Sequence[Path], split: str | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        files: Sequence[Path],
+        split: str | None = None,
+        *,
+        needs_labels: bool = True,
+    ) -> None:
         self.path, self._archives = path, [str(file) for file in files]
         self._names = TextColumn()
         self._archive_N, self._offset_N, self._size_N = array("i"), array("q"), array("q")
         self._method_N, self._crc_N = array("i"), array("q")
         labels, codes, listing = array("i"), dict[str, int](), hashlib.sha256()
-        folders = _Folders(path, split)
+        folders = _Folders(path, split) if needs_labels or split is not None else _AnyFolders()
         for number, archive in enumerate(files):
             folders.begin(archive)
             for entry in entries(archive):
@@ -52,7 +60,7 @@ class Zips(Source):
                     self.left_out.add(f"{archive.name}:{entry.name}", reason)
                     continue
                 self._append(number, entry)
-                identity = entry.name.split("/")[-2]
+                identity = "/".join(entry.name.split("/")[-2:-1])
                 labels.append(codes.setdefault(identity, len(codes)))
                 listing.update(f"{entry}\n".encode(errors="surrogateescape"))
         folders.require_split()
@@ -96,8 +104,26 @@ class Zips(Source):
     def name(self, row: int) -> str:
         return self._names[row]
 
+    def key(self, row: int) -> str:
+        """Several archives may have members of one name."""
+        archive = f"{Path(self._archives[self._archive_N[row]]).name}:"
+        return f"{archive if len(self._archives) > 1 else ''}{self.name(row)}"
 
-class _Folders:
+
+class _AnyFolders:
+    """Folders of archives that need not agree."""
+
+    def begin(self, archive: Path) -> None:
+        pass
+
+    def reason_against(self, name: str) -> str | None:
+        return None
+
+    def require_split(self) -> None:
+        pass
+
+
+class _Folders(_AnyFolders):
     """The identity folders of all archives, which have to agree: the identity is the last folder of
     a name, and all are at one level."""
 

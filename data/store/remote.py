@@ -104,11 +104,12 @@ class Remote:
         }
 
     def tree(self, folder: str) -> dict[str, int | None]:
-        """Names below the URL and bytes of all files in the folder and below it, sorted; none where
-        there is no such folder."""
+        """Names below the URL and bytes of all files in the folder ("" for all there) and below it,
+        sorted; none where there is no such folder."""
         rows = self._patiently(folder, lambda: self._fs.find(self._at(folder), detail=True))
         sizes = {at.removeprefix(f"{self._root}/"): rows[at]["size"] for at in sorted(rows)}
-        return {name: size for name, size in sizes.items() if name.startswith(f"{folder}/")}
+        below = f"{folder}/" if folder else ""
+        return {name: size for name, size in sizes.items() if name.startswith(below)}
 
     def fetch(
         self,
