@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -12,9 +13,12 @@ from torch import Tensor
 from manyfaces.cluster.world import spare_cores
 from manyfaces.configs.errors import UserError
 from manyfaces.configs.schema import Config
+from manyfaces.data.conversion.pixels import decoded, is_jpeg
 from manyfaces.data.feed.decode import Decoder, Decoding
 from manyfaces.train.evaluation.result import Encoded
 
+_PNG = b"\x89PNG\r\n\x1a\n"
+_FAST_PNG = (cv2.IMWRITE_PNG_COMPRESSION, 1)
 _MOST_THREADS = 8
 """More of them gain nothing beside what waits for the images."""
 
@@ -62,6 +66,14 @@ def as_array(image: Encoded) -> NDArray[np.uint8]:
     if isinstance(image, bytes):
         return np.frombuffer(image, np.uint8)
     return np.ascontiguousarray(image).reshape(-1)
+
+
+def decodable(image: Encoded) -> Encoded:
+    """The bytes of an image of whatever format as `ImageDecoder` takes them: a JPEG or PNG as it
+    is, another one as a PNG of its pixels. Raises `Dropped` for what is none."""
+    if bytes(image[: len(_PNG)]) == _PNG or is_jpeg(bytes(image[:2])):
+        return image
+    return np.asarray(cv2.imencode(".png", decoded(bytes(image)), _FAST_PNG)[1], np.uint8)
 
 
 def decode_threads() -> int:

@@ -17,22 +17,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from manyfaces.configs.errors import UserError
+from manyfaces.data.sources.source import Dropped
 from manyfaces.models.backbones.encoder import Encoder
 from manyfaces.models.backbones.output import as_output
+from manyfaces.train.evaluation.decoding import Encoded, decodable
 from manyfaces.train.evaluation.embedder import Embedder
 from manyfaces.train.evaluation.encoders import open_encoder
 
 Image = NDArray[np.uint8] | str | PathLike[str] | bytes
 """uint8 RGB [H, W, 3], the path of an image file, or the bytes of one."""
 
-_JPEG = b"\xff\xd8"
-
 
 class Model:
     """A trained network with the preprocessing that it was trained with.
 
     Images should be aligned as those were that it was trained on; of another size, they are
-    resized. JPEGs are decoded as in training and evaluation, whose figures are so reproduced.
+    resized. Encoded images are decoded as in training and evaluation, whose figures are so
+    reproduced.
     """
 
     def __init__(self, encoder: Encoder) -> None:
@@ -146,23 +147,25 @@ class Model:
     def _embed_batch(
         self, images: Sequence[Image], first: int, batch_size: int, mirrored: bool
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """As `_embed`, of one batch, whose first image is number `first`: JPEGs together, and
-        others by their sizes."""
+        """As `_embed`, of one batch, whose first image is number `first`: encoded images together,
+        and arrays by their sizes."""
         embeddings_ND, scores = self._room(len(images))
         names = [_name(image, first + number) for number, image in enumerate(images)]
-        jpegs: dict[int, bytes] = {}
+        encoded: dict[int, Encoded] = {}
         pixels: dict[tuple[int, ...], dict[int, NDArray[np.uint8]]] = defaultdict(dict)
         for number, image in enumerate(images):
-            read = image if isinstance(image, np.ndarray) else _bytes(image, names[number])
-            if isinstance(read, bytes) and read.startswith(_JPEG):
-                jpegs[number] = read
-            else:
-                decoded = _pixels(read, names[number])
-                pixels[decoded.shape][number] = decoded
-        if jpegs:
-            rows, embedder = list(jpegs), self._embedder(min(batch_size, len(images)))
+            if isinstance(image, np.ndarray):
+                checked = _pixels(image, names[number])
+                pixels[checked.shape][number] = checked
+                continue
+            try:
+                encoded[number] = decodable(_bytes(image, names[number]))
+            except Dropped as error:
+                raise _no_image(names[number]) from error
+        if encoded:
+            rows, embedder = list(encoded), self._embedder(min(batch_size, len(images)))
             embedded = embedder.embed_scored(
-                jpegs.values(),
+                encoded.values(),
                 flip="sum" if mirrored else "none",
                 name=lambda number: names[rows[number]],
             )
@@ -231,5 +234,9 @@ def _pixels(image: Image, name: str) -> NDArray[np.uint8]:
     read = np.frombuffer(_bytes(image, name), np.uint8)
     decoded = cv2.imdecode(read, cv2.IMREAD_COLOR_RGB) if len(read) else None
     if decoded is None:
-        raise UserError(f"{name} is not a whole, decodable image; use an intact copy")
+        raise _no_image(name)
     return np.asarray(decoded, np.uint8)
+
+
+def _no_image(name: str) -> UserError:
+    return UserError(f"{name} is not a whole, decodable image; use an intact copy")
