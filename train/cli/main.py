@@ -13,6 +13,7 @@ from manyfaces.configs.errors import UserError
 from manyfaces.train.cli import (
     checkpoint,
     data,
+    embed,
     evaluation,
     head,
     jobs,
@@ -62,6 +63,7 @@ for verb in (
     evaluation.export,
     report.report,
     report.compare,
+    embed.embed,
     jobs.submit,
     training.sync_mlflow,
     preflight.preflight,
