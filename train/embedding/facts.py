@@ -1,6 +1,7 @@
 """What a file of embeddings says of itself: by which network they were made, how, and of which
 images."""
 
+from pathlib import Path
 from typing import Literal
 
 import pyarrow as pa
@@ -43,9 +44,10 @@ class Options(_Frozen):
     image_column: str | None = None
     label_column: str | None = None
 
-    def of_sources(self) -> dict[str, str | None]:
+    def of_sources(self) -> dict[str, object]:
         """Those that say how sources are read, as `recognise` takes them."""
-        return self.model_dump(include={"root", "split", "image_column", "label_column"})
+        told = self.model_dump(include={"split", "image_column", "label_column"})
+        return told | {"root": None if self.root is None else Path(self.root)}
 
 
 class Facts(_Frozen):

@@ -7,7 +7,6 @@ or not there: what was stopped goes on with the parts that are missing.
 
 import contextlib
 import fcntl
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -95,7 +94,7 @@ class Job:
 
     def whole(self) -> set[int]:
         """The parts that are written."""
-        found = (_PART.fullmatch(entry.name) for entry in os.scandir(self.folder))
+        found = (_PART.fullmatch(path.name) for path in self.folder.iterdir())
         return {int(told[1]) for told in found if told}
 
     def missing(self, plan: Plan) -> list[int]:
@@ -122,8 +121,8 @@ class Job:
         """Whether the folder holds nothing but what an embedding has left there."""
         known = (PLAN, _LOCK, _WORKING, STOP_FILE)
         return all(
-            entry.name in known or _PART.fullmatch(entry.name) or entry.name.startswith(".part-")
-            for entry in os.scandir(self.folder)
+            name in known or _PART.fullmatch(name) or name.startswith(".part-")
+            for name in (path.name for path in self.folder.iterdir())
         )
 
     def forget_session(self) -> None:
