@@ -44,6 +44,20 @@ def load(
     return config
 
 
+def changed(config: Config, overrides: Sequence[str]) -> Config:
+    """The same configuration with other values for the keys of override words.
+
+    Raises `UserError` with one line for each thing that is wrong.
+    """
+    reader = Reader(kind_keys())
+    words = reader.overrides(overrides)
+    tree = Value.of(config.model_dump(mode="json"), "the run's configuration")
+    result = _typed(merge(tree, words, kind_keys()), reader.problems, lambda line: None)
+    if result is None or reader.problems:
+        raise UserError("\n".join(map(_one_line, reader.problems)))
+    return result
+
+
 def load_stored(tree: Mapping[str, Any], where: str) -> Config:
     """Load the tree that a run or a checkpoint holds, written by this version or by one before it.
 

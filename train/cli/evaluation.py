@@ -16,23 +16,32 @@ PairSets = Annotated[
         help="An InsightFace .bin; may be repeated. Default: what the run itself is evaluated by.",
     ),
 ]
+EvaluationWords = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="evaluation.KEY=VALUE",
+        help="What to evaluate by in place of what the run itself is: "
+        "'evaluation.protocols=[{kind: ijb, ...}]'; `manyfaces check --explain "
+        "evaluation.protocols` tells the kinds.",
+    ),
+]
 BatchSize = Annotated[int, typer.Option(parser=positive, metavar="N")]
 
 
-def evaluate(run: TrainedRun, pairs: PairSets = None, batch_size: BatchSize = 200) -> None:
+def evaluate(
+    run: TrainedRun,
+    words: EvaluationWords = None,
+    pairs: PairSets = None,
+    batch_size: BatchSize = 200,
+) -> None:
     """Score a run's newest checkpoint, or another."""
-    from rich.progress import Progress
-
+    from manyfaces.data.progress import image_progress
     from manyfaces.train.evaluation.evaluate_run import evaluate_run
     from manyfaces.train.evaluation.tables import results_tables
 
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("embedding", total=None)
+    with image_progress("embedding", console) as progress:
         checkpoint, folder, results = evaluate_run(
-            run,
-            pairs or (),
-            batch_size,
-            lambda done, total: bar.update(task, completed=done, total=total),
+            run, pairs or (), batch_size, progress, words or ()
         )
     for table in results_tables(results):
         console.print(table)

@@ -4,9 +4,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from manyfaces.configs.errors import UserError
+from manyfaces.configs.load import changed
 from manyfaces.configs.protocols.protocol import Protocol as ProtocolConfig
 from manyfaces.configs.protocols.verification import Verification
 from manyfaces.configs.schema import Config
+from manyfaces.configs.sections.evaluation import Evaluation
 from manyfaces.configs.urls import url_of
 from manyfaces.train.evaluation.evaluate import evaluate
 from manyfaces.train.evaluation.report import RESULTS, read_report, report_folder, save_report
@@ -20,11 +22,12 @@ def evaluate_run(
     sets: Sequence[Path],
     batch_size: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
-    protocols: Sequence[ProtocolConfig] = (),
+    words: Sequence[str] = (),
 ) -> tuple[Path, Path, list[Result]]:
     """Evaluate a run's newest committed checkpoint, or the checkpoint folder given, on verification
-    sets (`.bin`) and by other protocols, or by the run's own where none are given. The results are
-    added to the report of the step, in the run's `evaluation/step-N/`.
+    sets (`.bin`) and by the protocols that the words `evaluation.key=value` name, or by the run's
+    own where neither are given. The results are added to the report of the step, in the run's
+    `evaluation/step-N/`.
 
     `progress(done, total)` counts images. Returns the checkpoint, the folder of the report and the
     new results. A set that is called as another one in the report gets another name. Raises
@@ -32,12 +35,15 @@ def evaluate_run(
     """
     use_all_cores()
     trained = open_trained(run)
-    configs = [*(Verification(path=str(path)) for path in sets), *protocols]
+    configs = [*(Verification(path=str(path)) for path in sets), *_asked_for(trained.config, words)]
     if not configs:
         configs = [*trained.config.evaluation.all_protocols()]
     if not configs:
         where = url_of(run) or run
-        raise UserError(f"{where}: its configuration has no evaluation; give --pairs BIN")
+        raise UserError(
+            f"{where}: its configuration has no evaluation; give --pairs BIN or "
+            "'evaluation.protocols=[{kind: KIND, ...}]'"
+        )
     folder = report_folder(trained.checkpoint.parent.parent, trained.state.step)
     opened = open_all(configs, _taken(trained.config, folder))
     check_images(opened, trained.image_hw)
@@ -52,6 +58,17 @@ def evaluate_run(
     results = [evaluate(protocol, embedder, count) for protocol in opened]
     save_report(results, folder, trained.state.step)
     return trained.checkpoint, folder, results
+
+
+def _asked_for(config: Config, words: Sequence[str]) -> Sequence[ProtocolConfig]:
+    """The protocols of the words alone, read as in a recipe of the run."""
+    for word in words:
+        if not word.startswith("evaluation."):
+            raise UserError(
+                f"{word}: expected evaluation.KEY=VALUE; the other keys of a trained run stand"
+            )
+    bare = config.model_copy(update={"evaluation": Evaluation()})
+    return changed(bare, words).evaluation.all_protocols()
 
 
 def _taken(config: Config, folder: Path) -> dict[str, str]:

@@ -18,7 +18,7 @@ from manyfaces.configs.backbones.mobilefacenet import MobileFaceNet
 from manyfaces.configs.backbones.vit import VIT, ViT
 from manyfaces.configs.explain import describe, keys
 from manyfaces.configs.identity import identity
-from manyfaces.configs.load import dump, load
+from manyfaces.configs.load import changed, dump, load
 from manyfaces.configs.schema import Config, UserError
 
 MODEL = "model: {kind: mobilefacenet}\n"
@@ -516,3 +516,12 @@ def test_every_loss_says_when_to_use_it() -> None:
     assert describe("head.rows")[0].startswith("optimizer [sgd]: ")
     with pytest.raises(UserError, match="heat: no mapping of the configuration; did you mean head"):
         describe("heat")
+
+
+def test_a_configuration_changed_by_words_is_another_one_and_mistakes_are_told(recipe: Any) -> None:
+    config = load(recipe(MODEL), ["evaluation.pairs=[a.bin]", "train.batch_size=32"])
+    other = changed(config, ["evaluation.pairs=[b.bin]"])
+    assert (other.evaluation.pairs, other.train.batch_size) == (("b.bin",), 32)
+    assert changed(config, []) == config
+    with pytest.raises(UserError, match=r"evaluation\.pear: unknown key; did you mean pairs"):
+        changed(config, ["evaluation.pear=[b.bin]"])

@@ -103,6 +103,7 @@ def test_every_verb_has_help(words: list[str], capsys: pytest.CaptureFixture[str
         (["train", "demo", "--address"], "option '--address' requires an argument;"),
         (["submit", "demo", "--address", "host:8265"], "--address host:8265: the scheme is missing; give --address http://host:8265"),
         (["evaluate", "runs/x"], "runs/x: no run there; expected a folder RUN"),
+        (["evaluate", "x", "train.epochs=3"], "x: no run there; expected a folder RUN"),
         (["evaluate", "x", "--pairs", "y", "--batch-size", "0"], "invalid value for '--batch-size': must be a whole number above 0, not '0';"),
         (["data", "pairs", "a", "b", "--count", "x"], "invalid value for '--count': must be a whole number above 0, not 'x'; see manyfaces data pairs --help"),
         (["data", "pairs", "a", "b", "--seed", "1.5"], "invalid value for '--seed': must be a whole number, not '1.5';"),
