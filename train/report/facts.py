@@ -37,7 +37,7 @@ def facts(run: RunData) -> Facts:
         found.append(("restarts", str(len(run.attempts) - 1)))
     if known := mlflow_run(run.folder):
         found.append(("MLflow", redact(f"run {known['run_id']} in {known['uri']}")))
-    found.append(("folder", redact(str(run.folder))))
+    found.append(("folder", redact(str(url_of(run.given) or run.folder))))
     return found
 
 

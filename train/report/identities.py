@@ -102,7 +102,7 @@ def embedding_map(run: RunData, identities: int, seed: int = 0) -> Drawing:
         raise UserError(f"{dataset.where}: fewer than two identities have three images")
     rng = np.random.default_rng(seed)
     chosen = np.sort(rng.choice(several, min(identities, len(several)), replace=False))
-    cloud = _embedded(run.folder, dataset, chosen)
+    cloud = _embedded(run.given, dataset, chosen)
     places_N2 = _places(cloud, seed)
     names = _names(run.folder, dataset, chosen)
     points = {names[c]: places_N2[cloud.labels_N == c] for c in chosen.tolist()}
@@ -115,11 +115,11 @@ def embedding_map(run: RunData, identities: int, seed: int = 0) -> Drawing:
     return draw_scatter(chart)
 
 
-def _embedded(folder: Path, dataset: Dataset, chosen: NDArray[np.int64]) -> _Cloud:
+def _embedded(run: str | Path, dataset: Dataset, chosen: NDArray[np.int64]) -> _Cloud:
     from manyfaces.train.evaluation.embed_dataset import LeftOut, embed_dataset
     from manyfaces.train.evaluation.trained import open_trained
 
-    embedder = open_trained(folder).embedder(_BATCH)
+    embedder = open_trained(Path(run)).embedder(_BATCH)
     wanted_C = np.zeros(sum(part.manifest.num_identities for part in dataset.parts), np.bool_)
     wanted_C[chosen] = True
     units, labels = [], []

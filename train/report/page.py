@@ -27,6 +27,7 @@ from manyfaces.train.report.facts import Facts, facts, mlflow_page, status
 from manyfaces.train.report.headline import headline, side_by_side
 from manyfaces.train.report.identities import embedding_map, images_per_identity
 from manyfaces.train.report.run_data import RunData
+from manyfaces.train.report.svg import marker, style_class
 from manyfaces.train.report.training import further_curves, training_curves
 
 
@@ -125,6 +126,7 @@ def _template() -> Any:
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.globals["style"] = _file_text("page.css")
+    environment.globals |= {"style_class": style_class, "marker": marker}
     environment.globals["script"] = _file_text("page.js")
     return environment.from_string(_file_text("page.html"))
 

@@ -1,6 +1,7 @@
 """A run as the page needs it, read from its folder; what is missing or broken is told in words."""
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,9 +14,9 @@ from manyfaces.configs.redact import redact, redacted
 from manyfaces.configs.urls import url_of
 from manyfaces.train.checkpoint.fetched import PATIENCE_S, WORK_DIR
 from manyfaces.train.checkpoint.store import RunStore
-from manyfaces.train.evaluation.report import RESULTS, read_report, report_folders
+from manyfaces.train.evaluation.report import RESULTS, read_report, report_folder, report_folders
 from manyfaces.train.evaluation.stored import StoredResult
-from manyfaces.train.folder import RunFolder, work_folder
+from manyfaces.train.folder import EVALUATION, RunFolder, work_folder
 from manyfaces.train.metric_names import is_evaluation
 from manyfaces.train.record import EVENTS, METRICS, read_rows
 from manyfaces.train.tracking.attempts import Attempt, attempts
@@ -28,7 +29,10 @@ class RunData:
     """What is known of one run."""
 
     name: str
+    given: str | Path
+    """The folder or the URL that a person gave."""
     folder: Path
+    """Where its record is on this machine."""
     config: Mapping[str, Any]
     """The tree of `config.yaml`; empty where there is none."""
     config_text: str
@@ -82,6 +86,7 @@ def read_run(run: str | Path) -> RunData:
     _look_at_rows(rows, results, missing)
     return RunData(
         name=_name(tree, folder),
+        given=run,
         folder=folder,
         config=tree,
         config_text=text,
@@ -110,13 +115,26 @@ def distinct(runs: Sequence[RunData]) -> list[RunData]:
 
 
 def _fetched_record(url: str) -> Path:
-    """The folder on this machine to which the record of the run at the URL was fetched."""
+    """The folder on this machine to which the record of the run at the URL was fetched, with the
+    results of the newest step that was evaluated; what was fetched before is forgotten."""
     store = RunStore(url, PATIENCE_S)
     folder = work_folder(url, str(Path(WORK_DIR) / "fetched"))
-    for name, body in store.read_record(RunFolder(folder).record).items():
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(body)
+    names = RunFolder(folder).record
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / EVALUATION, ignore_errors=True)
+    _fetch(store, folder, names)
+    rows = read_rows(folder / METRICS)
+    if steps := [row["step"] for row in rows if any(map(is_evaluation, row))]:
+        results = report_folder(folder, max(steps)) / RESULTS
+        _fetch(store, folder, [results.relative_to(folder).as_posix()])
     return folder
+
+
+def _fetch(store: RunStore, folder: Path, names: Sequence[str]) -> None:
+    for name, body in store.read_record(names).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(body)
 
 
 def _first_live(events: Sequence[Mapping[str, Any]]) -> int:

@@ -13,8 +13,8 @@ SIDE = 1000
 """Width and height of the coordinate system of paths."""
 MARKERS = 6
 """Shapes of points, `m0` to `m5` in the page."""
-STYLES = 20
-"""Lines that can be told apart: five colours with four dashes, `s0` to `s19` in the style sheet."""
+STYLES = 25
+"""Lines that can be told apart: five colours with five dashes, `s0` to `s24` in the style sheet."""
 Element = ElementTree.Element
 Points = Iterable[tuple[float, float]]
 

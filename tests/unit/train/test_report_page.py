@@ -276,6 +276,24 @@ def test_a_run_of_an_earlier_version_shows_the_numbers_that_it_has(tmp_path: Pat
     assert "Accuracy" in page.of("figcaption")
 
 
+def test_a_run_at_a_url_is_shown_from_what_its_store_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fsspec
+
+    monkeypatch.setattr("manyfaces.train.report.run_data.WORK_DIR", str(tmp_path / "work"))
+    run, store = made_run(tmp_path, "far"), fsspec.filesystem("memory")
+    for file in run.kept:
+        store.pipe(f"/runs/far/{file.relative_to(run.path)}", file.read_bytes())
+    page = Page(page_text([read_run("memory://runs/far")]))
+    assert page.of("h1") == ["far"]
+    assert "ROC" in page.of("figcaption")
+    assert "memory://runs/far" in page.of("td")
+    assert not page.attributes("src")  # images of people are not sent to stores
+    with pytest.raises(UserError, match=r"memory://runs/away: .*expected a run's folder"):
+        read_run("memory://runs/away")
+
+
 @pytest.mark.parametrize("what", ["nothing", "a folder", "a file"])
 def test_what_is_no_run_is_refused_in_a_line(tmp_path: Path, what: str) -> None:
     path = tmp_path / "x"
