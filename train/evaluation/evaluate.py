@@ -1,16 +1,15 @@
 """One protocol's result for a network, worked out by all ranks together."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch.distributed as dist
-from numpy.typing import NDArray
 
 from manyfaces.cluster.world import on_all_ranks
 from manyfaces.configs.errors import UserError
 from manyfaces.configs.split import batch_share
-from manyfaces.train.evaluation.embedder import Embedder
+from manyfaces.train.evaluation.embedder import EmbeddedImages, Embedder
 from manyfaces.train.evaluation.result import Result
 from manyfaces.train.protocols.protocol import Protocol, own_code
 
@@ -31,34 +30,50 @@ def evaluate(
     if dist.is_initialized():
         rank, world_size = dist.get_rank(), dist.get_world_size()
 
-    def embed_share() -> NDArray[np.float32]:
+    def embed_share() -> EmbeddedImages:
         distinct = own_code(protocol, lambda: protocol.distinct)
         first, end = batch_share(len(distinct.images), rank, world_size)
-        return embedder.embed(
+        return embedder.embed_scored(
             distinct.images[first:end],
             flip=protocol.flip,
             name=lambda number: protocol.image_name(int(distinct.first_n[first + number])),
             progress=progress,
-        ).numpy()
+        )
 
     if world_size == 1:
         return _result(protocol, embed_share())
     share = on_all_ranks(embed_share)
-    shares: list[NDArray[np.float32]] = [share] * world_size
+    shares: list[EmbeddedImages] = [share] * world_size
     dist.all_gather_object(shares, share)
-    return on_all_ranks(lambda: _result(protocol, np.concatenate(shares)))
+    return on_all_ranks(lambda: _result(protocol, _joined(shares)))
 
 
-def _result(protocol: Protocol, embeddings_nD: NDArray[np.float32]) -> Result:
-    """The result for the embeddings of the protocol's n distinct images."""
-    index_N = protocol.distinct.index_N
-    unusable = int((~np.isfinite(embeddings_nD).all(1)).sum())
-    if unusable:
-        raise UserError(
-            f"{protocol.name}: the network gives NaN or infinite embeddings for {unusable} of "
-            f"{len(embeddings_nD)} images; evaluate an earlier checkpoint"
-        )
-    result: object = own_code(protocol, lambda: protocol.result(embeddings_nD[index_N]))
+def _joined(shares: Sequence[EmbeddedImages]) -> EmbeddedImages:
+    """The shares of all ranks behind one another; a rank without an image knows of no score."""
+    names = {name for share in shares for name in share.scores}
+    return EmbeddedImages(
+        np.concatenate([share.embeddings_ND for share in shares]),
+        {
+            name: np.concatenate([share.scores[name] for share in shares if share.scores])
+            for name in sorted(names)
+        },
+    )
+
+
+def _result(protocol: Protocol, embedded: EmbeddedImages) -> Result:
+    """The result for what was embedded of the protocol's n distinct images."""
+    index_N, embeddings_nD = protocol.distinct.index_N, embedded.embeddings_ND
+    for what, values in {"embeddings": embeddings_nD, **embedded.scores}.items():
+        unusable = int((~np.isfinite(values.reshape(len(values), -1)).all(1)).sum())
+        if unusable:
+            raise UserError(
+                f"{protocol.name}: the network gives NaN or infinite {what} for {unusable} of "
+                f"{len(values)} images; evaluate an earlier checkpoint"
+            )
+    scores = {name: scores_n[index_N] for name, scores_n in embedded.scores.items()}
+    result: object = own_code(
+        protocol, lambda: protocol.scored_result(embeddings_nD[index_N], scores)
+    )
     if not isinstance(result, Result):
         raise UserError(
             f"{protocol.name}: result() gives {type(result).__name__}; give a "

@@ -8,7 +8,7 @@ import hashlib
 import inspect
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import cached_property
 from typing import NamedTuple, TypeVar, overload
 
@@ -86,6 +86,13 @@ class Protocol(ABC):
     def result(self, embeddings_ND: NDArray[np.float32]) -> Result:
         """The outcome for the embeddings of `images()`, in their order and of any length. It is the
         same on every rank."""
+
+    def scored_result(
+        self, embeddings_ND: NDArray[np.float32], scores: Mapping[str, NDArray[np.floating]]
+    ) -> Result:
+        """As `result`, for a protocol that reads `scores` too: the numbers that the network gives
+        each image besides, [N] by name, such as `quality`; most networks give none."""
+        return self.result(embeddings_ND)
 
     def image_name(self, index: int) -> str:
         """What an image of `images()` is called, for people."""

@@ -1,6 +1,7 @@
 """Scores of a network beside its embeddings: through the embedder, a checkpoint, an exported file
 and `load_model`."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import cv2
@@ -8,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from exact_resume import small_tree, trained
+from launcher import run_ranks
+from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -26,8 +29,11 @@ from manyfaces.models.backbones.score_heads import (
 )
 from manyfaces.train.checkpoint.layout import BESIDE_BACKBONE
 from manyfaces.train.evaluation.embedder import Embedder
+from manyfaces.train.evaluation.evaluate import evaluate
 from manyfaces.train.evaluation.exported import write_exported
 from manyfaces.train.evaluation.model import Model
+from manyfaces.train.evaluation.result import Quantity, Result
+from manyfaces.train.protocols.protocol import Protocol
 
 HW, D, CPU = (8, 6), 5, torch.device("cpu")
 
@@ -151,3 +157,49 @@ def test_a_network_without_quality_says_so_and_gives_its_norm() -> None:
     )
     with pytest.raises(UserError, match="gives no quality; train it with objective=cr_fiqa"):
         model.quality(images)
+
+
+class Noted(Protocol):
+    """Keeps what the network says of each image."""
+
+    name = "noted"
+    quantities = (Quantity("mean", "mean"),)
+
+    def __init__(self, blobs: list[bytes]) -> None:
+        self.blobs = blobs
+
+    def images(self) -> list[bytes]:
+        return self.blobs
+
+    def result(self, embeddings_ND: NDArray[np.float32]) -> Result:
+        raise AssertionError("scored_result is there")
+
+    def scored_result(
+        self, embeddings_ND: NDArray[np.float32], scores: Mapping[str, NDArray[np.floating]]
+    ) -> Result:
+        by_image = {name: dict(enumerate(values.tolist())) for name, values in scores.items()}
+        tables = {
+            name: {str(image): each for image, each in by.items()} for name, by in by_image.items()
+        }
+        return Result(
+            "noted", self.quantities, {"mean": float(embeddings_ND.mean())}, tables=tables
+        )
+
+
+def noted(count: int) -> dict[str, list[float]]:
+    """The scores that reach a protocol of `count` images, of which the last is there twice."""
+    torch.set_num_threads(1)
+    blobs = [cv2.imencode(".png", image[..., ::-1])[1].tobytes() for image in pixels(count)]
+    embedder = Embedder(Scored(Pooled(), heads()), MobileFaceNet(embedding_dim=D), HW, CPU)
+    result = evaluate(Noted([blobs[-1], *blobs]), embedder)
+    return {name: list(table.values()) for name, table in result.tables.items()}
+
+
+@pytest.mark.parametrize("count", [7, 2])
+def test_the_scores_of_all_ranks_reach_the_protocol(count: int) -> None:
+    """Of two images a third rank has none."""
+    expected = by_hand(pixels(count), heads())
+    for found in run_ranks(3, noted, count):
+        assert found.keys() == expected.keys()
+        for name, values in found.items():
+            assert values == pytest.approx([expected[name][-1], *expected[name]], abs=1e-6)
