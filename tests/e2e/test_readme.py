@@ -63,6 +63,7 @@ _SMALL = (
     "train.batch_size=16",
     "train.epochs=1",
     "cluster.workers=1",
+    "cluster.gpus_per_worker=0",
     "cluster.threads_per_worker=1",
 )
 STAND_INS = {
