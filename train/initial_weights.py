@@ -4,7 +4,7 @@ from pathlib import Path
 
 from manyfaces.configs.errors import UserError
 from manyfaces.configs.schema import Config
-from manyfaces.models.backbones.init import read_weights, weights_file
+from manyfaces.models.backbones.weights import has_weights, read_weights, weights_file
 from manyfaces.train.checkpoint.choice import chosen, names_checkpoint
 from manyfaces.train.checkpoint.commit import COMMIT, committed_file
 from manyfaces.train.checkpoint.fetched import fetched
@@ -21,15 +21,17 @@ def check_initial(config: Config, folder: RunFolder) -> None:
 
 
 def trained_file(trained: str) -> Path:
-    """The file of weights of a trained network: the file itself where it is one, and the backbone's
-    of a run or a checkpoint. Raises `UserError`, also where a checkpoint's file does not hold the
-    bytes that were committed."""
+    """The file of weights of a trained network: the file itself where it is one, the backbone's of
+    a run or a checkpoint, and that of another folder with a file of weights. Raises `UserError`,
+    also where a checkpoint's file does not hold the bytes that were committed."""
     path = fetched(trained).expanduser()
     if path.is_file():
         in_checkpoint = (path.parent / COMMIT).exists()
         return committed_file(path.parent, path.name) if in_checkpoint else path
     if names_checkpoint(path):
         return committed_file(chosen(path), BACKBONE)
+    if path.is_dir() and has_weights(path):
+        return weights_file(path)
     raise UserError(
         f"{path}: no trained network there; give a run, a checkpoint, or a file that `manyfaces "
         "export` wrote"

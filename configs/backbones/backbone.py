@@ -1,5 +1,6 @@
 """The family of backbones: networks from images to embeddings."""
 
+from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
 from pydantic import PositiveFloat, PositiveInt
@@ -67,12 +68,18 @@ class Backbone(Kind):
     """What that difference is divided by."""
     init: Annotated[str | None, RESULTS, NODE_PATH] = None
     """Weights to start from: a run of ours, its best (`runs/OLD@best`) or a checkpoint,
-    InsightFace's `backbone.pth`, or another file of weights (`.safetensors`, `.pth`). Nothing in it
-    is run, and what matched is shown."""
+    InsightFace's `backbone.pth`, AdaFace's `.ckpt`, a folder of CVLface's, or another file of
+    weights (`.safetensors`, `.pth`). Nothing in it is run, and what matched is shown."""
 
     adapters: tuple[Adapter, ...] = ()
     """What is trained in place of the backbone's own weights: these then stay as `init` gives them,
     but for the embedding layer, and checkpoints do not hold them. Empty trains all weights."""
+
+    @classmethod
+    def published(cls) -> Sequence["Backbone"]:
+        """The networks of this kind of which others have published weights for faces of 112 x 112
+        pixels: what a file that does not say of which network it is is compared with."""
+        return ()
 
     def cost(self, image_hw: tuple[int, int]) -> Cost:
         """What the backbone costs on images of this height and width."""

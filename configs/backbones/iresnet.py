@@ -31,6 +31,10 @@ class IResNet(WithNeck):
     dropout: Annotated[float, Field(ge=0, lt=1), RESULTS] = 0.0
     """Before the last linear layer."""
 
+    @classmethod
+    def published(cls) -> tuple["IResNet", ...]:
+        return tuple(cls(depth=depth) for depth in (18, 34, 50, 100, 200))
+
     def cost(self, image_hw: tuple[int, int]) -> Cost:
         area, (height, width) = image_hw[0] * image_hw[1], image_hw
         channels = IRESNET_WIDTHS[0]

@@ -19,6 +19,10 @@ class MobileFaceNet(WithNeck):
     scale: Literal[1, 2, 4] = 2
     """Width multiplier; 2 is InsightFace's `get_mbf`."""
 
+    @classmethod
+    def published(cls) -> tuple["MobileFaceNet", ...]:
+        return tuple(cls(scale=scale) for scale in (1, 2, 4))
+
     def cost(self, image_hw: tuple[int, int]) -> Cost:
         layers: list[Cost] = []
 

@@ -2,7 +2,7 @@
 (`recognition/arcface_torch/backbones/vit.py`)."""
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field
 
@@ -19,13 +19,15 @@ class ViTShape:
     mlp_ratio: int = 4
 
 
-ViTSize = Literal["tiny", "small", "base", "large", "huge"]
+ViTSize = Literal["tiny", "small", "base", "large", "huge", "small_p8", "base_p8"]
 VIT: dict[str, ViTShape] = {
     "tiny": ViTShape(256, 12),
     "small": ViTShape(512, 12),
     "base": ViTShape(512, 24),
     "large": ViTShape(768, 24),
     "huge": ViTShape(1024, 48),
+    "small_p8": ViTShape(512, 12, patch_px=8, mlp_ratio=5),
+    "base_p8": ViTShape(512, 24, heads=16, patch_px=8, mlp_ratio=3),
 }
 
 
@@ -38,11 +40,16 @@ class ViT(WithNeck):
     checkpointed_share: ClassVar[float] = 0.125
 
     size: ViTSize = "base"
-    """Width x depth: 256 x 12, 512 x 12, 512 x 24, 768 x 24 or 1024 x 48; patches of 9 pixels."""
+    """Width x depth: 256 x 12, 512 x 12, 512 x 24, 768 x 24 or 1024 x 48; patches of 9 pixels.
+    `small_p8` and `base_p8` are CVLface's: 512 x 12 and 512 x 24, patches of 8."""
     drop_path: Annotated[float, Field(ge=0, lt=1), RESULTS] = 0.1
     """Largest rate of stochastic depth, growing linearly with depth."""
     mask_ratio: Annotated[float, Field(ge=0, lt=1), RESULTS] = 0.1
     """Share of tokens hidden in training."""
+
+    @classmethod
+    def published(cls) -> tuple["ViT", ...]:
+        return tuple(cls(size=size) for size in get_args(ViTSize))
 
     def transformer(self, image_hw: tuple[int, int]) -> Transformer:
         shape = VIT[self.size]

@@ -28,6 +28,8 @@ class Encoder:
     score_heads: Mapping[str, ScoreHead] = field(default_factory=dict)
     """What gives the scores of an image, such as its `quality`, by their names; most networks have
     none."""
+    is_graph: bool = False
+    """Whether the backbone is a graph that another program runs, and no network of torch's."""
 
     def __post_init__(self) -> None:
         self.network.eval().requires_grad_(False)

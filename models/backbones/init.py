@@ -1,32 +1,24 @@
-"""Weights to start a fresh run from (`model.init`): files of ours, of InsightFace, of timm and of
-Hugging Face, read without running code that they might hold."""
+"""Weights to start a fresh run from (`model.init`): files of ours, of InsightFace, of AdaFace, of
+CVLface, of timm and of Hugging Face."""
 
-import pickle
-import re
-import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from manyfaces.configs.errors import UserError
 from manyfaces.models.backbones.backbone import Backbone
+from manyfaces.models.backbones.channels import Channels, channels_of, in_rgb
+from manyfaces.models.backbones.weights import read_weights, weights_file
 
-TORCH_ENDINGS = (".pth", ".pt", ".bin", ".ckpt")
-"""Endings of files that `torch.save` writes."""
-_FOLDER_FILES = ("backbone.safetensors", "model.safetensors", "pytorch_model.bin")
-_PREFIXES = ("module.", "_orig_mod.", "backbone.", "model.")
+_PREFIXES = ("module.", "_orig_mod.", "backbone.", "model.", "net.")
 """What training programs and wrappers put before the names of a network's weights."""
-_INNER = ("state_dict_backbone", "state_dict", "model_state_dict", "model", "backbone")
-"""Keys under which training programs keep the weights in a file that holds more than them."""
 ADAPTER_NAME = ".lora_"
 """Part of the names of adapters' weights."""
-_COUNTER = "num_batches_tracked"
+COUNTER = "num_batches_tracked"
+"""Part of the names of counters, which decide nothing."""
 _NAMES_SHOWN = 3
 
 
@@ -69,43 +61,34 @@ class Matched:
         return f"{self.path}: {len(self.matched)} of {self.num_weights} weights matched; {counts}"
 
 
-def weights_file(folder: Path) -> Path:
-    """The file of weights in a folder: one of our checkpoints, or a model of Hugging Face's.
-    Raises `UserError` where there is none."""
-    for name in _FOLDER_FILES:
-        if (folder / name).is_file():
-            return folder / name
-    raise UserError(
-        f"model.init {folder}: no weights there; expected {', '.join(_FOLDER_FILES[:-1])} or "
-        f"{_FOLDER_FILES[-1]} in the folder"
-    )
-
-
-def load_initial(network: nn.Module, path: Path) -> Matched:
+def load_initial(network: nn.Module, path: Path, channels: Channels | None = None) -> Matched:
     """Copy the weights of a file into `network`, by name, where the shapes are equal.
 
     `path` is a file that ends in `.safetensors` or in one of `TORCH_ENDINGS`, or a folder, of which
     `weights_file` gives the file. Prefixes such as `module.` are stripped, and where the network
     knows how others name its weights (`Backbone.our_names`) their names are translated; where it
-    can interpolate one of another shape (`Backbone.resized`) it does. Nothing is written to the
-    network if an error is raised: `UserError`, for a file that cannot be read or has fewer than
-    half of the network's weights.
+    can interpolate one of another shape (`Backbone.resized`) it does. A network that was trained on
+    BGR images is changed to take RGB; `channels` says so where the file does not. Nothing is
+    written to the network if an error is raised: `UserError`, for a file that cannot be read or has
+    fewer than half of the network's weights.
     """
     file = weights_file(path) if path.is_dir() else path
-    ours: dict[str, Tensor] = network.state_dict()
     read = read_weights(file)
     if any(ADAPTER_NAME in name for name in read):
         raise UserError(
             f"model.init {file}: holds adapters without the weights that they belong to; merge "
             "them by `manyfaces export RUN OUT.safetensors`, and start from OUT"
         )
-    weights = _named_as_ours(network, _stripped(read, ours.keys(), file), ours)
+    ours: dict[str, Tensor] = network.state_dict()
+    weights = named_as_ours(network, read, file)
+    if (channels or channels_of(file, read)) == "bgr":
+        weights = in_rgb(weights, ours)
     taken: dict[str, Tensor] = {}
     missing, other_shape, resized = [], [], []
     for name, here in ours.items():
         there = weights.get(name)
         if there is None:
-            missing += [] if name.endswith(_COUNTER) else [name]
+            missing += [] if name.endswith(COUNTER) else [name]
         elif there.shape == here.shape:
             taken[name] = there
         else:
@@ -118,7 +101,7 @@ def load_initial(network: nn.Module, path: Path) -> Matched:
                 resized.append(shapes)
     found = Matched(
         file,
-        tuple(name for name in taken if not name.endswith(_COUNTER)),
+        tuple(name for name in taken if not name.endswith(COUNTER)),
         tuple(missing),
         tuple(name for name in weights if name not in ours),
         tuple(other_shape),
@@ -133,59 +116,18 @@ def load_initial(network: nn.Module, path: Path) -> Matched:
     return found
 
 
-def read_weights(file: Path) -> dict[str, Tensor]:
-    """The named tensors of a file, on the CPU. Objects of other types are never made, and no code
-    of the file runs. Raises `UserError`."""
-    if not file.is_file():
-        raise UserError(f"model.init {file}: no such file; every worker must see it")
-    try:
-        if file.suffix == ".safetensors":
-            return dict(load_file(file))
-        if file.suffix in TORCH_ENDINGS:
-            with warnings.catch_warnings():
-                # It warns of pickle protocols, which tells nobody anything.
-                warnings.simplefilter("ignore")
-                value = torch.load(file, map_location="cpu", weights_only=True)
-            return _tensors(value, file)
-    except pickle.UnpicklingError as error:
-        raise UserError(f"model.init {file}: {_why_refused(error)}") from error
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        text = str(error).partition("\n")[0]
-        raise UserError(
-            f"model.init {file}: cannot be read ({text}); use an intact copy"
-        ) from error
-    raise UserError(
-        f"model.init {file}: expected a file that ends in .safetensors, "
-        f"{', '.join(TORCH_ENDINGS[:-1])} or {TORCH_ENDINGS[-1]}"
-    )
-
-
-def _why_refused(error: pickle.UnpicklingError) -> str:
-    """What a file that `torch.load` refuses holds, in one line."""
-    found = re.search(r"GLOBAL (\S+)", str(error))
-    if found is None:
-        return "is not a file that torch.save writes, or is damaged; use an intact copy"
-    return (
-        f"holds {found[1]} besides tensors, which could run code and is not loaded; save the "
-        "network's state_dict() alone, best as .safetensors"
-    )
-
-
-def _tensors(value: Any, file: Path) -> dict[str, Tensor]:
-    """The named tensors of what a file holds, at its top or under one of the usual keys."""
-    inner = [value, *(value[key] for key in _INNER if key in value)] if _is_mapping(value) else []
-    for each in filter(_is_mapping, inner):
-        found = {name: tensor for name, tensor in each.items() if isinstance(tensor, Tensor)}
-        if found:
-            return found
-    raise UserError(
-        f"model.init {file}: holds no weights by name; expected a network's state_dict(), alone or "
-        f"under {', '.join(_INNER[:-1])} or {_INNER[-1]}"
-    )
-
-
-def _is_mapping(value: Any) -> bool:
-    return isinstance(value, Mapping)
+def named_as_ours(
+    network: nn.Module, weights: Mapping[str, Tensor], file: Path
+) -> dict[str, Tensor]:
+    """The weights of a file by the names that the network has for them, without the prefixes of
+    wrappers; those that it does not have keep their names. Raises `UserError` for one that is there
+    twice."""
+    ours = network.state_dict().keys()
+    stripped = _stripped(weights, ours, file)
+    if not isinstance(network, Backbone):
+        return stripped
+    translated = network.our_names(stripped)
+    return max(stripped, translated, key=lambda each: len(each.keys() & ours))
 
 
 def _stripped(
@@ -208,16 +150,6 @@ def _stripped(
             )
         short_names[short] = name
     return {short: weights[name] for short, name in short_names.items()}
-
-
-def _named_as_ours(
-    network: nn.Module, weights: dict[str, Tensor], ours: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """The weights by the network's names: as they are, or translated, whichever fits more."""
-    if not isinstance(network, Backbone):
-        return weights
-    translated = network.our_names(weights)
-    return max(weights, translated, key=lambda each: len(each.keys() & ours.keys()))
 
 
 def _first(names: tuple[str, ...] | list[str]) -> str:

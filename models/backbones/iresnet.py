@@ -1,6 +1,10 @@
 """IResNet: the pre-activation residual network of ArcFace (arXiv 1801.07698, section 3.1), with
 InsightFace's parameter names."""
 
+import re
+from collections.abc import Mapping
+
+import torch
 from torch import Tensor, nn
 
 from manyfaces.configs.backbones.backbone import half
@@ -9,6 +13,26 @@ from manyfaces.models.backbones.backbone import Backbone
 from manyfaces.models.backbones.neck import build_neck
 from manyfaces.models.backbones.output import Output
 from manyfaces.models.backbones.prelu import PReLU
+
+_PARTS = {
+    "input_layer.0.": "conv1.",
+    "input_layer.1.": "bn1.",
+    "input_layer.2.": "prelu.",
+    "output_layer.0.": "bn2.",
+    "output_layer.3.": "fc.",
+    "output_layer.4.": "features.",
+}
+"""Starts of AdaFace's names before and behind the blocks, and ours."""
+_IN_BLOCK = {
+    "res_layer.0.": "bn1.",
+    "res_layer.1.": "conv1.",
+    "res_layer.2.": "bn2.",
+    "res_layer.3.": "prelu.",
+    "res_layer.4.": "conv2.",
+    "res_layer.5.": "bn3.",
+    "shortcut_layer.": "downsample.",
+}
+"""Starts of AdaFace's names within a block, and ours."""
 
 
 class Block(nn.Module):
@@ -84,7 +108,55 @@ class IResNet(Backbone):
     def list_blocks(self) -> list[nn.Module]:
         return [*self.layer1, *self.layer2, *self.layer3, *self.layer4]
 
+    def our_names(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The `Backbone` of AdaFace's and CVLface's `net.py`, which numbers all blocks in one list.
+
+        Its first shortcut takes every second pixel, and its last BatchNorm has no scale and shift:
+        here both get the weights with which they do nothing else.
+        """
+        if "input_layer.0.weight" not in weights:
+            return dict(weights)
+        names: dict[str, str] = {}
+        for layer, blocks in enumerate((self.layer1, self.layer2, self.layer3, self.layer4), 1):
+            for block in range(len(blocks)):
+                names[f"body.{len(names)}."] = f"layer{layer}.{block}."
+        ours = {_our_name(name, names): weight for name, weight in weights.items()}
+        return self._neutral() | ours
+
+    def _neutral(self) -> dict[str, Tensor]:
+        """Weights of the first shortcut and of the last BatchNorm by which these only take every
+        second pixel, and only normalise."""
+        convolution, norm = "layer1.0.downsample.0.weight", "layer1.0.downsample.1."
+        width, num = IRESNET_WIDTHS[0], self.fc.out_features
+        ones = torch.ones(width)
+        return {
+            convolution: torch.eye(width)[:, :, None, None],
+            f"{norm}weight": ones,
+            f"{norm}bias": torch.zeros(width),
+            f"{norm}running_mean": torch.zeros(width),
+            # A variance to which nothing is added any more.
+            f"{norm}running_var": ones - self.bn2.eps,
+            "features.weight": torch.ones(num),
+            "features.bias": torch.zeros(num),
+        }
+
     def forward(self, images_NCHW: Tensor) -> Output:
         x = self.prelu(self.bn1(self.conv1(images_NCHW)))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return Output({"main": self.features(self.fc(self.dropout(self.bn2(x).flatten(1))))})
+
+
+def _our_name(name: str, blocks: Mapping[str, str]) -> str:
+    """Our name for a weight of AdaFace's network, where `blocks` has the starts of theirs and ours
+    for each block; another name stays."""
+    for theirs, ours in _PARTS.items():
+        if name.startswith(theirs):
+            return ours + name.removeprefix(theirs)
+    found = re.match(r"body\.\d+\.", name)
+    if found is None or found[0] not in blocks:
+        return name
+    inside = name.removeprefix(found[0])
+    for theirs, ours in _IN_BLOCK.items():
+        if inside.startswith(theirs):
+            return blocks[found[0]] + ours + inside.removeprefix(theirs)
+    return name

@@ -5,6 +5,7 @@ Shapes: N images, D the embedding, H and W the height and width of the images.
 
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import cached_property
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,12 @@ from torch.nn import functional as F
 
 from manyfaces.configs.errors import UserError
 from manyfaces.data.sources.source import Dropped
+from manyfaces.models.backbones.channels import Channels
 from manyfaces.models.backbones.encoder import Encoder
 from manyfaces.models.backbones.output import as_output
 from manyfaces.train.evaluation.decoding import Encoded, decodable
 from manyfaces.train.evaluation.embedder import Embedder
-from manyfaces.train.evaluation.encoders import open_encoder
+from manyfaces.train.evaluation.encoders import open_encoder, parse_backbone
 
 Image = NDArray[np.uint8] | str | PathLike[str] | bytes
 """uint8 RGB [H, W, 3], the path of an image file, or the bytes of one."""
@@ -38,13 +40,16 @@ class Model:
 
     def __init__(self, encoder: Encoder) -> None:
         self.encoder = encoder
-        self.module: nn.Module = MainEmbedding(encoder.backbone)
-        """The network in plain torch, in evaluation mode: from floats [N, 3, H, W], as `preprocess`
-        makes them, to embeddings [N, D]."""
         self._kept: Embedder | None = None
 
     @classmethod
-    def open(cls, source: str | PathLike[str], device: str | None = None) -> "Model":
+    def open(
+        cls,
+        source: str | PathLike[str],
+        device: str | None = None,
+        model: Any = None,
+        channels: Channels | None = None,
+    ) -> "Model":
         """As `manyfaces.train.load_model`."""
         chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
@@ -52,7 +57,18 @@ class Model:
         except (RuntimeError, AssertionError) as error:
             text = str(error).partition("\n")[0]
             raise UserError(f"device {chosen}: cannot be used ({text})") from error
-        return cls(open_encoder(Path(source), there))
+        return cls(open_encoder(Path(source), there, parse_backbone(model), channels))
+
+    @cached_property
+    def module(self) -> nn.Module:
+        """The network in plain torch, in evaluation mode: from floats [N, 3, H, W], as `preprocess`
+        makes them, to embeddings [N, D]. Raises `UserError` for an ONNX file."""
+        if self.encoder.is_graph:
+            raise UserError(
+                "model.module: an ONNX file holds no network of torch's; use model.embed, or load "
+                "the run or its export as safetensors"
+            )
+        return MainEmbedding(self.encoder.backbone)
 
     @property
     def image_hw(self) -> tuple[int, int]:

@@ -59,7 +59,8 @@ def test_vit_parameters_and_tokens(config: ViT, image_hw: tuple[int, int]) -> No
     model, output, _ = counted(config, image_hw)
     assert config.cost(image_hw).parameters == num_parameters(model)
     assert output.embeddings["main"].shape == (2, config.embedding_dim)
-    num_tokens = (image_hw[0] // 9) * (image_hw[1] // 9)
+    patch_px = VIT[config.size].patch_px
+    num_tokens = (image_hw[0] // patch_px) * (image_hw[1] // patch_px)
     assert output.tokens_NTD.shape == (2, num_tokens, VIT[config.size].width)
 
 
