@@ -1,119 +1,127 @@
 """Protocol verification: pairs of images of one identity or of two, as InsightFace's
 `eval/verification.py` scores them."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from manyfaces.configs.errors import UserError
 from manyfaces.configs.protocols.protocol import Flip
-from manyfaces.data.sources.verification_bin import read_bin
-from manyfaces.train.evaluation import metrics
-from manyfaces.train.evaluation.result import Curve, Encoded, Histogram, Quantity, Result
+from manyfaces.train.evaluation import metrics, roc
+from manyfaces.train.evaluation.bootstrap import mean_interval, roc_intervals
+from manyfaces.train.evaluation.result import Encoded, Example, Histogram, Quantity, Result
+from manyfaces.train.evaluation.roc_report import (
+    ONE_KIND,
+    named_intervals,
+    roc_curve,
+    tar_quantity,
+    tar_scalars,
+    tar_table,
+)
+from manyfaces.train.protocols.pair_sets import PairSet, open_pairs
 from manyfaces.train.protocols.protocol import Protocol
 
-# By chance, a fold of so many pairs in a set of so many of each kind is never of one kind.
-_FOLD_THAT_TELLS, _SHARE_THAT_TELLS = 50, 0.25
+Floats = NDArray[np.float64]
 
-
-def _tar(far: float, heading: str = "") -> Quantity:
-    return Quantity(
-        f"tar_at_far_{far:.0e}",
-        f"TAR at FAR {far:.0e}",
-        heading,
-        unknown="too few pairs to tell",
-    )
-
-
-def _check_folds(path: str, same: NDArray[np.bool_]) -> None:
-    """Raise `UserError` where pairs are too few for their folds, or are not in the folds' order."""
-    if len(same) < metrics.FOLDS:
-        raise UserError(
-            f"{path}: {len(same)} pairs are too few pairs for {metrics.FOLDS} folds; give "
-            f"{metrics.FOLDS} at least"
-        )
-    folds = np.array_split(same, metrics.FOLDS)
-    share = same.mean()
-    if len(folds[-1]) < _FOLD_THAT_TELLS or min(share, 1 - share) < _SHARE_THAT_TELLS:
-        return
-    for number, fold in enumerate(folds, 1):
-        if fold.all() or not fold.any():
-            kind = "one identity" if fold.all() else "two identities"
-            raise UserError(
-                f"{path}: all {len(fold)} pairs of fold {number} of {metrics.FOLDS} show {kind}; "
-                "write both kinds of pair by turns, so that each tenth of the file has both"
-            )
+_EXAMPLES = 12
 
 
 class Verification(Protocol):
-    """A verification set in InsightFace's `.bin` layout.
+    """A set of pairs: a `.bin` in InsightFace's layout, or a list.
 
-    The sum of an image's embedding and its mirror image's (`flip`) is compared by cosine. Raises
-    `UserError` for a file that is no such set, for fewer pairs than folds, and for folds in which
-    all pairs are of one kind though the set has both, where the files of all positive and of all
-    negative pairs were joined.
+    Raises `UserError` as `open_pairs` does.
     """
 
     quantities: Sequence[Quantity] = (
         Quantity("accuracy", "accuracy (10-fold)", "10-fold"),
         Quantity("best_accuracy", "accuracy (best threshold)", "best"),
-        Quantity("auc", "AUC", "AUC", format=".4f", unknown="one kind of pair only"),
-        _tar(1e-1),
-        _tar(1e-2, "TAR 1e-2"),
-        _tar(1e-3, "TAR 1e-3"),
-        _tar(1e-4),
+        Quantity("auc", "AUC", "AUC", format=".4f", unknown=ONE_KIND),
+        Quantity("eer", "EER", unknown=ONE_KIND),
+        tar_quantity(1e-1),
+        tar_quantity(1e-2, "TAR 1e-2"),
+        tar_quantity(1e-3, "TAR 1e-3"),
+        tar_quantity(1e-4),
+        tar_quantity(1e-5),
+        tar_quantity(1e-6),
+        Quantity("val", f"VAL at FAR {metrics.VAL_FAR:.0e} (10-fold)", unknown=ONE_KIND),
+        Quantity("threshold", "threshold of the cosine (10-fold)", format=".3f"),
     )
 
-    def __init__(self, path: str, flip: Flip = "sum") -> None:
-        self.path = path
-        self.pairs = read_bin(path)
-        _check_folds(path, self.pairs.same)
-        self.flip = flip
+    def __init__(
+        self,
+        path: str,
+        root: str | None = None,
+        flip: Flip = "sum",
+        interleave: bool = False,
+    ) -> None:
+        self.path, self.flip = path, flip
+        self.pairs: PairSet = open_pairs(path, root, interleave=interleave)
 
     def images(self) -> Sequence[Encoded]:
-        return self.pairs.blobs
+        return self.pairs.images
+
+    def keys(self) -> Sequence[Hashable]:
+        return super().keys() if self.pairs.keys is None else self.pairs.keys
 
     def image_name(self, index: int) -> str:
-        return f"{self.path}: image {index}"
+        return f"{self.path}: {self.pairs.names[index]}"
 
     def result(self, embeddings_ND: NDArray[np.float32]) -> Result:
-        scores, same = metrics.cosine_scores(embeddings_ND), self.pairs.same
-        report = metrics.report(scores, same)
-        tars = {f"tar_at_far_{far}": tar for far, tar in report.tar_at_far.items()}
-        far, tar = metrics.roc(scores, same)
-        half_a_pair = 0.5 / max(int((~same).sum()), 1)  # 0 has no place on a logarithmic axis
-        title = f"{self.name}: ROC"
-        if report.auc is not None:
-            title += f", AUC {report.auc:.3f}"
+        scores, same = metrics.cosine_scores(embeddings_ND), self.pairs.same_N
+        distances = metrics.squared_distances(embeddings_ND)
+        folds, val = metrics.kfold(distances, same), metrics.val_at_far(distances, same)
+        identities = self.pairs.identity_numbers()
+        curve, known = roc.roc(scores, same), roc_intervals(scores, same, roc.FARS, identities)
+        accuracy, threshold = float(folds.accuracy_F.mean()), 1 - folds.threshold_F.mean() / 2
+        title = f"{self.name}: {accuracy:.1%} (10-fold)"
         return Result(
             name=self.name,
             quantities=self.quantities,
             scalars={
-                "accuracy": report.accuracy,
-                "best_accuracy": report.best_accuracy,
-                "auc": report.auc,
-                **tars,
+                "accuracy": accuracy,
+                "best_accuracy": metrics.best_accuracy(scores, same),
+                "auc": roc.auc(curve),
+                "eer": roc.eer(curve),
+                **tar_scalars(curve),
+                "val": val.val,
+                "threshold": float(threshold),
             },
-            counts={"pairs": report.pairs},
-            deviations={"accuracy": report.accuracy_std},
-            curves={
-                "roc": Curve(
-                    title,
-                    "false accept rate",
-                    "true accept rate",
-                    far.clip(half_a_pair),
-                    tar,
-                    log_x=True,
-                )
-            },
+            counts={"pairs": len(same)},
+            deviations={"accuracy": float(folds.accuracy_F.std())}
+            | ({} if val.std is None else {"val": val.std}),
+            intervals={"accuracy": mean_interval(folds.correct_N, identities)}
+            | named_intervals(known),
+            curves={"roc": roc_curve(self.name, curve, known)},
             histograms={
                 "scores": Histogram(
-                    f"{self.name}: {report.accuracy:.1%} (10-fold)",
+                    title,
                     "cosine of the pair",
                     "pairs",
                     {"same identity": scores[same], "different": scores[~same]},
+                    mark=float(threshold),
                 )
             },
-            tables={"tar_at_far": report.tar_at_far},
+            tables={"tar_at_far": tar_table(curve, known)},
+            examples=hardest(self.pairs, scores),
         )
+
+
+def hardest(pairs: PairSet, scores_N: Floats) -> dict[str, list[Example]]:
+    """The genuine pairs of the lowest scores, and the impostor pairs of the highest."""
+
+    def shown(kind_N: NDArray[np.bool_], sign: int) -> list[Example]:
+        places = np.flatnonzero(kind_N)
+        order = np.argsort(sign * scores_N[places], kind="stable")
+        return [_example(pairs, pair, scores_N) for pair in places[order[:_EXAMPLES]].tolist()]
+
+    return {
+        "hardest genuine pairs": shown(pairs.same_N, 1),
+        "hardest impostor pairs": shown(~pairs.same_N, -1),
+    }
+
+
+def _example(pairs: PairSet, pair: int, scores_N: Floats) -> Example:
+    images: Any = [pairs.images[2 * pair], pairs.images[2 * pair + 1]]
+    names = (name.rpartition("/")[2] for name in pairs.names[2 * pair : 2 * pair + 2])
+    return Example(tuple(images), ", ".join(names), float(scores_N[pair]))

@@ -235,7 +235,9 @@ def test_two_sets_of_one_file_name_stay_two(dataset: Dataset, tmp_path: Path) ->
     assert names(every[1:], taken) == ["b-112-lfw", "c-lfw"]
     named = every[1].model_copy(update={"result_name": "lfw"})
     assert names([every[0], named], {}) == ["112-lfw", "lfw"]
-    with pytest.raises(UserError, match=r"^lfw: a result of this name is there, and it is of other"):
+    with pytest.raises(
+        UserError, match=r"^lfw: a result of this name is there, and it is of other"
+    ):
         names([named], taken)
     unflipped = every[0].model_copy(update={"flip": "none"})
     with pytest.raises(UserError, match="2 protocols have a result called lfw; rename a file"):

@@ -1,12 +1,19 @@
-"""Metrics against scikit-learn, and against InsightFace's protocol written out."""
+"""Figures of verification against InsightFace's procedure, written out from its definition, and
+against scikit-learn."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.interpolate import interp1d
+from scipy.optimize import brentq
 from sklearn.metrics import roc_auc_score, roc_curve
+from sklearn.model_selection import KFold
+from sklearn.preprocessing import normalize
 
-from manyfaces.train.evaluation import metrics as verification
+from manyfaces.train.evaluation import metrics, roc
+
+THRESHOLDS = [0.01 * number for number in range(400)]
 
 
 @st.composite
@@ -19,62 +26,177 @@ def scored(draw):
     return np.round(scores, draw(st.integers(1, 6))), same  # rounding makes ties
 
 
+@st.composite
+def embedded(draw):
+    """Embeddings of pairs, of which some images are the same, some opposite."""
+    n = draw(st.integers(10, 130))
+    rng = np.random.default_rng(draw(st.integers(0, 10**6)))
+    same = rng.random(n) < 0.5
+    first = rng.normal(size=(n, 6))
+    second = np.where(same[:, None], first * draw(st.floats(0, 2)), 0) + rng.normal(size=(n, 6))
+    alike = rng.random(n) < 0.1
+    second[alike] = first[alike] * rng.choice([-2, 1, 3], (alike.sum(), 1))
+    return np.stack([first, second], 1).reshape(2 * n, 6).astype(np.float32), same
+
+
+def published(embeddings, same):
+    """InsightFace's eval/verification.py as it is described: squared distance of unit vectors,
+    thresholds 0 to 3.99, strictly below, ten unshuffled folds, the lowest best threshold of nine."""
+    unit = normalize(embeddings.astype(np.float64))
+    distances = ((unit[0::2] - unit[1::2]) ** 2).sum(1)
+    accuracies, chosen, vals, fars = [], [], [], []
+    for train, test in KFold(10).split(distances):
+        right = ((distances[train, None] < np.arange(0, 4, 0.01)) == same[train, None]).sum(0)
+        chosen.append(np.arange(0, 4, 0.01)[right.argmax()])  # the first of the best
+        accuracies.append(np.mean((distances[test] < chosen[-1]) == same[test]))
+        impostors = distances[train][~same[train]]
+        fine = np.arange(0, 4, 0.001)
+        far = (impostors[:, None] < fine).mean(0) if len(impostors) else np.zeros(4000)
+        threshold = 0.0
+        if far.max() >= 1e-3:
+            # The line through the last threshold below this FAR and the first one at or above it.
+            above = int(np.argmax(far > 1e-3))
+            threshold = float(
+                interp1d(far[above - 1 : above + 1], fine[above - 1 : above + 1])(1e-3)
+            )
+        for kind, kept in ((same, vals), (~same, fars)):
+            if kind[test].any():
+                kept.append(np.mean(distances[test][kind[test]] < threshold))
+    return accuracies, chosen, vals, fars
+
+
+@given(embedded())
+def test_folds_are_insightfaces_to_the_digit(case) -> None:
+    embeddings, same = case
+    accuracies, chosen, vals, fars = published(embeddings, same)
+    distances = metrics.squared_distances(embeddings)
+    folds, val = metrics.kfold(distances, same), metrics.val_at_far(distances, same)
+    assert folds.accuracy_F.tolist() == accuracies
+    assert folds.threshold_F.tolist() == chosen
+    assert folds.correct_N.mean() == pytest.approx(
+        np.average(accuracies, weights=[len(test) for _, test in KFold(10).split(same)])
+    )
+    if vals and fars:
+        expected = (np.mean(vals), np.std(vals), np.mean(fars))
+        assert val == pytest.approx(expected, abs=1e-12)
+    else:
+        assert val == (None, None, None)
+
+
+def test_a_set_worked_by_hand() -> None:
+    """Ten pairs, a fold each. A distance is below a threshold strictly, and of equally good
+    thresholds the lowest counts: genuine pairs at 0.5 and impostors at 1 are told apart from 0.51
+    on, so that the genuine pair at 1.0 is missed, and so is the impostor at 0.505 found."""
+    same = np.array([True] * 5 + [False] * 5)
+    distances = np.array([0.5, 0.5, 0.5, 0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 0.505])
+    folds = metrics.kfold(distances, same)
+    assert folds.accuracy_F.tolist() == [1, 1, 1, 1, 0, 1, 1, 1, 1, 0]
+    np.testing.assert_allclose(folds.threshold_F, 0.51)
+    assert folds.accuracy_F.std() == pytest.approx(0.4)  # ddof 0
+    exactly = metrics.kfold(np.where(same, THRESHOLDS[50], 1.0), same)
+    np.testing.assert_allclose(exactly.threshold_F, 0.51)
+
+
+def test_a_val_worked_by_hand() -> None:
+    """Each set of nine folds has 1,800 impostors at 1.0, 1.001 ...: it takes 1.8 of them to have a
+    FAR of 1e-3, so that the threshold lies between those behind the first and the second."""
+    impostors = 1 + 0.001 * np.arange(2000)
+    fold = np.arange(2000) % 10
+    order = np.argsort(fold, kind="stable")  # fold f has impostors f, f + 10, ...
+    genuine = np.array([0.5, 1.0018] * 1000)
+    distances = np.stack([genuine.reshape(10, 200), impostors[order].reshape(10, 200)], 1).ravel()
+    same = np.tile(np.repeat([True, False], 200), 10)
+    val = metrics.val_at_far(distances, same)
+    # Behind one impostor, where it is in the other folds, 1.001; two 1.002: 0.8 of the way.
+    assert val.val == pytest.approx(0.5 + 0.5 * 0.2, abs=1e-9)  # of folds 0 and 1 the latter's too
+    assert val.far == pytest.approx(np.mean([1 / 200, 1 / 200] + [0] * 8), abs=1e-9)
+
+
 @given(scored())
-def test_roc_and_auc_are_scikit_learns(case) -> None:
+def test_roc_auc_and_eer_are_scikit_learns(case) -> None:
     scores, same = case
-    far, tar = verification.roc(scores, same)
-    theirs_far, theirs_tar, _ = roc_curve(same, scores, drop_intermediate=False)
-    assert np.allclose(far, theirs_far)
-    assert np.allclose(tar, theirs_tar)
-    assert verification.auc(far, tar) == pytest.approx(roc_auc_score(same, scores))
+    curve = roc.roc(scores, same)
+    far, tar, thresholds = roc_curve(same, scores, drop_intermediate=False)
+    np.testing.assert_allclose(curve.far, far)
+    np.testing.assert_allclose(curve.tar, tar)
+    np.testing.assert_array_equal(curve.thresholds_K, thresholds)
+    assert roc.auc(curve) == pytest.approx(roc_auc_score(same, scores))
+    line = interp1d(far, tar)
+    expected = brentq(lambda x: 1 - x - line(x), 0, 1, xtol=1e-14)
+    assert roc.eer(curve) == pytest.approx(expected, abs=1e-9)
+
+
+def test_an_eer_worked_by_hand() -> None:
+    """Of 4 genuine and 4 impostor pairs: behind the third genuine pair one impostor is accepted."""
+    same = np.array([True, True, False, True, False, True, False, False])
+    curve = roc.roc(np.linspace(1, 0, 8), same)
+    assert roc.eer(curve) == pytest.approx(0.25)
+    apart = roc.roc(np.linspace(1, 0, 8), np.arange(8) < 4)
+    assert (roc.eer(apart), roc.auc(apart)) == (0, 1)
+    assert roc.eer(roc.roc(np.linspace(0, 1, 8), np.arange(8) < 4)) == 1
+    # Half of the genuine and none of the impostors, then all: on the line between.
+    between = roc.roc(np.array([1.0, 1, 0, 0, 0, 0]), np.array([1, 1, 1, 1, 0, 0], bool))
+    assert roc.eer(between) == pytest.approx(1 / 3)
+
+
+@given(scored(), st.sampled_from([0.5, 0.1, 0.05, 0.01, 1e-3]))
+def test_tar_at_far_is_both_definitions(case, far) -> None:
+    scores, same = case
+    curve = roc.roc(scores, same)
+    impostors, genuine = np.sort(scores[~same])[::-1], scores[same]
+    allowed = int(np.floor(far * len(impostors) + 1e-9))
+    point = roc.tar_at(curve, far)
+    if allowed < 1:
+        assert point is None
+    else:
+        kept = [
+            (genuine >= t).mean() for t in [np.inf, *scores] if (impostors >= t).sum() <= allowed
+        ]
+        assert point.tar == max(kept)
+        assert point.false_accepts == (impostors >= point.threshold).sum() <= allowed
+        assert point.far == point.false_accepts / len(impostors)
+        assert point.tar == (genuine >= point.threshold).mean()
+    # eval_ijbc.py: scikit-learn's curve backwards, the first point of the least distance.
+    fars, tars, _ = roc_curve(same, scores)
+    fars, tars = np.flipud(fars), np.flipud(tars)
+    place = min(zip(abs(fars - far), range(len(fars)), strict=True))[1]
+    nearest = roc.tar_nearest(curve, far)
+    assert (nearest.far, nearest.tar) == pytest.approx((fars[place], tars[place]))
+
+
+def test_the_nearest_far_may_exceed_the_one_that_is_asked_for() -> None:
+    same = np.array([True, False] * 10)
+    scores = np.linspace(1, 0, 20)  # after each genuine pair an impostor
+    curve = roc.roc(scores, same)
+    nearest, at = roc.tar_nearest(curve, 0.19), roc.tar_at(curve, 0.19)
+    assert (nearest.far, nearest.tar, nearest.false_accepts) == (0.2, 0.3, 2)
+    assert (at.far, at.tar, at.false_accepts) == (0.1, 0.2, 1)
+    assert roc.tar_at(curve, 0.09) is None
+    assert roc.tar_nearest(curve, 0.0).tar == 0.1
+    assert roc.tar_at(curve, 0.1).far == 0.1  # no rounding takes the last pair away
 
 
 @given(scored())
 def test_best_accuracy_is_the_best_of_all_thresholds(case) -> None:
     scores, same = case
     thresholds = [*scores, np.inf]
-    assert verification.best_accuracy(scores, same) == pytest.approx(
+    assert metrics.best_accuracy(scores, same) == pytest.approx(
         max(((scores >= t) == same).mean() for t in thresholds)
     )
 
 
-@given(scored())
-def test_kfold_accuracy_is_insightfaces_protocol(case) -> None:
-    """Squared distance below a threshold of 0..4 in steps of 0.01, chosen on nine folds, counted on
-    the tenth; folds unshuffled."""
-    scores, same = case
-    folds = np.array_split(np.arange(len(same)), 10)
-    expected = []
-    for fold in folds:
-        rest = np.array([i for i in range(len(same)) if i not in set(fold)])
-        accuracy = [
-            np.mean((2 - 2 * scores[rest] < t) == same[rest]) for t in np.arange(0, 4, 0.01)
-        ]
-        expected.append(
-            np.mean(
-                (2 - 2 * scores[fold] < np.arange(0, 4, 0.01)[int(np.argmax(accuracy))])
-                == same[fold]
-            )
-        )
-    assert np.allclose(verification.kfold_accuracy(scores, same), expected)
-
-
-def test_tar_at_far_never_exceeds_the_far() -> None:
-    same = np.array([True] * 100 + [False] * 100)
-    scores = np.concatenate([np.linspace(0.4, 1, 100), np.linspace(0, 0.5, 100)])
-    report = verification.report(scores, same)
-    assert report.tar_at_far["1e-02"] == pytest.approx(
-        np.mean(scores[:100] > np.sort(scores[100:])[-2])
-    )
-    assert report.tar_at_far["1e-03"] is None
-
-
 def test_embeddings_of_any_length_are_normalised() -> None:
     e = np.random.default_rng(0).normal(size=(8, 5)).astype(np.float32)
-    assert np.allclose(
-        verification.cosine_scores(e), verification.cosine_scores(e * np.arange(1, 9)[:, None])
-    )
+    longer = e * np.arange(1, 9)[:, None]
+    np.testing.assert_allclose(metrics.cosine_scores(e), metrics.cosine_scores(longer))
+    np.testing.assert_allclose(metrics.squared_distances(e), 2 - 2 * metrics.cosine_scores(e))
 
 
-def test_a_set_of_one_kind_of_pair_has_no_auc() -> None:
-    assert verification.report(np.linspace(0, 1, 20), np.ones(20, bool)).auc is None
+@pytest.mark.parametrize("kind", [True, False])
+def test_one_kind_of_pair_has_no_curve(kind: bool) -> None:
+    same = np.full(20, kind)
+    curve = roc.roc(np.linspace(0, 1, 20), same)
+    assert roc.auc(curve) is roc.eer(curve) is roc.tar_at(curve, 0.5) is None
+    assert roc.tar_nearest(curve, 0.5) is None
+    assert metrics.val_at_far(np.linspace(0, 1, 20), same) == (None, None, None)
+    assert metrics.kfold(np.linspace(0, 1, 20), same).accuracy_F.shape == (10,)
