@@ -262,7 +262,7 @@ def test_every_command_of_a_cluster_runs(place: Path, dashboard: str) -> None:
         ended = manyfaces(*(job if each == "ID" else each for each in words))
         assert ended.returncode == 0, f"{command}:\n{ended.stdout}{ended.stderr}"
         if words[0] == "submit":
-            [job] = re.findall(r"raysubmit_\w+", ended.stdout)
+            [job] = set(re.findall(r"raysubmit_\w+", ended.stdout))
             wait_until(partial(is_over, job, dashboard))
         elif words[1] == "status":
             assert ended.stdout.startswith("SUCCEEDED"), ended.stdout
