@@ -120,6 +120,7 @@ def _prepare(request: Request, console: Console, held: contextlib.ExitStack) -> 
         weights_sha256=file_sha256(model),
         image_hw=encoder.image_hw,
         embedding_dim=encoder.model.embedding_dim,
+        scores=tuple(encoder.score_heads),
         options=request.options,
         folder=str(Path.cwd()),
         sources=_source_facts(images),

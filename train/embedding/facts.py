@@ -63,7 +63,7 @@ class Facts(_Frozen):
     image_hw: tuple[PositiveInt, PositiveInt]
     embedding_dim: PositiveInt
     scores: tuple[str, ...] = ()
-    """The quality scores that the network gives, of which each has a column `quality_NAME`."""
+    """What the network says of each image besides, such as its `quality`; each has a column."""
     options: Options
     folder: str
     """Where the command ran: relative paths are relative to it."""
@@ -87,15 +87,10 @@ class Facts(_Frozen):
             "key": pa.string(),
             "identity": pa.string(),
             "norm": pa.float32(),
-            **{quality_column(name): pa.float32() for name in self.scores},
+            **{name: pa.float32() for name in self.scores},
             "embedding": pa.list_(number, self.embedding_dim),
         }
         return pa.schema(fields, self.metadata())
-
-
-def quality_column(score: str) -> str:
-    """The column of a quality score of this name."""
-    return f"quality_{score}"
 
 
 def read_facts(schema: pa.Schema, where: str) -> Facts:

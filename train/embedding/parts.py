@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from manyfaces.configs.files import write_atomic
-from manyfaces.train.embedding.facts import Facts, quality_column
+from manyfaces.train.embedding.facts import Facts
 from manyfaces.train.embedding.job import Job, Plan
 from manyfaces.train.embedding.source import Image, ImageSource
 
@@ -72,7 +72,7 @@ class PartRows:
         }
         arrays["norm"] = _joined(self._norms, pa.float32())
         for name, values in self._scores.items():
-            arrays[quality_column(name)] = _joined(values, pa.float32())
+            arrays[name] = _joined(values, pa.float32())
         kind = schema.field("embedding").type
         flat = _joined([each.reshape(-1) for each in self._embeddings], kind.value_type)
         arrays["embedding"] = pa.FixedSizeListArray.from_arrays(flat, type=kind)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from manyfaces.configs.redact import redact
 from manyfaces.data.sources.source import Dropped, Place
-from manyfaces.train.evaluation.decoding import Encoded
+from manyfaces.train.evaluation.result import Encoded
 
 _THREADS = 8
 """Reads of files of their own at a time, as one may wait for a disk or a store."""

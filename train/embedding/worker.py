@@ -16,6 +16,7 @@ from pydantic import BaseModel, PositiveInt
 from manyfaces.cluster.stop import current
 from manyfaces.cluster.world import World
 from manyfaces.configs.errors import UserError
+from manyfaces.configs.protocols.protocol import Flip
 from manyfaces.configs.split import batch_share
 from manyfaces.data.sources.source import Dropped
 from manyfaces.models.backbones.encoder import Encoder
@@ -24,9 +25,10 @@ from manyfaces.train.embedding.images import Images, open_images
 from manyfaces.train.embedding.job import Job, Plan
 from manyfaces.train.embedding.parts import PartRows
 from manyfaces.train.embedding.source import Image, ImageSource
-from manyfaces.train.evaluation.decoding import Encoded, decodable
+from manyfaces.train.evaluation.decoding import decodable
 from manyfaces.train.evaluation.embedder import EmbeddedBatch, Embedder
 from manyfaces.train.evaluation.encoders import open_encoder
+from manyfaces.train.evaluation.result import Encoded
 
 WORK = "manyfaces.train.embedding.worker:work"
 FAILED = "manyfaces.train.embedding.worker:failed"
@@ -129,8 +131,8 @@ def _embed(share: Share, job: Job) -> None:
     writer = _Writer(plan, job, world.rank, share.strict)
     try:
         batches = ahead(_batches(images, plan, own, share.batch_size), _BATCHES_AHEAD)
-        flip = plan.facts.options.flip
-        for batch, embedded in embedder.stream(batches, mirrored=flip):
+        flip: Flip = "sum" if plan.facts.options.flip else "none"
+        for batch, embedded in embedder.stream(batches, flip=flip):
             writer.take(batch, embedded)
             if current().requested or job.fault() is not None:
                 raise Stopped
@@ -223,7 +225,8 @@ class _Writer:
             embeddings_ND = F.normalize(embeddings_ND)
         self._refuse_not_finite(embeddings_ND)
         images = [batch.images[batch.sent[row]] for row in embedded.rows_N.tolist()]
-        self._rows.add(images, embeddings_ND.numpy(), norm_N.numpy(), {})
+        scores = {name: each.cpu().numpy() for name, each in embedded.scores.items()}
+        self._rows.add(images, embeddings_ND.numpy(), norm_N.numpy(), scores)
         self._done += batch.num_rows
         self._failed += len(batch.faults)
         if batch.is_last:

@@ -22,9 +22,10 @@ from manyfaces.data.sources.source import Dropped
 from manyfaces.models.backbones.channels import Channels
 from manyfaces.models.backbones.encoder import Encoder
 from manyfaces.models.backbones.output import as_output
-from manyfaces.train.evaluation.decoding import Encoded, decodable
+from manyfaces.train.evaluation.decoding import decodable
 from manyfaces.train.evaluation.embedder import Embedder
 from manyfaces.train.evaluation.encoders import open_encoder, parse_backbone
+from manyfaces.train.evaluation.result import Encoded
 
 Image = NDArray[np.uint8] | str | PathLike[str] | bytes
 """uint8 RGB [H, W, 3], the path of an image file, or the bytes of one."""

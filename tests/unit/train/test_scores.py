@@ -74,7 +74,7 @@ def test_scores_are_those_of_the_layers_and_of_both_sides_their_mean(autocast: b
     blobs = [cv2.imencode(".png", image[..., ::-1])[1].tobytes() for image in images]
     expected, mirrored = by_hand(images, own), by_hand(images[:, :, ::-1], own)
     for found, both in ((embedder.embed_scored(blobs), False),
-                        (embedder.embed_scored(blobs, mirrored=True), True)):  # fmt: skip
+                        (embedder.embed_scored(blobs, flip="sum"), True)):  # fmt: skip
         assert found.scores.keys() == own.keys()
         for name, scores_N in found.scores.items():
             wanted = (expected[name] + mirrored[name]) / 2 if both else expected[name]
