@@ -102,7 +102,7 @@ class Frame:
         self._x_axis(root)
         for rule in self.rules:
             self._rule(root, rule)
-        return root, max(map(len, texts), default=1)
+        return root, max(map(len, texts), default=1) + 1
 
     def _x_axis(self, root: Element) -> None:
         ticks = self.x.ticks(_X_TICKS)

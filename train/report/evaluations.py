@@ -6,15 +6,16 @@ from dataclasses import dataclass
 from manyfaces.train.evaluation.result import Quantity
 from manyfaces.train.evaluation.stored import StoredCurve, StoredHistogram, StoredLine, StoredResult
 from manyfaces.train.report.course import Listing
-from manyfaces.train.report.dot_table import Dot, DotTable, dot_table
+from manyfaces.train.report.dot_table import DotTable
 from manyfaces.train.report.drawing import Drawing, Rule
 from manyfaces.train.report.examples import Shown, shown_examples
 from manyfaces.train.report.histogram_chart import HistogramChart, draw_histogram
 from manyfaces.train.report.line_chart import Line, LineChart, draw_lines
+from manyfaces.train.report.result_tables import capital, cells_listing, dot_plots, rows_of, spaced
 from manyfaces.train.report.run_data import RunData
 from manyfaces.train.report.scales import number_text
 
-_LOW, _HIGH = "_low", "_high"
+_ROC, _DET = "roc", "det"
 
 
 @dataclass(frozen=True)
@@ -86,22 +87,22 @@ def figure(result: StoredResult, quantity: Quantity) -> Figure:
 
 
 def _evaluated(run: RunData, result: StoredResult) -> Evaluated:
-    charts = [_curve(curve) for curve in result.curves.values()]
+    charts = [_curve(curve) for curve in _curves(result).values()]
     charts += [_histogram(each) for each in result.histograms.values() if each.edges]
     folder = run.result_folders[result.name]
     kinds_shown = [
-        ExampleKind(_capital(title), shown_examples(examples, folder))
+        ExampleKind(capital(title), shown_examples(examples, folder))
         for title, examples in result.examples.items()
     ]
     dots = [
         each
         for name, table in result.tables.items()
-        for each in _dots(name, _rows(table), result.quantities)
+        for each in dot_plots(name, rows_of(table), result.quantities)
     ]
     tables = {
-        _capital(_spaced(name)): listing
+        capital(spaced(name)): listing
         for name, table in result.tables.items()
-        if (listing := _listing(_rows(table))).columns[1:]
+        if (listing := cells_listing(rows_of(table))).columns[1:]
     }
     counts = [f"{count:,} {name}" for name, count in result.counts.items()]
     about = "; ".join([f"step {run.result_steps[result.name]:,}", *counts])
@@ -111,13 +112,14 @@ def _evaluated(run: RunData, result: StoredResult) -> Evaluated:
 
 def _compared(name: str, runs: Sequence[RunData]) -> Evaluated:
     having = [run for run in runs if name in run.results]
-    kinds = dict.fromkeys(kind for run in having for kind in run.results[name].curves)
+    known = {run.name: _curves(run.results[name]) for run in having}
+    kinds = dict.fromkeys(kind for curves in known.values() for kind in curves)
     charts = []
     for kind in kinds:
         curves = {
-            run.name: (runs.index(run), run.results[name].curves[kind])
+            run.name: (runs.index(run), known[run.name][kind])
             for run in having
-            if kind in run.results[name].curves
+            if kind in known[run.name]
         }
         first = next(iter(curves.values()))[1]
         lines = [_line(line, curve, style) for line, (style, curve) in curves.items()]
@@ -125,6 +127,36 @@ def _compared(name: str, runs: Sequence[RunData]) -> Evaluated:
     steps = ", ".join(f"{run.name} at step {run.result_steps[name]:,}" for run in having)
     anchor = f"result-{list(dict.fromkeys(n for run in runs for n in run.results)).index(name)}"
     return Evaluated(name, steps, [], charts, [], {}, [], anchor)
+
+
+def _curves(result: StoredResult) -> dict[str, StoredCurve]:
+    """The curves of a result, and behind its ROC the same as DET, where it has none of its own."""
+    curves: dict[str, StoredCurve] = {}
+    for kind, curve in result.curves.items():
+        curves[kind] = curve
+        if kind == _ROC and _DET not in result.curves:
+            curves[_DET] = _det(curve)
+    return curves
+
+
+def _det(roc: StoredCurve) -> StoredCurve:
+    """What is rejected wrongly, on logarithmic axes (Martin et al., 1997, have normal deviates):
+    there small errors can be told apart."""
+    changed = {
+        "title": "DET",
+        "y_label": "false reject rate",
+        "log_x": True,
+        "log_y": True,
+        "lines": {
+            name: line.model_copy(update=_rejected(line)) for name, line in roc.lines.items()
+        },
+    }
+    return roc.model_copy(update={**_rejected(roc), **changed})
+
+
+def _rejected(line: StoredLine) -> dict[str, tuple[float, ...]]:
+    rest = {"y": line.y, "low": line.high, "high": line.low}
+    return {name: tuple(1 - value for value in values) for name, values in rest.items()}
 
 
 def _curve(curve: StoredCurve) -> Drawing:
@@ -168,62 +200,3 @@ def _histogram(histogram: StoredHistogram) -> Drawing:
         rule,
     )
     return draw_histogram(chart)
-
-
-_Rows = Mapping[str, Mapping[str, float | None]]
-
-
-def _rows(table: Mapping[str, float | Mapping[str, float | None] | None]) -> _Rows:
-    """The cells of each row by column; a row that has one value has it in column `value`."""
-    return {
-        row: cells if isinstance(cells, Mapping) else {"value": cells}
-        for row, cells in table.items()
-    }
-
-
-def _columns(rows: _Rows) -> list[str]:
-    return list(dict.fromkeys(column for cells in rows.values() for column in cells))
-
-
-def _with_intervals(rows: _Rows) -> list[str]:
-    """The columns of which the table has intervals, in columns `NAME_low` and `NAME_high`."""
-    columns = _columns(rows)
-    return [each for each in columns if {each + _LOW, each + _HIGH} <= {*columns}]
-
-
-def _dots(name: str, rows: _Rows, quantities: Sequence[Quantity]) -> list[DotTable]:
-    """A plot for each column with intervals."""
-    forms = {quantity.name: quantity.format for quantity in quantities}
-    return [
-        dot_table(
-            _capital(f"{_spaced(name)}: {_spaced(column)}"),
-            _spaced(column),
-            [
-                Dot(row, cells.get(column), cells.get(column + _LOW), cells.get(column + _HIGH))
-                for row, cells in rows.items()
-            ],
-            forms.get(column, ""),
-            "The lines are 95 % intervals.",
-        )
-        for column in _with_intervals(rows)
-    ]
-
-
-def _listing(rows: _Rows) -> Listing:
-    """The columns that are not drawn as dots."""
-    drawn = {column + end for column in _with_intervals(rows) for end in ("", _LOW, _HIGH)}
-    columns = [column for column in _columns(rows) if column not in drawn]
-    told = [[row, *(_cell(cells.get(column)) for column in columns)] for row, cells in rows.items()]
-    return Listing(["", *map(_spaced, columns)], told, len(told))
-
-
-def _cell(value: float | None) -> str:
-    return "not known" if value is None else number_text(value)
-
-
-def _spaced(name: str) -> str:
-    return name.replace("_", " ")
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]

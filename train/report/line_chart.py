@@ -94,9 +94,11 @@ def _shown(line: Line, chart: LineChart) -> Line:
         columns += [np.asarray(line.low, np.float64), np.asarray(line.high, np.float64)]
     good_N = np.isfinite(columns).all(0)
     good_N &= (columns[0] > 0) | (not chart.log_x)
-    for column in columns[1:]:
-        good_N &= (column > 0) | (not chart.log_y)
+    good_N &= (columns[1] > 0) | (not chart.log_y)
     columns = [column[good_N] for column in columns]
+    if chart.log_y and has_band and good_N.any():
+        # An interval that reaches zero ends at the bottom of the axis.
+        columns[2] = np.maximum(columns[2], columns[1].min())
     kept = thinned(columns[1])
     x, y, *band = (column[kept].tolist() for column in columns)
     low, high = band if has_band else (None, None)

@@ -132,7 +132,7 @@ def test_each_chart_has_its_numbers_in_a_table(page: Page, run: RunFolder) -> No
 
 def test_every_part_of_a_result_is_shown(page: Page) -> None:
     captions = [*page.of("figcaption"), *page.of("caption")]
-    for title in ("ROC", "Scores", "Groups: tar", "Gaps", "Images per identity"):
+    for title in ("ROC", "DET", "Scores", "Groups: TAR", "Gaps", "Images per identity"):
         assert title in captions
     assert "threshold 0.200" in page.of("text")
     assert sum(value.startswith("data:image/jpeg") for value in page.attributes("src")) == 2
