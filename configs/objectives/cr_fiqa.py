@@ -6,8 +6,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import PositiveFloat
 
+from manyfaces.configs.class_centres import ClassCentres
 from manyfaces.configs.head_cost import chunk_classes, scored_columns
-from manyfaces.configs.objectives.class_centres import ClassCentres
 from manyfaces.configs.objectives.objective import ObjectiveCost, Sizes
 
 SCORE = "quality"

@@ -2,7 +2,7 @@
 
 from typing import ClassVar, Literal
 
-from manyfaces.configs.objectives.class_centres import ClassCentres
+from manyfaces.configs.class_centres import ClassCentres
 
 
 class MarginSoftmax(ClassCentres):

@@ -414,3 +414,29 @@ def test_a_sum_costs_what_its_parts_cost() -> None:
     own = head_lines(config, both, machine(config, 80))[1][1]
     total = dict(lines(both))["memory a worker"].removeprefix("about ")
     assert own.split()[:2] == total.split()
+
+
+def test_a_quality_head_costs_a_layer_and_the_search_for_the_nearest_class() -> None:
+    def cost(objective: str, world: int, **tree: object) -> ObjectiveCost:
+        made = make(objective=objective, train={"batch_size": 128}, **tree)
+        return plan(made, 1_000_000, 10_000, world).objective
+
+    layer = 512 + 1
+    for world in (1, 2):
+        plain, both = cost("margin_softmax", world), cost("cr_fiqa", world)
+        more = {name: value - getattr(plain, name) for name, value in vars(both).items()}
+        assert more == {
+            "parameters": layer,
+            "state_bytes": 4 * layer * 2,  # weights and momentum
+            "device_bytes": 4 * layer * 3,  # and gradients
+            "workspace_bytes": 4 * 128 * 2064,  # a copy of the cosines of a chunk
+            # Forward and twice backward of this worker's images, and a look at every score.
+            "flops": 3 * 2 * 128 // world * layer + 128 * 10_000 // world,
+            "wire_bytes": (world - 1) * 4 * (128 + layer),  # an all-reduce of two sends each half
+            "host_bytes": 0,
+            "travel_bytes": 0,
+            "traffic_bytes": 0,
+        }
+    adamw = {"train": {"batch_size": 128, "optimizer": "adamw"}}
+    more_states = plan(make(objective="cr_fiqa", **adamw), 10_000, 1000, 1).objective.state_bytes
+    assert more_states == plan(make(**adamw), 10_000, 1000, 1).objective.state_bytes + 12 * layer
