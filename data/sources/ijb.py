@@ -177,9 +177,7 @@ class IJBFiles:
         id_R, subject_R = (table[column].to_numpy() for column in types)
         template_R = _indices(file, id_R, templates, header=True)
         # NIST's own files have a line for each image of a template.
-        template_E, first_E, place_R = np.unique(
-            template_R, return_index=True, return_inverse=True
-        )
+        template_E, first_E, place_R = np.unique(template_R, return_index=True, return_inverse=True)
         subject_E = subject_R[first_E]
         _refuse(
             file, subject_E[place_R] != subject_R, "the template has another subject above", True

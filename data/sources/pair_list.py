@@ -57,7 +57,7 @@ def read_pair_list(path: Path, root: Path | None = None) -> ListedPairs:
     if not rows:
         raise UserError(f"{path}: no pairs in it; {_EXPECTED}")
     _check_count(path, len(rows), counts)
-    if counts is not None or any(_is_lfw(fields) for _, fields in rows):
+    if counts is not None or any(len(row) == 4 or _is_lfw(row) for _, row in rows):
         return _lfw(path, root, rows)
     if len(rows[0][1]) == 2:
         return _by_two_lines(path, root, rows)
@@ -109,23 +109,25 @@ def _check_count(path: Path, pairs: int, counts: list[int] | None) -> None:
 
 
 def _is_lfw(fields: Sequence[str]) -> bool:
-    return len(fields) == 4 or (len(fields) == 3 and fields[1].isdigit() and fields[2].isdigit())
+    of_one = len(fields) == 3 and fields[1].isdigit() and fields[2].isdigit()
+    return of_one or (len(fields) == 4 and fields[1].isdigit() and fields[3].isdigit())
 
 
 def _lfw(path: Path, root: Path, rows: Sequence[Row]) -> ListedPairs:
     paths, same, identities = list[Path](), list[bool](), list[str]()
     known: dict[tuple[str, str], Path] = {}
     for number, fields in rows:
-        if len(fields) == 3:
-            fields = [fields[0], fields[1], fields[0], fields[2]]
-        if len(fields) != 4 or not fields[1].isdigit() or not fields[3].isdigit():
+        if not _is_lfw(fields):
             raise UserError(f"{path}:{number}: {' '.join(fields)!r} is no pair; {_EXPECTED}")
-        for image in ((fields[0], fields[1]), (fields[2], fields[3])):
+        first, second = (fields[0], fields[1]), (fields[-2], fields[-1])
+        if len(fields) == 3:
+            second = fields[0], fields[2]
+        for image in (first, second):
             if image not in known:
                 known[image] = _image_of(*image, root, f"{path}:{number}")
             paths.append(known[image])
             identities.append(image[0])
-        same.append(fields[0] == fields[2])
+        same.append(first[0] == second[0])
     return ListedPairs(paths, np.array(same, bool), identities)
 
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from manyfaces.train.evaluation.roc import FARS
+from manyfaces.train.evaluation.operating_points import allowed_accepts
 
 Floats = NDArray[np.float64]
 Interval = tuple[float, float]
@@ -49,18 +49,18 @@ class RocIntervals(NamedTuple):
 def roc_intervals(
     scores_N: NDArray[np.floating],
     same_N: NDArray[np.bool_],
-    fars: Sequence[float] = FARS,
+    fars: Sequence[float],
     identities_N2: NDArray[np.integer] | None = None,
     replicates: int = REPLICATES,
 ) -> RocIntervals:
-    """Intervals of AUC, EER and of TAR at each FAR as `roc.tar_at` defines it, and a band around
-    the ROC. Without identities pairs are drawn, genuine and impostor pairs each among themselves.
+    """Intervals of AUC, EER and of TAR at each FAR, which is not exceeded, and a band around the
+    ROC. Without identities pairs are drawn, genuine and impostor pairs each among themselves.
     Nothing is known where one kind of pair is missing."""
     impostors = int((~same_N).sum())
     if not same_N.any() or not impostors:
         return RocIntervals(None, None, {}, None)
     cell_N = _cells(scores_N, same_N)
-    known = [far for far in fars if int(far * impostors + _ROUNDING) >= 1]
+    known = [far for far in fars if allowed_accepts(far, impostors)]
     figures: dict[str, list[Floats]] = {"auc": [], "eer": [], "tar": [], "band": []}
     for true_BK, false_BK in _weights(cell_N, same_N, identities_N2, replicates):
         tar_BK, far_BK = _cumulative(true_BK), _cumulative(false_BK)
@@ -144,14 +144,16 @@ def _drawn(rng: np.random.Generator, things: int, replicates: int) -> NDArray[np
 def _cells(scores_N: NDArray[np.floating], same_N: NDArray[np.bool_]) -> NDArray[np.int64]:
     """The cell of each pair, from the highest score down: its distinct score, or where pairs are
     very many a range of scores, which are narrow where they are high."""
+    cell_N: NDArray[np.int64]
     if len(scores_N) <= _MOST_CELLS:
-        return np.unique(-scores_N, return_inverse=True)[1].reshape(-1)
+        cell_N = np.unique(-scores_N, return_inverse=True)[1].reshape(-1)
+        return cell_N
     impostors = np.sort(scores_N[~same_N])[::-1]
     ranks = np.geomspace(_SINGLE, max(len(impostors) - 1, _SINGLE), _SINGLE).astype(np.int64)
     ranks = np.concatenate([np.arange(_SINGLE), ranks]).clip(max=len(impostors) - 1)
     edges = np.unique(np.concatenate([impostors[ranks], np.quantile(scores_N[same_N], _SHARES)]))
     # A pair lies in the cell of the highest edge that is at or below its score.
-    cell_N: NDArray[np.int64] = len(edges) - np.searchsorted(edges, scores_N, side="right")
+    cell_N = len(edges) - np.searchsorted(edges, scores_N, side="right")
     return cell_N
 
 
@@ -217,7 +219,7 @@ def _auc(tar_BK: Floats, far_BK: Floats) -> Floats:
 
 
 def _eer(tar_BK: Floats, far_BK: Floats) -> Floats:
-    """As `roc.eer`, of each replicate."""
+    """As `Roc.eer`, of each replicate."""
     rows, sums_BK = np.arange(len(tar_BK)), tar_BK + far_BK
     after_B = np.array([np.searchsorted(row, 1.0) for row in sums_BK])
     before_B = (after_B - 1).clip(0)

@@ -1,6 +1,5 @@
 """Encoded images to pixels for evaluation: without augmentation, one batch ahead."""
 
-import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -77,8 +76,8 @@ def decodable(image: Encoded) -> Encoded:
 
 
 def decode_threads() -> int:
-    """Threads that decode where nothing else needs the cores."""
-    return min(os.cpu_count() or 1, _MOST_THREADS)
+    """Threads that decode where nothing else needs the cores: as many as torch has."""
+    return min(torch.get_num_threads(), _MOST_THREADS)
 
 
 def worker_decode_threads(config: Config, on_node: int | None = None) -> int:

@@ -13,7 +13,7 @@ from manyfaces.configs.urls import url_of
 from manyfaces.train.evaluation.evaluate import evaluate
 from manyfaces.train.evaluation.report import RESULTS, read_report, report_folder, save_report
 from manyfaces.train.evaluation.result import Result
-from manyfaces.train.evaluation.trained import open_trained, use_all_cores
+from manyfaces.train.evaluation.trained import open_trained
 from manyfaces.train.protocols.open import check_images, names, open_all
 
 
@@ -33,7 +33,6 @@ def evaluate_run(
     new results. A set that is called as another one in the report gets another name. Raises
     `UserError` for a checkpoint or a protocol that cannot be opened, and for a broken report.
     """
-    use_all_cores()
     trained = open_trained(run)
     configs = [*(Verification(path=str(path)) for path in sets), *_asked_for(trained.config, words)]
     if not configs:

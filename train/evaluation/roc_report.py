@@ -1,67 +1,88 @@
 """A ROC as results have it: quantities, a curve with its band, and a table of TAR at FAR by two
 definitions."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from manyfaces.train.evaluation.bootstrap import Interval, RocIntervals, band_at
+from manyfaces.train.evaluation.operating_points import Roc
 from manyfaces.train.evaluation.result import Curve, Quantity
-from manyfaces.train.evaluation.roc import FARS, Roc, auc, tar_at, tar_nearest
 
+FARS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 FEW, ONE_KIND = "too few pairs to tell", "one kind of pair only"
 
 
-def tar_quantity(far: float, heading: str = "") -> Quantity:
-    """TAR at this FAR, which is not exceeded."""
-    return Quantity(_name(far), f"TAR at FAR ≤ {far:.0e}", heading, unknown=FEW)
+def rate_quantities() -> Sequence[Quantity]:
+    """AUC, EER and TAR at each of `FARS`, which is not exceeded."""
+    headings = {1e-2: "TAR 1e-2", 1e-3: "TAR 1e-3"}
+    return (
+        Quantity("auc", "AUC", "AUC", format=".4f", unknown=ONE_KIND),
+        Quantity("eer", "EER", unknown=ONE_KIND),
+        *(
+            Quantity(
+                _name(far),
+                f"TAR at FAR {_word(far)}, not above",
+                headings.get(far, ""),
+                unknown=FEW,
+            )
+            for far in FARS
+        ),
+    )
 
 
-def tar_scalars(curve: Roc, fars: Sequence[float] = FARS) -> dict[str, float | None]:
-    """The values of the quantities `tar_quantity`."""
-    found = {_name(far): tar_at(curve, far) for far in fars}
-    return {name: None if each is None else each.tar for name, each in found.items()}
+def rate_scalars(roc: Roc) -> dict[str, float | None]:
+    """The values of `rate_quantities`."""
+    scalars: dict[str, float | None] = {_name(far): None for far in FARS}
+    if not roc.has_both:
+        return {"auc": None, "eer": None} | scalars
+    points = {far: roc.conservative(far) for far in FARS}
+    known = {_name(far): point.tar for far, point in points.items() if point is not None}
+    return {"auc": roc.auc, "eer": roc.eer} | scalars | known
 
 
-def named_intervals(known: RocIntervals) -> dict[str, Interval]:
-    """The intervals of `auc`, `eer` and the quantities `tar_quantity`, by their names."""
+def rate_intervals(known: RocIntervals) -> dict[str, Interval]:
+    """The intervals of `rate_quantities` that are known."""
     single = {"auc": known.auc, "eer": known.eer}
     return {name: each for name, each in single.items() if each is not None} | {
         _name(far): each for far, each in known.tar.items()
     }
 
 
-def roc_curve(name: str, curve: Roc, known: RocIntervals) -> Curve:
+def roc_curve(name: str, roc: Roc, known: RocIntervals) -> Curve:
     """The ROC with its band, for people; `name` is that of the result."""
-    area = auc(curve)
-    title = f"{name}: ROC" if area is None else f"{name}: ROC, AUC {area:.3f}"
-    far_K = curve.far.clip(0.5 / max(curve.impostors, 1))  # a logarithmic axis has no place for 0
-    low, high = band_at(known.band, far_K)
+    title = f"{name}: ROC, AUC {roc.auc:.3f}" if roc.has_both else f"{name}: ROC"
+    far_T = roc.far.clip(0.5 / max(roc.num_impostors, 1))  # a logarithmic axis has no place for 0
+    low, high = band_at(known.band, far_T)
     labels = "false accept rate", "true accept rate"
-    return Curve(title, *labels, far_K, curve.tar, log_x=True, low=low, high=high)
+    return Curve(title, *labels, far_T, roc.tar, log_x=True, low=low, high=high)
 
 
-def tar_table(
-    curve: Roc, known: RocIntervals, fars: Sequence[float] = FARS
-) -> dict[str, dict[str, float | None]]:
-    """A row for each FAR: the TAR at which it is not exceeded, with its interval, the FAR that is
-    in fact had, the impostor pairs that are accepted and all there are, and the threshold; and the
-    TAR at the nearest FAR, which may be higher, as InsightFace's eval_ijbc.py reports it."""
-    table = {}
-    for far in fars:
-        at, nearest = tar_at(curve, far), tar_nearest(curve, far)
-        low, high = known.tar.get(far, (None, None))
-        table[f"{far:.0e}"] = {
-            "tar": at.tar if at else None,
-            "low": low,
-            "high": high,
-            "far": at.far if at else None,
-            "false_accepts": at.false_accepts if at else None,
-            "impostors": curve.impostors,
-            "threshold": at.threshold if at else None,
-            "nearest_tar": nearest.tar if nearest else None,
-            "nearest_far": nearest.far if nearest else None,
-        }
-    return table
+def tar_table(roc: Roc, known: RocIntervals) -> Mapping[str, Mapping[str, float | None]]:
+    """A row for each of `FARS`: the highest TAR with a FAR that is not above it, and that at the
+    nearest FAR, which may be above, as InsightFace's eval_ijbc.py has it; with the FAR that each
+    has in fact. Empty where there is one kind of pair only."""
+    return {_word(far): _row(roc, known, far) for far in FARS if roc.has_both}
+
+
+def _row(roc: Roc, known: RocIntervals, far: float) -> dict[str, float | None]:
+    below, nearest = roc.conservative(far), roc.nearest(far)
+    low, high = known.tar.get(far, (None, None))
+    return {
+        "not above: TAR": below and below.tar,
+        "95 % from": low,
+        "to": high,
+        "not above: FAR": below and below.far,
+        "not above: false accepts": below and below.false_accepts,
+        "not above: threshold": below and below.threshold,
+        "nearest: TAR": nearest.tar,
+        "nearest: FAR": nearest.far,
+        "nearest: false accepts": nearest.false_accepts,
+        "impostor pairs": roc.num_impostors,
+    }
 
 
 def _name(far: float) -> str:
     return f"tar_at_far_{far:.0e}"
+
+
+def _word(far: float) -> str:
+    return f"{far:.0e}".replace("e-0", "e-")

@@ -56,5 +56,7 @@ def load_trained(checkpoint: Path) -> Trained:
 
 
 def use_all_cores() -> None:
-    """Let torch use every core, as the command line does where it works alone on a machine."""
-    torch.set_num_threads(os.cpu_count() or 1)
+    """Let torch use every core that this process may run on, as the command line does where it
+    works alone on a machine; with OMP_NUM_THREADS in the environment it is that many."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(len(os.sched_getaffinity(0)))

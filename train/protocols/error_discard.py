@@ -36,10 +36,10 @@ class ErrorDiscard(Protocol):
         fmrs: Sequence[float] = (1e-2, 1e-3),
         scores_file: str | None = None,
     ) -> None:
-        self.set = Verification(path, flip)
+        self.set = Verification(path, flip=flip)
         self.flip, self.reads_lazily = flip, self.set.reads_lazily
         self.path, self.scores, self.fmrs = path, tuple(scores), tuple(fmrs)
-        num_images = 2 * len(self.set.pairs.same)
+        num_images = 2 * len(self.set.pairs.same_N)
         self.given = {} if scores_file is None else read_scores(scores_file, num_images, scores)
         self.quantities = tuple(
             Quantity(
@@ -68,7 +68,7 @@ class ErrorDiscard(Protocol):
         return self.scored_result(embeddings_ND, {})
 
     def scored_result(self, embeddings_ND: NDArray[np.float32], scores: Scores) -> Result:
-        pairs = discard.Pairs(metrics.cosine_scores(embeddings_ND), self.set.pairs.same)
+        pairs = discard.Pairs(metrics.cosine_scores(embeddings_ND), self.set.pairs.same_N)
         norms_N = np.linalg.norm(embeddings_ND.astype(np.float64), axis=1)
         qualities = self._qualities({NORM: norms_N, **scores, **self.given})
         scalars: dict[str, float | None] = {}

@@ -8,15 +8,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manyfaces.configs.protocols.protocol import Flip
-from manyfaces.train.evaluation import metrics, roc
+from manyfaces.train.evaluation import metrics
 from manyfaces.train.evaluation.bootstrap import mean_interval, roc_intervals
+from manyfaces.train.evaluation.operating_points import Roc
 from manyfaces.train.evaluation.result import Encoded, Example, Histogram, Quantity, Result
 from manyfaces.train.evaluation.roc_report import (
+    FARS,
     ONE_KIND,
-    named_intervals,
+    rate_intervals,
+    rate_quantities,
+    rate_scalars,
     roc_curve,
-    tar_quantity,
-    tar_scalars,
     tar_table,
 )
 from manyfaces.train.protocols.pair_sets import PairSet, open_pairs
@@ -36,14 +38,7 @@ class Verification(Protocol):
     quantities: Sequence[Quantity] = (
         Quantity("accuracy", "accuracy (10-fold)", "10-fold"),
         Quantity("best_accuracy", "accuracy (best threshold)", "best"),
-        Quantity("auc", "AUC", "AUC", format=".4f", unknown=ONE_KIND),
-        Quantity("eer", "EER", unknown=ONE_KIND),
-        tar_quantity(1e-1),
-        tar_quantity(1e-2, "TAR 1e-2"),
-        tar_quantity(1e-3, "TAR 1e-3"),
-        tar_quantity(1e-4),
-        tar_quantity(1e-5),
-        tar_quantity(1e-6),
+        *rate_quantities(),
         Quantity("val", f"VAL at FAR {metrics.VAL_FAR:.0e} (10-fold)", unknown=ONE_KIND),
         Quantity("threshold", "threshold of the cosine (10-fold)", format=".3f"),
     )
@@ -72,7 +67,7 @@ class Verification(Protocol):
         distances = metrics.squared_distances(embeddings_ND)
         folds, val = metrics.kfold(distances, same), metrics.val_at_far(distances, same)
         identities = self.pairs.identity_numbers()
-        curve, known = roc.roc(scores, same), roc_intervals(scores, same, roc.FARS, identities)
+        roc, known = Roc.of(scores, same), roc_intervals(scores, same, FARS, identities)
         accuracy, threshold = float(folds.accuracy_F.mean()), 1 - folds.threshold_F.mean() / 2
         title = f"{self.name}: {accuracy:.1%} (10-fold)"
         return Result(
@@ -81,9 +76,7 @@ class Verification(Protocol):
             scalars={
                 "accuracy": accuracy,
                 "best_accuracy": metrics.best_accuracy(scores, same),
-                "auc": roc.auc(curve),
-                "eer": roc.eer(curve),
-                **tar_scalars(curve),
+                **rate_scalars(roc),
                 "val": val.val,
                 "threshold": float(threshold),
             },
@@ -91,8 +84,8 @@ class Verification(Protocol):
             deviations={"accuracy": float(folds.accuracy_F.std())}
             | ({} if val.std is None else {"val": val.std}),
             intervals={"accuracy": mean_interval(folds.correct_N, identities)}
-            | named_intervals(known),
-            curves={"roc": roc_curve(self.name, curve, known)},
+            | rate_intervals(known),
+            curves={"roc": roc_curve(self.name, roc, known)},
             histograms={
                 "scores": Histogram(
                     title,
@@ -102,7 +95,7 @@ class Verification(Protocol):
                     mark=float(threshold),
                 )
             },
-            tables={"tar_at_far": tar_table(curve, known)},
+            tables={"tar_at_far": tar_table(roc, known)},
             examples=hardest(self.pairs, scores),
         )
 

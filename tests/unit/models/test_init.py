@@ -352,4 +352,6 @@ def test_files_without_weights_by_name(tmp_path: Path, value: object) -> None:
 def test_a_path_that_is_not_there(tmp_path: Path) -> None:
     assert "no such file; every worker must see it" in refusal(tmp_path / "a.pth")
     told = refusal(tmp_path)
-    assert "expected backbone.safetensors, model.safetensors, pytorch_model.bin, model.pt or " in told
+    assert (
+        "expected backbone.safetensors, model.safetensors, pytorch_model.bin, model.pt or " in told
+    )

@@ -7,10 +7,12 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
-from manyfaces.train.evaluation import bootstrap, roc
+from manyfaces.train.evaluation import bootstrap
+from manyfaces.train.evaluation.operating_points import Roc
 
 RNG = np.random.default_rng(5)
 SAME = RNG.random(400) < 0.4
+FARS = (1e-1, 1e-2, 1e-3)
 SCORES = np.round(RNG.normal(SAME * 1.0, 0.6), 2)
 PEOPLE = RNG.integers(0, 25, (400, 2))
 PEOPLE[SAME, 1] = PEOPLE[SAME, 0]
@@ -18,13 +20,10 @@ PEOPLE[~SAME & (PEOPLE[:, 0] == PEOPLE[:, 1]), 1] += 25
 
 
 def figures(scores: NDArray[np.float64], same: NDArray[np.bool_]) -> list[float]:
-    curve = roc.roc(scores, same)
-    point = roc.tar_at(curve, 0.1)
-    area, equal = roc.auc(curve), roc.eer(curve)
+    roc = Roc.of(scores, same)
+    point = roc.conservative(0.1)
     assert point is not None
-    assert area is not None
-    assert equal is not None
-    return [area, equal, point.tar]
+    return [roc.auc, roc.eer, point.tar]
 
 
 def by_loops(people: NDArray[np.int64] | None, replicates: int) -> list[tuple[float, float]]:
@@ -102,10 +101,10 @@ def test_many_pairs_are_scored_in_cells_and_agree(monkeypatch: pytest.MonkeyPatc
 
 
 def test_it_is_the_same_at_any_time_and_knows_what_it_cannot_tell() -> None:
-    one, other = (bootstrap.roc_intervals(SCORES, SAME, roc.FARS, PEOPLE) for _ in range(2))
+    one, other = (bootstrap.roc_intervals(SCORES, SAME, FARS, PEOPLE) for _ in range(2))
     assert one[:3] == other[:3]
     assert list(one.tar) == [1e-1, 1e-2]
-    nothing = bootstrap.roc_intervals(SCORES, np.ones(400, bool))
+    nothing = bootstrap.roc_intervals(SCORES, np.ones(400, bool), FARS)
     assert nothing == bootstrap.RocIntervals(None, None, {}, None)
 
 

@@ -30,6 +30,7 @@ from manyfaces.models.backbones.output import Output
 from manyfaces.train.evaluation import metrics
 from manyfaces.train.evaluation.embedder import Embedder
 from manyfaces.train.evaluation.evaluate import evaluate
+from manyfaces.train.evaluation.operating_points import Roc
 from manyfaces.train.evaluation.result import Quantity, Result
 from manyfaces.train.protocols import open as opening
 from manyfaces.train.protocols.open import check_images, names, open_all, open_protocols
@@ -186,10 +187,22 @@ def test_verification_is_the_metrics_of_its_pairs(dataset: Dataset, tmp_path: Pa
     for protocol in (both, alone):
         result = evaluate(protocol, embedder(Pixels(), batch_size=32))
         embeddings = embedder(Pixels()).embed(blobs, flip=protocol.flip).numpy()
-        report = metrics.report(metrics.cosine_scores(embeddings), np.array(same))
-        assert result.scalars["accuracy"] == report.accuracy
-        assert result.deviations["accuracy"] == report.accuracy_std
-        assert result.tables["tar_at_far"] == report.tar_at_far
+        folds = metrics.kfold(metrics.squared_distances(embeddings), np.array(same))
+        scores = metrics.cosine_scores(embeddings)
+        assert result.scalars["accuracy"] == folds.accuracy_F.mean()
+        assert result.deviations["accuracy"] == folds.accuracy_F.std()
+        assert result.scalars["auc"] == Roc.of(scores, np.array(same)).auc
+        assert result.scalars["threshold"] == 1 - folds.threshold_F.mean() / 2
+        low, high = result.intervals["accuracy"]
+        assert low <= folds.accuracy_F.mean() <= high
+        for kind, worst in (("genuine", min), ("impostor", max)):
+            examples = result.examples[f"hardest {kind} pairs"]
+            chosen = scores[np.array(same) == (kind == "genuine")]
+            assert examples[0].score == worst(chosen)
+            assert len(examples) == 12
+            pair = scores.tolist().index(examples[0].score)
+            shown = [np.asarray(image).tobytes() for image in examples[0].images]
+            assert shown == blobs[2 * pair : 2 * pair + 2]
         assert result.name == protocol.name
     assert [(each.name, each.flip) for each in (both, alone)] == [
         ("faces", "sum"),

@@ -7,11 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.interpolate import interp1d
 from scipy.optimize import brentq
-from sklearn.metrics import roc_auc_score, roc_curve
+from sklearn.metrics import roc_curve
 from sklearn.model_selection import KFold
 from sklearn.preprocessing import normalize
 
-from manyfaces.train.evaluation import metrics, roc
+from manyfaces.train.evaluation import metrics
+from manyfaces.train.evaluation.bootstrap import roc_intervals
+from manyfaces.train.evaluation.operating_points import Roc
+from manyfaces.train.evaluation.roc_report import FARS, rate_scalars, tar_table
 
 THRESHOLDS = [0.01 * number for number in range(400)]
 
@@ -113,67 +116,28 @@ def test_a_val_worked_by_hand() -> None:
 
 
 @given(scored())
-def test_roc_auc_and_eer_are_scikit_learns(case) -> None:
+def test_the_eer_is_where_scikit_learns_curve_meets_the_diagonal(case) -> None:
     scores, same = case
-    curve = roc.roc(scores, same)
+    curve = Roc.of(scores, same)
     far, tar, thresholds = roc_curve(same, scores, drop_intermediate=False)
-    np.testing.assert_allclose(curve.far, far)
-    np.testing.assert_allclose(curve.tar, tar)
-    np.testing.assert_array_equal(curve.thresholds_K, thresholds)
-    assert roc.auc(curve) == pytest.approx(roc_auc_score(same, scores))
+    np.testing.assert_allclose((curve.far, curve.tar), (far, tar))
+    np.testing.assert_array_equal(curve.threshold_T, thresholds)
     line = interp1d(far, tar)
     expected = brentq(lambda x: 1 - x - line(x), 0, 1, xtol=1e-14)
-    assert roc.eer(curve) == pytest.approx(expected, abs=1e-9)
+    assert curve.eer == pytest.approx(expected, abs=1e-9)
 
 
 def test_an_eer_worked_by_hand() -> None:
     """Of 4 genuine and 4 impostor pairs: behind the third genuine pair one impostor is accepted."""
     same = np.array([True, True, False, True, False, True, False, False])
-    curve = roc.roc(np.linspace(1, 0, 8), same)
-    assert roc.eer(curve) == pytest.approx(0.25)
-    apart = roc.roc(np.linspace(1, 0, 8), np.arange(8) < 4)
-    assert (roc.eer(apart), roc.auc(apart)) == (0, 1)
-    assert roc.eer(roc.roc(np.linspace(0, 1, 8), np.arange(8) < 4)) == 1
+    curve = Roc.of(np.linspace(1, 0, 8), same)
+    assert curve.eer == pytest.approx(0.25)
+    apart = Roc.of(np.linspace(1, 0, 8), np.arange(8) < 4)
+    assert (apart.eer, apart.auc) == (0, 1)
+    assert Roc.of(np.linspace(0, 1, 8), np.arange(8) < 4).eer == 1
     # Half of the genuine and none of the impostors, then all: on the line between.
-    between = roc.roc(np.array([1.0, 1, 0, 0, 0, 0]), np.array([1, 1, 1, 1, 0, 0], bool))
-    assert roc.eer(between) == pytest.approx(1 / 3)
-
-
-@given(scored(), st.sampled_from([0.5, 0.1, 0.05, 0.01, 1e-3]))
-def test_tar_at_far_is_both_definitions(case, far) -> None:
-    scores, same = case
-    curve = roc.roc(scores, same)
-    impostors, genuine = np.sort(scores[~same])[::-1], scores[same]
-    allowed = int(np.floor(far * len(impostors) + 1e-9))
-    point = roc.tar_at(curve, far)
-    if allowed < 1:
-        assert point is None
-    else:
-        kept = [
-            (genuine >= t).mean() for t in [np.inf, *scores] if (impostors >= t).sum() <= allowed
-        ]
-        assert point.tar == max(kept)
-        assert point.false_accepts == (impostors >= point.threshold).sum() <= allowed
-        assert point.far == point.false_accepts / len(impostors)
-        assert point.tar == (genuine >= point.threshold).mean()
-    # eval_ijbc.py: scikit-learn's curve backwards, the first point of the least distance.
-    fars, tars, _ = roc_curve(same, scores)
-    fars, tars = np.flipud(fars), np.flipud(tars)
-    place = min(zip(abs(fars - far), range(len(fars)), strict=True))[1]
-    nearest = roc.tar_nearest(curve, far)
-    assert (nearest.far, nearest.tar) == pytest.approx((fars[place], tars[place]))
-
-
-def test_the_nearest_far_may_exceed_the_one_that_is_asked_for() -> None:
-    same = np.array([True, False] * 10)
-    scores = np.linspace(1, 0, 20)  # after each genuine pair an impostor
-    curve = roc.roc(scores, same)
-    nearest, at = roc.tar_nearest(curve, 0.19), roc.tar_at(curve, 0.19)
-    assert (nearest.far, nearest.tar, nearest.false_accepts) == (0.2, 0.3, 2)
-    assert (at.far, at.tar, at.false_accepts) == (0.1, 0.2, 1)
-    assert roc.tar_at(curve, 0.09) is None
-    assert roc.tar_nearest(curve, 0.0).tar == 0.1
-    assert roc.tar_at(curve, 0.1).far == 0.1  # no rounding takes the last pair away
+    between = Roc.of(np.array([1.0, 1, 0, 0, 0, 0]), np.array([1, 1, 1, 1, 0, 0], bool))
+    assert between.eer == pytest.approx(1 / 3)
 
 
 @given(scored())
@@ -195,8 +159,9 @@ def test_embeddings_of_any_length_are_normalised() -> None:
 @pytest.mark.parametrize("kind", [True, False])
 def test_one_kind_of_pair_has_no_curve(kind: bool) -> None:
     same = np.full(20, kind)
-    curve = roc.roc(np.linspace(0, 1, 20), same)
-    assert roc.auc(curve) is roc.eer(curve) is roc.tar_at(curve, 0.5) is None
-    assert roc.tar_nearest(curve, 0.5) is None
+    curve = Roc.of(np.linspace(0, 1, 20), same)
+    assert not curve.has_both
+    assert set(rate_scalars(curve).values()) == {None}
+    assert tar_table(curve, roc_intervals(np.linspace(0, 1, 20), same, FARS)) == {}
     assert metrics.val_at_far(np.linspace(0, 1, 20), same) == (None, None, None)
     assert metrics.kfold(np.linspace(0, 1, 20), same).accuracy_F.shape == (10,)

@@ -1,5 +1,6 @@
 """Verification sets as people's own scripts write them: scored as what they are, or refused."""
 
+import re
 from pathlib import Path
 
 import cv2
@@ -111,14 +112,79 @@ def test_a_set_that_is_not_in_the_order_of_its_folds_is_refused(tmp_path: Path) 
     """CALFW's and CPLFW's files of pairs hold all positives, then all negatives."""
     write_bin(tmp_path / "joined.bin", [b"x"] * 2000, [True] * 500 + [False] * 500)
     with pytest.raises(
-        UserError, match=r"joined\.bin: all 100 pairs of fold 1 of 10 show one identity; write both"
+        UserError,
+        match=r"joined\.bin: all 100 pairs of fold 1 of 10 show one identity; write both.*interleave",
     ):
         Verification(str(tmp_path / "joined.bin"))
+    dealt = Verification(str(tmp_path / "joined.bin"), interleave=True)
+    assert dealt.pairs.same_N.tolist() == ([True] * 50 + [False] * 50) * 10
     by_turns = ([True] * 50 + [False] * 50) * 10
     write_bin(tmp_path / "right.bin", [b"x"] * 2000, by_turns)
-    assert Verification(str(tmp_path / "right.bin")).pairs.same.tolist() == by_turns
+    assert Verification(str(tmp_path / "right.bin")).pairs.same_N.tolist() == by_turns
     write_bin(tmp_path / "one.bin", [b"x"] * 2000, [True] * 1000)
-    assert Verification(str(tmp_path / "one.bin")).pairs.same.all()
+    assert Verification(str(tmp_path / "one.bin")).pairs.same_N.all()
+
+
+def test_a_list_of_pairs_is_scored_as_the_file_that_holds_them(
+    drawn: tuple[list[bytes], list[bool]], tmp_path: Path
+) -> None:
+    """LFW's pairs.txt over folders, each image of which is read when its batch is embedded."""
+    blobs, same = drawn
+    files = {
+        blob: f"P{number}/P{number}_0001.jpg" for number, blob in enumerate(dict.fromkeys(blobs))
+    }
+    for blob, name in files.items():
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(blob)
+    pairs = [(files[blobs[2 * i]], files[blobs[2 * i + 1]], int(same[i])) for i in range(len(same))]
+    (tmp_path / "pairs.txt").write_text("".join(f"{a} {b} {label}\n" for a, b, label in pairs))
+    theirs = evaluate(written(tmp_path / "a.bin", blobs, same), embedder(Pixels()))
+    listed = Verification(str(tmp_path / "pairs.txt"))
+    listed.name = "a"
+    check_images([listed], HW)
+    assert len(listed.distinct.images) == len(files)
+    ours = evaluate(listed, embedder(Pixels()))
+    assert ours.scalars == theirs.scalars
+    assert ours.intervals == theirs.intervals
+    label = ours.examples["hardest genuine pairs"][0].label
+    assert re.fullmatch(r"P\d+_0001\.jpg, P\d+_0001\.jpg", label)
+    first = tmp_path / pairs[0][0]
+    first.write_bytes(first.read_bytes()[:200])
+    with pytest.raises(UserError, match=rf"pairs\.txt: {first} is not a whole, decodable JPEG"):
+        check_images([listed], HW)
+    first.unlink()
+    with pytest.raises(UserError, match=rf"{first}: cannot be read \(No such file or directory\)"):
+        evaluate(listed, embedder(Pixels()))
+    with pytest.raises(UserError, match=r"a\.bin: root is .*; leave root out"):
+        Verification(str(tmp_path / "a.bin"), root=str(tmp_path))
+
+
+def test_people_that_are_named_are_what_the_intervals_are_over(
+    drawn: tuple[list[bytes], list[bool]], tmp_path: Path
+) -> None:
+    blobs, same = drawn
+    lines, known = [], dict[bytes, tuple[str, int]]()
+    for number, is_same in enumerate(same):
+        pair = blobs[2 * number : 2 * number + 2]
+        names = ("P0", "P0") if is_same else ("P1", "P2")
+        ends = []
+        for name, blob in zip(names, pair, strict=True):
+            ends.append(known.setdefault(name.encode() + blob, (name, len(known) + 1)))
+            (tmp_path / name).mkdir(exist_ok=True)
+            (tmp_path / name / f"{name}_{ends[-1][1]:04}.jpg").write_bytes(blob)
+        fields = (names[0], ends[0][1], ends[1][1]) if is_same else (*ends[0], *ends[1])
+        lines.append("\t".join(map(str, fields)))
+    (tmp_path / "pairs.txt").write_text("\n".join(lines))
+    listed = Verification(str(tmp_path / "pairs.txt"))
+    numbers = listed.pairs.identity_numbers()
+    assert numbers is not None
+    assert [tuple(row) for row in numbers] == [(0, 0) if is_same else (1, 2) for is_same in same]
+    listed.name = "named"
+    result = evaluate(listed, embedder(Pixels()))
+    packed = evaluate(written(tmp_path / "a.bin", blobs, same), embedder(Pixels()))
+    assert result.scalars == packed.scalars
+    # All genuine pairs are of one person: drawn or not, their share of accepts is the same.
+    assert result.intervals["tar_at_far_1e-01"] != packed.intervals["tar_at_far_1e-01"]
 
 
 def test_embeddings_that_are_nan_are_no_accuracy(
