@@ -47,7 +47,7 @@ class Faces:
 
     def path(self, row: int) -> Path:
         """The file of an image."""
-        return self.folder / self.names[row].as_py()
+        return self.folder / str(self.names[row])
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ Shapes: K unit vectors of D numbers, P pairs; R and C the vectors that stand fir
 some pair.
 """
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -60,7 +61,7 @@ def _by_products(
     edges = np.searchsorted(row_P[order_P] // height, np.arange(-(-len(left_RD) // height) + 1))
     # Fresh memory for each block would cost as much as the product.
     kept_rC = np.empty((min(height, len(left_RD)), len(right_CD)), right_CD.dtype)
-    for block, (begin, end) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+    for block, (begin, end) in enumerate(pairwise(edges)):
         low = block * height
         left_rD = left_RD[low : low + height]
         products_rC = np.matmul(left_rD, right_CD.T, out=kept_rC[: len(left_rD)])

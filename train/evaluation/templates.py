@@ -6,6 +6,7 @@ Shapes: N images, D the embedding, M memberships of an image in a template, S me
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -59,17 +60,17 @@ class Members:
         return cls(int(template_M[-1]) + 1, image_M[order], template_M, np.flatnonzero(is_new))
 
     @cached_property
-    def first_K(self) -> Ints:
-        """Where each template begins among the M."""
+    def firsts(self) -> Ints:
+        """Where each template begins among the M, [K]."""
         return np.searchsorted(self.template_M, np.arange(self.num_templates))
 
     def blocks(self, memberships: int = _BLOCK) -> Iterator[Block]:
         """The templates in order, about so many memberships at a time."""
-        first_K, total = self.first_K, len(self.image_M)
+        first_K, total = self.firsts, len(self.image_M)
+        bounds = np.append(first_K, total)
         edges = np.unique(np.searchsorted(first_K, np.arange(0, total, memberships)))
-        for low, high in zip(edges, [*edges[1:], self.num_templates], strict=True):
-            begin = first_K[low]
-            end = first_K[high] if high < self.num_templates else total
+        for low, high in pairwise(np.union1d(edges, self.num_templates)):
+            begin, end = bounds[[low, high]]
             media = slice(*np.searchsorted(self.media_S, [begin, end]))
             media_s, first_k = self.media_S[media] - begin, first_K[low:high] - begin
             yield Block(
@@ -115,4 +116,5 @@ def pooled(
 def unit(vectors_ND: NDArray[np.float64]) -> NDArray[np.float64]:
     """The vectors with length 1; zeros stay."""
     lengths_N1 = np.linalg.norm(vectors_ND, axis=1, keepdims=True)
-    return vectors_ND / lengths_N1.clip(_LEAST_LENGTH)
+    units_ND: NDArray[np.float64] = vectors_ND / lengths_N1.clip(_LEAST_LENGTH)
+    return units_ND

@@ -1,0 +1,1 @@
+"""Aggregations: how the embeddings of several images of a person become one."""
