@@ -1,8 +1,9 @@
 """What long work over images shows of its progress: a bar, or lines where there is no terminal."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -39,36 +40,68 @@ class ImageBar(Progress):
         self.update(self._images, rate=f"{rate:,.0f} images/s")
 
 
+class Shown(Protocol):
+    """What is told of the progress of work over images, and of other work in between."""
+
+    def __call__(self, done: int, total: int) -> None:
+        """So many images are done, of so many."""
+
+    def rows(self, title: str, done: int, total: int) -> None:
+        """So many rows of the other work of this title are done, of so many."""
+
+
 @contextmanager
-def image_progress(title: str, console: Console) -> Iterator[Callable[[int, int], None]]:
-    """Show how many images are done while the block runs; gives a function that is told how many
-    are, and of how many in all."""
+def image_progress(title: str, console: Console) -> Iterator[Shown]:
+    """Show how many images are done while the block runs; gives what is told how many are, and of
+    how many in all."""
     if not console.is_terminal:
-        yield _lines(title, console)
+        yield _Lines(title, console)
         return
-    done_before = 0
     with ImageBar(title, 0, console, transient=True) as bar:
-
-        def show(done: int, total: int) -> None:
-            nonlocal done_before
-            bar.update(bar.task_ids[0], total=total)
-            bar.count(done - done_before)
-            done_before = done
-
-        yield show
+        yield _Bars(bar)
 
 
-def _lines(title: str, console: Console) -> Callable[[int, int], None]:
-    began = told = time.monotonic()
+class _Bars:
+    """A bar for the images, and one for the rows that are worked on at the moment."""
 
-    def tell(done: int, total: int) -> None:
-        nonlocal told
+    def __init__(self, bar: ImageBar) -> None:
+        self._bar, self._done = bar, 0
+        self._title, self._rows, self._began = "", bar.add_task("", visible=False, rate=""), 0.0
+
+    def __call__(self, done: int, total: int) -> None:
+        self._bar.update(self._bar.task_ids[0], total=total)
+        self._bar.count(done - self._done)
+        self._done = done
+
+    def rows(self, title: str, done: int, total: int) -> None:
+        if title != self._title:
+            self._title, self._began = title, time.monotonic()
+            self._bar.reset(self._rows, description=redact(title), visible=True)
+        rate = done / max(time.monotonic() - self._began, 1e-3)
+        told = f"{rate:,.0f} rows/s"
+        self._bar.update(self._rows, completed=done, total=total, rate=told, visible=done < total)
+
+
+class _Lines:
+    """Lines, one in so many seconds."""
+
+    def __init__(self, title: str, console: Console, unit: str = "images") -> None:
+        self._title, self._console, self._unit = title, console, unit
+        self._began = self._told = time.monotonic()
+        self._of_rows: dict[str, _Lines] = {}
+
+    def __call__(self, done: int, total: int) -> None:
         now = time.monotonic()
-        if now - told < _LINES_PERIOD_S or not done:
+        if now - self._told < _LINES_PERIOD_S or not done:
             return
-        told = now
-        rate = done / (now - began)
+        self._told = now
+        rate, unit = done / (now - self._began), self._unit
         left = duration((total - done) / rate)
-        console.print(f"{title}: {done:,} of {total:,} images, {rate:,.0f} images/s, {left} left")
+        self._console.print(
+            f"{self._title}: {done:,} of {total:,} {unit}, {rate:,.0f} {unit}/s, {left} left"
+        )
 
-    return tell
+    def rows(self, title: str, done: int, total: int) -> None:
+        if title not in self._of_rows:
+            self._of_rows[title] = _Lines(redact(title), self._console, "rows")
+        self._of_rows[title](done, total)

@@ -41,7 +41,7 @@ def evaluate(
 
     with image_progress("embedding", console) as progress:
         checkpoint, folder, results = evaluate_run(
-            run, pairs or (), batch_size, progress, words or ()
+            run, pairs or (), batch_size, progress, words or (), progress.rows
         )
     for table in results_tables(results):
         console.print(table)

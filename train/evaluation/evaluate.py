@@ -18,17 +18,25 @@ def evaluate(
     protocol: Protocol,
     embedder: Embedder,
     progress: Callable[[int], None] = lambda images: None,
+    working: Callable[[int, int], None] = lambda done, total: None,
 ) -> Result:
     """The protocol's result. Each image is embedded once, by one rank of the process group where
     there is one; all ranks get the result.
 
-    `progress` is told how many more images this rank has done. Collective; raises `UserError` on
-    every rank alike for an image that is not a whole, decodable JPEG or PNG, for embeddings that
-    are not finite, and for what a protocol of one's own raises.
+    `progress` is told how many more images this rank has done, and 0 while the protocol works with
+    their embeddings; `working` then is told how far that is, and of how much. Collective; raises
+    `UserError` on every rank alike for an image that is not a whole, decodable JPEG or PNG, for
+    embeddings that are not finite, and for what a protocol of one's own raises.
     """
     rank, world_size = 0, 1
     if dist.is_initialized():
         rank, world_size = dist.get_rank(), dist.get_world_size()
+
+    def told(done: int, total: int) -> None:
+        progress(0)
+        working(done, total)
+
+    protocol.working = told
 
     def embed_share() -> EmbeddedImages:
         distinct = own_code(protocol, lambda: protocol.distinct)
@@ -64,7 +72,8 @@ def _result(protocol: Protocol, embedded: EmbeddedImages) -> Result:
     """The result for what was embedded of the protocol's n distinct images."""
     index_N, embeddings_nD = protocol.distinct.index_N, embedded.embeddings_ND
     for what, values in {"embeddings": embeddings_nD, **embedded.scores}.items():
-        unusable = int((~np.isfinite(values.reshape(len(values), -1)).all(1)).sum())
+        finite_n = np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
+        unusable = int((~finite_n).sum())
         if unusable:
             raise UserError(
                 f"{protocol.name}: the network gives NaN or infinite {what} for {unusable} of "

@@ -1,6 +1,7 @@
 """What `manyfaces evaluate` does: a run's newest checkpoint, scored on this machine."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from manyfaces.configs.errors import UserError
@@ -23,13 +24,15 @@ def evaluate_run(
     batch_size: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
     words: Sequence[str] = (),
+    working: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> tuple[Path, Path, list[Result]]:
     """Evaluate a run's newest committed checkpoint, or the checkpoint folder given, on verification
     sets (`.bin`) and by the protocols that the words `evaluation.key=value` name, or by the run's
     own where neither are given. The results are added to the report of the step, in the run's
     `evaluation/step-N/`.
 
-    `progress(done, total)` counts images. Returns the checkpoint, the folder of the report and the
+    `progress(done, total)` counts images, and `working(what, done, total)` the rows that a protocol
+    searches or ranks. Returns the checkpoint, the folder of the report and the
     new results. A set that is called as another one in the report gets another name. Raises
     `UserError` for a checkpoint or a protocol that cannot be opened, and for a broken report.
     """
@@ -54,7 +57,10 @@ def evaluate_run(
         done += images
         progress(done, total)
 
-    results = [evaluate(protocol, embedder, count) for protocol in opened]
+    results = [
+        evaluate(protocol, embedder, count, partial(working, f"scoring {protocol.name}"))
+        for protocol in opened
+    ]
     save_report(results, folder, trained.state.step)
     return trained.checkpoint, folder, results
 

@@ -162,9 +162,13 @@ class Identification(OverLists):
 
         num_rows = len(entries_ND) + num_others
         if self._probed_lists is None:
-            found = Found(exact_search(probes_QD, entries(), _CMC_RANKS))
+            advance = self.advance(num_rows)
+            found = Found(exact_search(probes_QD, entries(), _CMC_RANKS, advance))
         else:
-            found = search_ivf(probes_QD, entries, num_rows, _CMC_RANKS, self._probed_lists)
+            advance = self.advance(3 * num_rows)
+            found = search_ivf(
+                probes_QD, entries, num_rows, _CMC_RANKS, self._probed_lists, advance
+            )
         all_labels_N = np.concatenate([label_N, np.full(num_others, NOBODY)])
         return Searched(
             found, first_hits(found.nearest, self._code_Q, all_labels_N), self._code_Q >= 0

@@ -80,6 +80,17 @@ class OverLists(Protocol):
         """The same, of the whole list."""
         return np.concatenate(list(self.unit_blocks(embeddings_ND, number)))
 
+    def advance(self, total: int) -> Callable[[int], None]:
+        """What is told of so many more parts of the work of `result`, of `total` in all."""
+        done = 0
+
+        def told(more: int) -> None:
+            nonlocal done
+            done += more
+            self.working(done, total)
+
+        return told
+
     def check_widths(self, embeddings_ND: Floats) -> None:
         """Raise `UserError` where ready embeddings have another width than those of the network, or
         than each other."""

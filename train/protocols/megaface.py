@@ -74,18 +74,19 @@ class MegaFace(OverLists):
         self.check_widths(embeddings_ND)
         code_Q = self.lists[_PROBES].code_N
         probes_QD = self._clean_probes(self.unit_rows(embeddings_ND, _PROBES))
-        found = exact_search(probes_QD, self._distractors(embeddings_ND), _CMC_RANKS)
+        total = sum(int((~noisy).sum()) for noisy in self._noisy[1:])
+        sizes = [size for size in _SIZES if size < total]
+        advance = self.advance(sum(sizes) + total)
+        by_size = []
+        for size in sizes:
+            first_ones = self._first_distractors(embeddings_ND, size)
+            best = exact_search(probes_QD, first_ones, 1, advance).scores_QK
+            by_size += cmc(pair_ranks(probes_QD, code_Q, best), [1])
+        distractors = self._distractors(embeddings_ND)
+        found = exact_search(probes_QD, distractors, _CMC_RANKS, advance)
         ranks = pair_ranks(probes_QD, code_Q, found.scores_QK)
         shares = cmc(ranks, range(1, found.scores_QK.shape[1] + 1))
-        total = sum(int((~noisy).sum()) for noisy in self._noisy[1:])
-        sizes = [*(size for size in _SIZES if size < total), total]
-        by_size = [
-            cmc(pair_ranks(probes_QD, code_Q, self._best_of(probes_QD, embeddings_ND, size)), [1])[
-                0
-            ]
-            for size in sizes[:-1]
-        ]
-        by_size.append(shares[0])
+        sizes, by_size = [*sizes, total], [*by_size, shares[0]]
         return Result(
             name=self.name,
             quantities=self.quantities,
@@ -138,18 +139,12 @@ class MegaFace(OverLists):
                 yield block_ND[~noisy_N[first : first + len(block_ND)]]
                 first += len(block_ND)
 
-    def _best_of(self, probes_QD: Floats, embeddings_ND: Floats, size: int) -> Floats:
-        """The score of the best of the first `size` distractors, [Q, 1]."""
-
-        def first_ones() -> Iterator[Floats]:
-            left = size
-            for block_ND in self._distractors(embeddings_ND):
-                yield block_ND[:left]
-                left -= len(block_ND)
-                if left <= 0:
-                    return
-
-        return exact_search(probes_QD, first_ones(), 1).scores_QK
+    def _first_distractors(self, embeddings_ND: Floats, size: int) -> Iterator[Floats]:
+        for block_ND in self._distractors(embeddings_ND):
+            yield block_ND[:size]
+            size -= len(block_ND)
+            if size <= 0:
+                return
 
 
 def _noisy(lists: Sequence[Labelled], parts: int, path: str | None) -> list[NDArray[np.bool_]]:

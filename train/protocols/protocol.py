@@ -53,6 +53,10 @@ class Distinct(NamedTuple):
     """[N]: which of them each of the N is."""
 
 
+def _unseen(done: int, total: int) -> None:
+    """Where nobody looks at the progress."""
+
+
 class Protocol(ABC):
     """What a network is evaluated by."""
 
@@ -67,6 +71,9 @@ class Protocol(ABC):
     decoded before a run begins: one that is broken is told when it is embedded."""
     source: str = ""
     """What it is the protocol of, as JSON; set by whoever opens it."""
+    working: Callable[[int, int], None] = staticmethod(_unseen)
+    """Called by `result`, where that takes long, with how much of its work is done and of how much
+    in all; set by who evaluates. It may raise to end the work."""
 
     @abstractmethod
     def images(self) -> Sequence[Encoded]:

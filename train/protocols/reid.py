@@ -121,15 +121,20 @@ class ReIdentification(OverLists):
         if self._distance == "cosine":
             query_QD, gallery_ND = unit(query_QD), unit(gallery_ND)
         queries, gallery = self._labels
+        num_queries, num_images = len(query_QD), len(query_QD) + len(gallery_ND)
+        advance = self.advance(num_queries + (2 * num_images + num_queries) * bool(self._re_rank))
         ranking = Ranking(gallery)
         for part, scores_QN in _scores(query_QD, gallery_ND, self._distance):
             ranking.add(scores_QN, queries[part])
+            advance(len(scores_QN))
         figures = ranking.figures()
         scalars, lines = _scalars(figures), {}
         if self._re_rank is not None:
             re_ranking = Ranking(gallery)
-            for part, distance_QN in ReRanked(query_QD, gallery_ND, *self._re_rank).distances():
+            re_ranked = ReRanked(query_QD, gallery_ND, *self._re_rank, advance)
+            for part, distance_QN in re_ranked.distances():
                 re_ranking.add(-distance_QN, queries[part])
+                advance(len(distance_QN))
             again = re_ranking.figures()
             scalars |= _scalars(again, "re_ranked_")
             lines["re-ranked"] = (_ranks(again), again.cmc_R)

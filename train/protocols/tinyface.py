@@ -57,7 +57,9 @@ class TinyFace(OverLists):
         entries = chain(
             self.unit_blocks(embeddings_ND, _GALLERY), self.unit_blocks(embeddings_ND, _DISTRACTORS)
         )
-        found = exact_search(self.unit_rows(embeddings_ND, _PROBES), entries, max(_RANKS))
+        advance = self.advance(len(self.lists[_GALLERY]) + len(self.lists[_DISTRACTORS]))
+        probes_QD = self.unit_rows(embeddings_ND, _PROBES)
+        found = exact_search(probes_QD, entries, max(_RANKS), advance)
         nobody = np.full(len(self.lists[_DISTRACTORS]), NOBODY)
         label_N = np.concatenate([self.lists[_GALLERY].code_N, nobody])
         ranks = range(1, max(_RANKS) + 1)

@@ -197,8 +197,10 @@ class TestMegaFace:
     def test_the_raw_set(self, tmp_path: Path, by_name: dict[str, Floats]) -> None:
         facescrub, megaface = self.written(tmp_path, by_name)
         protocol = MegaFace(facescrub, (megaface,))
-        protocol.name = "made"
+        protocol.name, told = "made", list[tuple[int, int]]()
+        protocol.working = lambda *parts: told.append(parts)
         result = protocol.result(np.empty((0, 512), np.float32))
+        assert told[-1] == (10 + 100 + 120, 10 + 100 + 120)
         probes = {name: by_name[name] for name in self.PROBES}
         others = [by_name[name] for name in sorted(self.OTHERS)]
         assert result.scalars["rank1"] == self.found(probes, others, 1)

@@ -107,6 +107,22 @@ def test_ranks_and_the_open_set_are_those_of_the_definition(lists: Lists) -> Non
     assert result.curves["cmc"].y[4] == result.scalars["rank5"]
 
 
+def test_long_work_is_told_and_may_be_ended(lists: Lists) -> None:
+    told: list[tuple[int, int]] = []
+    for search, passes in (("exact", 1), ("ivf", 3)):
+        protocol = Identification(**lists.paths, distractors=lists.distractors, search=search)
+        told.clear()
+        evaluate(protocol, embedder(Colours()), working=lambda *parts: told.append(parts))
+        assert told[-1] == (passes * 186, passes * 186)
+        assert told == sorted(told)
+
+    def stop(images: int) -> None:
+        raise UserError("stopped")
+
+    with pytest.raises(UserError, match=r"^stopped$"):
+        evaluate(protocol, embedder(Colours()), stop)
+
+
 def test_a_closed_set_has_no_open_figures(lists: Lists, tmp_path: Path) -> None:
     mated = lists.probe_of < 12
     names = [f"p{n}" for n in lists.probe_of[mated]]

@@ -100,7 +100,10 @@ def test_re_ranked_figures_stand_beside_the_others(folder: Path) -> None:
     words = str(folder / "query"), str(folder / "bounding_box_test")
     plain = outcome(ReIdentification(*words)).scalars
     protocol = ReIdentification(*words, re_rank=True, k1=4, k2=2)
+    told: list[tuple[int, int]] = []
+    protocol.working = lambda *parts: told.append(parts)
     result = outcome(protocol)
+    assert told[-1] == (2 * 38 + 2 * 8, 2 * 38 + 2 * 8)
     assert {name: result.scalars[name] for name in plain} == plain
     kept = sorted(name for name in GALLERY if not name.startswith("-1"))
     queries, gallery = (
