@@ -98,7 +98,7 @@ def _shown(line: Line, chart: LineChart) -> Line:
     columns = [column[good_N] for column in columns]
     if chart.log_y and has_band and good_N.any():
         # An interval that reaches zero ends at the bottom of the axis.
-        columns[2] = np.maximum(columns[2], columns[1].min())
+        columns[2:] = [np.maximum(column, columns[1].min()) for column in columns[2:]]
     kept = thinned(columns[1])
     x, y, *band = (column[kept].tolist() for column in columns)
     low, high = band if has_band else (None, None)

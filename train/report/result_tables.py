@@ -72,4 +72,5 @@ def spaced(name: str) -> str:
 
 
 def capital(text: str) -> str:
+    """The text with a capital letter at its beginning."""
     return text[:1].upper() + text[1:]
