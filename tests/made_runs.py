@@ -84,7 +84,7 @@ def made_result(name: str, step: int, examples: Mapping[str, Any] | None = None)
         {"auc": (0.9012, 0.9234)},
         curves={
             "roc": Curve(
-                "ROC",
+                f"{name}: ROC, AUC {0.9 + step / 1000:.3f}",
                 "false accept rate",
                 "true accept rate",
                 rate,
@@ -97,7 +97,7 @@ def made_result(name: str, step: int, examples: Mapping[str, Any] | None = None)
         },
         histograms={
             "scores": Histogram(
-                "Scores",
+                f"{name}: 90.0% (10-fold)",
                 "cosine",
                 "pairs",
                 {"genuine": rng.normal(0.5, 0.1, 300), "impostor": rng.normal(0, 0.1, 300)},

@@ -95,6 +95,7 @@ def test_kill_9_of_the_whole_tree_and_the_same_command_again(twin: Path) -> None
         "plan.txt",
         "evaluation.json",
         "plots",
+        "report.html",
     }
 
 
@@ -149,6 +150,20 @@ def test_evaluate_a_finished_run(
     plots = {"roc-pairs.png", "roc-pairs.svg", "scores-pairs.png", "scores-pairs.svg"}
     assert {p.name for p in step.iterdir() if p.suffix in (".png", ".svg")} == plots
     assert plots < {p.name for p in (run / "plots").iterdir()}
+
+
+def test_a_finished_run_has_its_page_and_a_map_of_embeddings_on_request(
+    twin: Path, tmp_path: Path
+) -> None:
+    run, out = twin / "runs" / "never-stopped", tmp_path / "page.html"
+    assert "Map of embeddings" not in (run / "report.html").read_text()
+    report = forked("report", run, "--embeddings", "5", "--out", out)
+    assert report.returncode == 0, report.stderr
+    assert f"report      {out}" in report.stdout
+    page = out.read_text()
+    assert "Map of embeddings" in page
+    assert "of 5 identities of the training set" in page
+    assert "Hardest genuine pairs" in page
 
 
 @pytest.mark.slow

@@ -88,7 +88,11 @@ def figure(result: StoredResult, quantity: Quantity) -> Figure:
 
 def _evaluated(run: RunData, result: StoredResult) -> Evaluated:
     charts = [_curve(curve) for curve in _curves(result).values()]
-    charts += [_histogram(each) for each in result.histograms.values() if each.edges]
+    charts += [
+        _histogram(each, f"{capital(spaced(kind))}: {_title(each.title, result.name)}")
+        for kind, each in result.histograms.items()
+        if each.edges
+    ]
     folder = run.result_folders[result.name]
     kinds_shown = [
         ExampleKind(capital(title), shown_examples(examples, folder))
@@ -122,6 +126,9 @@ def _compared(name: str, runs: Sequence[RunData]) -> Evaluated:
             if kind in known[run.name]
         }
         first = next(iter(curves.values()))[1]
+        if any(curve.title != first.title for _, curve in curves.values()):
+            # What follows a comma are figures of one run.
+            first = first.model_copy(update={"title": first.title.partition(",")[0]})
         lines = [_line(line, curve, style) for line, (style, curve) in curves.items()]
         charts.append(draw_lines(_chart(first, lines)))
     steps = ", ".join(f"{run.name} at step {run.result_steps[name]:,}" for run in having)
@@ -132,11 +139,17 @@ def _compared(name: str, runs: Sequence[RunData]) -> Evaluated:
 def _curves(result: StoredResult) -> dict[str, StoredCurve]:
     """The curves of a result, and behind its ROC the same as DET, where it has none of its own."""
     curves: dict[str, StoredCurve] = {}
-    for kind, curve in result.curves.items():
+    for kind, named in result.curves.items():
+        curve = named.model_copy(update={"title": _title(named.title, result.name)})
         curves[kind] = curve
         if kind == _ROC and _DET not in result.curves:
             curves[_DET] = _det(curve)
     return curves
+
+
+def _title(title: str, name: str) -> str:
+    """The title of a plot, without the name of the result, below which it stands here."""
+    return capital(title.removeprefix(f"{name}: "))
 
 
 def _det(roc: StoredCurve) -> StoredCurve:
@@ -185,13 +198,13 @@ def _line(name: str, line: StoredLine, style: int) -> Line:
     return Line(name, line.x, line.y, style, line.low or None, line.high or None)
 
 
-def _histogram(histogram: StoredHistogram) -> Drawing:
+def _histogram(histogram: StoredHistogram, title: str) -> Drawing:
     rule = None
     if histogram.mark is not None:
         rule = Rule(histogram.mark, f"threshold {number_text(histogram.mark, '.3f')}")
     styles = {group: number for number, group in enumerate(histogram.counts)}
     chart = HistogramChart(
-        histogram.title,
+        title,
         histogram.x_label,
         histogram.y_label,
         histogram.edges,
