@@ -187,7 +187,9 @@ def summary_table(
     """Steps, rate, loss, wall time, and the numbers of each protocol, from the run's last rows."""
     last: dict[str, Any] = {}
     rates = [row["images_per_s"] for row in metrics if "images_per_s" in row]
-    for row in metrics:
+    for row in sorted(
+        metrics, key=lambda row: row["step"]
+    ):  # any checkpoint may be evaluated later
         last |= row
     table = Table(show_header=False, title="manyfaces")
     table.add_row("steps", f"{last.get('step', 0):,}")

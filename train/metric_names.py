@@ -11,6 +11,10 @@ _GROUPS = ("train", "start", "system")
 """Groups of the record; any other is the name of a protocol."""
 
 
+EVALUATION_GROUP = "eval/"
+"""What the names of metrics of evaluations begin with in MLflow."""
+
+
 def is_evaluation(name: str) -> bool:
     """Whether a protocol has given the number that the record has under this name."""
     group, slash, _ = name.partition("/")
@@ -21,7 +25,7 @@ def shown_name(name: str) -> str:
     """The name under which MLflow has a number of the record: `lfw/auc` is `eval/lfw/auc` there,
     and what has no group of its own, as `images_per_s`, is of `train/`."""
     if is_evaluation(name):
-        return fit_name(f"eval/{name}")
+        return fit_name(f"{EVALUATION_GROUP}{name}")
     return fit_name(name if "/" in name else f"train/{name}")
 
 

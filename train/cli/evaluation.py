@@ -12,8 +12,9 @@ from manyfaces.train.cli.verbs import positive
 PairSets = Annotated[
     list[Path] | None,
     typer.Option(
-        metavar="BIN",
-        help="An InsightFace .bin; may be repeated. Default: what the run itself is evaluated by.",
+        metavar="SET",
+        help="An InsightFace .bin, or a list of pairs beside its images (.txt, .csv); may be "
+        "repeated. Default: what the run itself is evaluated by.",
     ),
 ]
 EvaluationWords = Annotated[
@@ -34,18 +35,27 @@ def evaluate(
     pairs: PairSets = None,
     batch_size: BatchSize = 200,
 ) -> None:
-    """Score a run's newest checkpoint, or another."""
+    """Score a run's newest checkpoint, or another.
+
+    The results are added to the report of the step, RUN/evaluation/step-N/, to the run's record and
+    to its run in MLflow. `±` is the standard deviation over folds, `[a, b]` a 95 % interval by the
+    bootstrap. torch uses all cores, or as many as OMP_NUM_THREADS says.
+    """
     from manyfaces.data.progress import image_progress
     from manyfaces.train.evaluation.evaluate_run import evaluate_run
-    from manyfaces.train.evaluation.tables import results_tables
+    from manyfaces.train.evaluation.tables import detail_tables, results_tables
+    from manyfaces.train.evaluation.trained import use_all_cores
+    from manyfaces.train.sync import record_evaluation
 
+    use_all_cores()
     with image_progress("embedding", console) as progress:
         checkpoint, folder, results = evaluate_run(
             run, pairs or (), batch_size, progress, words or (), progress.rows
         )
-    for table in results_tables(results):
+    for table in (*results_tables(results), *detail_tables(results)):
         console.print(table)
     say(f"checkpoint  {checkpoint}\nreport      {folder}")
+    record_evaluation(folder.parent.parent, console)
 
 
 Exported = Annotated[

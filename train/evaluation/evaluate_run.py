@@ -12,7 +12,13 @@ from manyfaces.configs.schema import Config
 from manyfaces.configs.sections.evaluation import Evaluation
 from manyfaces.configs.urls import url_of
 from manyfaces.train.evaluation.evaluate import evaluate
-from manyfaces.train.evaluation.report import RESULTS, read_report, report_folder, save_report
+from manyfaces.train.evaluation.report import (
+    RESULTS,
+    draw_report,
+    read_report,
+    report_folder,
+    save_results,
+)
 from manyfaces.train.evaluation.result import Result
 from manyfaces.train.evaluation.trained import open_trained
 from manyfaces.train.protocols.open import check_images, names, open_all
@@ -48,6 +54,7 @@ def evaluate_run(
         )
     folder = report_folder(trained.checkpoint.parent.parent, trained.state.step)
     opened = open_all(configs, _taken(trained.config, folder))
+    _refuse_unwritable(folder)
     check_images(opened, trained.image_hw)
     embedder = trained.embedder(batch_size)
     done, total = 0, sum(len(protocol.distinct.images) for protocol in opened)
@@ -57,12 +64,22 @@ def evaluate_run(
         done += images
         progress(done, total)
 
-    results = [
-        evaluate(protocol, embedder, count, partial(working, f"scoring {protocol.name}"))
-        for protocol in opened
-    ]
-    save_report(results, folder, trained.state.step)
+    results = []
+    for protocol in opened:
+        works = partial(working, f"scoring {protocol.name}")
+        results.append(evaluate(protocol, embedder, count, works))
+        save_results(results[-1:], folder, trained.state.step)  # whatever ends this command later
+    draw_report(folder)
     return trained.checkpoint, folder, results
+
+
+def _refuse_unwritable(folder: Path) -> None:
+    """Raise `UserError` before anything is embedded where nothing can be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".lock").touch()
+    except OSError as error:
+        raise UserError(f"{folder}: the results cannot be kept there ({error.strerror})") from error
 
 
 def _asked_for(config: Config, words: Sequence[str]) -> Sequence[ProtocolConfig]:

@@ -67,16 +67,15 @@ def _row(roc: Roc, known: RocIntervals, far: float) -> dict[str, float | None]:
     below, nearest = roc.conservative(far), roc.nearest(far)
     low, high = known.tar.get(far, (None, None))
     return {
-        "not above: TAR": below and below.tar,
-        "95 % from": low,
-        "to": high,
-        "not above: FAR": below and below.far,
-        "not above: false accepts": below and below.false_accepts,
-        "not above: threshold": below and below.threshold,
-        "nearest: TAR": nearest.tar,
-        "nearest: FAR": nearest.far,
-        "nearest: false accepts": nearest.false_accepts,
-        "impostor pairs": roc.num_impostors,
+        "tar_not_above": below and below.tar,
+        "tar_not_above_low": low,
+        "tar_not_above_high": high,
+        "far": below and below.far,
+        "false_accepts": below and below.false_accepts,
+        "threshold": below and below.threshold,
+        "tar_nearest": nearest.tar,
+        "far_nearest": nearest.far,
+        "impostors": roc.num_impostors,
     }
 
 

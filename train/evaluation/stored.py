@@ -9,7 +9,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict
 
-from manyfaces.train.evaluation.result import Curve, Histogram, Quantity, Result, Table, finite
+from manyfaces.train.evaluation.result import (
+    Curve,
+    Histogram,
+    Quantity,
+    Result,
+    Table,
+    finite,
+    metric,
+)
 
 MOST_POINTS = 500
 """Points of a line that are kept."""
@@ -107,6 +115,11 @@ class StoredResult(_Stored):
     def headline(self) -> Quantity:
         """The quantity that stands for the result where there is space for one number only."""
         return self.quantities[0]
+
+    def metrics(self) -> dict[str, float]:
+        """As those of the `Result`."""
+        known = {metric(self.name, each): self.scalars.get(each.name) for each in self.quantities}
+        return {name: value for name, value in known.items() if value is not None}
 
     def summary(self) -> dict[str, Any]:
         """What `evaluation.json` has of it: counts, scalars with their deviations and intervals,

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from rich.table import Table
 
 from manyfaces.train.evaluation.result import QuantitiesByName, Result, finite, metric
+from manyfaces.train.evaluation.result import Table as TableOfResult
 
 
 def headlines(quantities: QuantitiesByName, metrics: Mapping[str, float]) -> str:
@@ -54,6 +55,45 @@ def _table(columns: Sequence[str], results: Sequence[Result]) -> Table:
                 text = quantity.text(value)
                 if quantity.name in result.deviations and value is not None:
                     text += f" ± {result.deviations[quantity.name]:{quantity.format}}"
+                elif quantity.name in result.intervals and value is not None:
+                    ends = result.intervals[quantity.name]
+                    text += " [{}]".format(", ".join(format(e, quantity.format) for e in ends))
                 cells.append(text)
         table.add_row(*cells)
     return table
+
+
+def detail_tables(results: Sequence[Result]) -> list[Table]:
+    """The tables that results hold, each by itself: a value with its interval in one cell."""
+    return [
+        _detail_table(f"{result.name}: {name.replace('_', ' ')}", rows)
+        for result in results
+        for name, rows in result.tables.items()
+        if rows
+    ]
+
+
+def _detail_table(title: str, rows: TableOfResult) -> Table:
+    cells = {
+        row: each if isinstance(each, Mapping) else {"value": each} for row, each in rows.items()
+    }
+    columns = list(dict.fromkeys(column for each in cells.values() for column in each))
+    ends = {f"{column}_{end}" for column in columns for end in ("low", "high")}
+    shown = [column for column in columns if column not in ends]
+    table = Table("", *(column.replace("_", " ") for column in shown), title=title)
+    for row, each in cells.items():
+        table.add_row(row, *(_cell(each, column) for column in shown))
+    return table
+
+
+def _cell(cells: Mapping[str, float | None], column: str) -> str:
+    value, *ends = (finite(cells.get(name)) for name in (column, f"{column}_low", f"{column}_high"))
+    if value is None:
+        return "-"
+    interval = [number_text(end) for end in ends if end is not None]
+    return number_text(value) + (f" [{', '.join(interval)}]" if interval else "")
+
+
+def number_text(value: float) -> str:
+    """A number of any kind for people: a count whole, another one to four digits."""
+    return f"{value:,.0f}" if value == int(value) and abs(value) > 1 else f"{value:.4g}"

@@ -84,10 +84,7 @@ class Protocol(ABC):
         """What tells the N images apart: those of equal keys are the same image. By default it is a
         digest of their bytes; a protocol that reads images lazily gives their paths, for example,
         so that none is read to tell them apart."""
-        return [
-            hashlib.blake2b(as_array(image).data, digest_size=16).digest()
-            for image in self.images()
-        ]
+        return image_keys(self.images())
 
     @abstractmethod
     def result(self, embeddings_ND: NDArray[np.float32]) -> Result:
@@ -117,6 +114,11 @@ class Protocol(ABC):
             index.append(number)
         first_n = np.array(first, np.int64)
         return Distinct(Picked(self.images(), first_n), first_n, np.array(index, np.int64))
+
+
+def image_keys(images: Sequence[Encoded]) -> list[bytes]:
+    """A digest of the bytes of each image."""
+    return [hashlib.blake2b(as_array(image).data, digest_size=16).digest() for image in images]
 
 
 def own_code(protocol: Protocol, work: Callable[[], T]) -> T:

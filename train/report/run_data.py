@@ -38,7 +38,7 @@ class RunData:
     config_text: str
     plan_text: str
     rows: Metrics
-    """Those of `metrics.jsonl`, in the order of the file."""
+    """Those of `metrics.jsonl`, in the order of their steps."""
     events: Sequence[Mapping[str, Any]]
     attempts: Sequence[Attempt]
     results: Mapping[str, StoredResult]
@@ -81,7 +81,7 @@ def read_run(run: str | Path) -> RunData:
     missing: list[str] = []
     text, tree = _config(there, missing)
     events = read_rows(folder / EVENTS)
-    rows = read_rows(folder / METRICS)
+    rows = sorted(read_rows(folder / METRICS), key=lambda row: row["step"])
     results, steps, folders = _results(there, missing)
     _look_at_rows(rows, results, missing)
     return RunData(

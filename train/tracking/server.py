@@ -15,7 +15,7 @@ from typing import Any
 from manyfaces.configs import schema
 from manyfaces.configs.redact import redact
 from manyfaces.configs.urls import url_of
-from manyfaces.train.metric_names import fit_name
+from manyfaces.train.metric_names import EVALUATION_GROUP, fit_name
 from manyfaces.train.tracking.attempts import Attempt
 from manyfaces.train.tracking.find import Finder
 from manyfaces.train.tracking.model import ExportedModel
@@ -56,6 +56,8 @@ class Server:
         self._params = set(run.data.params)
         self._last_step: dict[str, int] = {m.key: m.step for m in run.data.to_proto().metrics}
         """By metric: steps that are measured again after a resume are not sent twice."""
+        self._steps: dict[str, set[int]] = {}
+        """Those that an evaluation's metric has, which may be of any step at any time."""
 
     def params(self, params: Mapping[str, Any]) -> None:
         """Send those that the run does not have yet: MLflow lets none change."""
@@ -75,11 +77,23 @@ class Server:
         metrics = (
             Metric(name, float(value), int(time_s * 1000), step)
             for name, value, time_s, step in measured
-            if step > self._last_step.get(name, -1)
+            if step > self._last_step.get(name, -1) or self._lacks(name, step)
         )
         while batch := list(islice(metrics, BATCH)):
             self._client.log_batch(self.run_id, metrics=batch)
-            self._last_step |= {m.key: m.step for m in batch}
+            for sent in batch:
+                self._last_step[sent.key] = max(sent.step, self._last_step.get(sent.key, -1))
+                self._steps.get(sent.key, set()).add(sent.step)
+
+    def _lacks(self, name: str, step: int) -> bool:
+        """Whether it is a metric of an evaluation, which has no value at this earlier step: any
+        checkpoint may be evaluated after later ones were."""
+        if not name.startswith(EVALUATION_GROUP):
+            return False
+        if name not in self._steps:
+            history = self._client.get_metric_history(self.run_id, name)
+            self._steps[name] = {measured.step for measured in history}
+        return step not in self._steps[name]
 
     def tags(self, tags: Mapping[str, str]) -> None:
         """Set tags of the run."""

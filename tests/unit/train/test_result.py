@@ -20,7 +20,7 @@ from manyfaces.train.evaluation.report import (
     save_report,
 )
 from manyfaces.train.evaluation.result import Curve, Example, Histogram, Quantity, Result
-from manyfaces.train.evaluation.tables import headlines, results_tables, summary_rows
+from manyfaces.train.evaluation.tables import detail_tables, headlines, results_tables, summary_rows
 from manyfaces.train.follow import Follower, summary_table
 from manyfaces.train.heartbeat import FOLDER
 from manyfaces.train.protocols.verification import Verification
@@ -57,9 +57,10 @@ def identification(name: str = "gallery", **scalars: float | None) -> Result:
 
 def verification(name: str = "pairs", **scalars: float | None) -> Result:
     """As 2,000 pairs give it: figures of `make demo`."""
-    known = {"accuracy": 0.893, "best_accuracy": 0.902, "auc": 0.962}
+    known: dict[str, float | None] = {each.name: None for each in Verification.quantities}
+    known |= {"accuracy": 0.893, "best_accuracy": 0.902, "auc": 0.962}
     known |= {"tar_at_far_1e-01": 0.9, "tar_at_far_1e-02": 0.51, "tar_at_far_1e-03": 0.345}
-    known |= {"tar_at_far_1e-04": None} | scalars
+    known |= scalars
     return Result(
         name,
         Verification.quantities,
@@ -108,14 +109,14 @@ def test_the_last_table_of_a_run_is_to_the_letter_that_of_before(tmp_path: Path)
         ["pairs: accuracy (10-fold)", "89.30%"],
         ["pairs: accuracy (best threshold)", "90.20%"],
         ["pairs: AUC", "0.9620"],
-        ["pairs: TAR at FAR 1e-02", "51.00%"],
-        ["pairs: TAR at FAR 1e-03", "34.50%"],
+        ["pairs: TAR at FAR 1e-2, not above", "51.00%"],
+        ["pairs: TAR at FAR 1e-3, not above", "34.50%"],
         ["training time", "3.5 min"],
         ["wall time of this command", "4.2 min"],
     ]
     few = verification(**{"tar_at_far_1e-03": None}).metrics()
     assert summary_rows(quantities, few)[-1] == (
-        "pairs: TAR at FAR 1e-03",
+        "pairs: TAR at FAR 1e-3, not above",
         "too few pairs to tell",
     )
     other = identification(map=None)
@@ -193,8 +194,24 @@ def test_results_of_one_kind_stand_in_one_table() -> None:
     ]
     assert cells(other) == [
         ["set", "probes", "rank 1", "mAP"],
-        ["gallery", "1,200", "50.00%", "0.250 ± 0.125"],
+        ["gallery", "1,200", "50.00% [40.00%, 60.00%]", "0.250 ± 0.125"],
     ]
+
+
+def test_tables_of_a_result_have_intervals_in_their_cells() -> None:
+    rows = {
+        "1e-2": {"tar": 0.51, "tar_low": 0.4, "tar_high": 0.625, "false_accepts": 1234.0},
+        "1e-3": {"tar": None, "tar_low": None, "tar_high": None, "false_accepts": 1.0},
+    }
+    result = replace(identification(), tables={"tar_at_far": rows, "none": {}, "one": {"a": 0.5}})
+    first, second = detail_tables([result])
+    assert "gallery: tar at far" in shown(first)
+    assert cells(first) == [
+        ["", "tar", "false accepts"],
+        ["1e-2", "0.51 [0.4, 0.625]", "1,234"],
+        ["1e-3", "-", "1"],
+    ]
+    assert cells(second) == [["", "value"], ["a", "0.5"]]
 
 
 def test_the_report_is_json_examples_and_plots(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """MLflow heals: what was deleted there, what was never answered, names that it does not take."""
 
+import io
 import json
+import re
 import shutil
 import time
 from pathlib import Path
@@ -18,11 +20,13 @@ from manyfaces.configs.schema import Config
 from manyfaces.models.backbones.encoder import Encoder
 from manyfaces.train.evaluation.exported import write_exported
 from manyfaces.train.evaluation.model import Model as EncoderModel
+from manyfaces.train.evaluation.report import report_folder, save_report
+from manyfaces.train.evaluation.result import Quantity, Result
 from manyfaces.train.folder import RUN_FILE, RunFolder
 from manyfaces.train.lease import LeaseHeldError, take_launch
 from manyfaces.train.metric_names import fit_name, shown_name
 from manyfaces.train.record import EVENTS, METRICS, Record, append_row, read_rows
-from manyfaces.train.sync import sync_mlflow
+from manyfaces.train.sync import record_evaluation, sync_mlflow
 from manyfaces.train.tracking.find import KIND, TAG, TRAINING
 from manyfaces.train.tracking.mirror import Mirror, last_status
 from manyfaces.train.tracking.model import ExportedModel
@@ -315,6 +319,52 @@ def test_sync_sends_what_is_missing_and_says_how_the_run_ended(
     assert {file.path for file in client(config).list_artifacts(run.info.run_id)} == {"config.yaml"}
     sync(folder, "tracking.experiment=other")  # which changes nothing for a run that is there
     assert run_id(folder) == run.info.run_id
+
+
+def of_pairs(name: str, accuracy: float) -> Result:
+    return Result(name, (Quantity("accuracy", "accuracy"),), {"accuracy": accuracy})
+
+
+def test_an_evaluation_of_any_step_comes_to_the_record_and_to_mlflow(
+    config: Config, folder: RunFolder
+) -> None:
+    """Whether an earlier step is evaluated after a later one, or a later session sends it."""
+    mirrored(folder, config)
+    told = io.StringIO()
+    for step, accuracy in ((2, 0.9), (1, 0.8), (1, 0.8)):
+        save_report([of_pairs("pairs", accuracy)], report_folder(folder.path, step), step)
+        record_evaluation(folder.path, Console(file=told))
+    assert told.getvalue().splitlines() == ["MLflow      has it"] * 3
+    history = client(config).get_metric_history(run_id(folder), "eval/pairs/accuracy")
+    assert [(m.step, m.value) for m in history] == [(1, 0.8), (2, 0.9)]
+    rows = [row for row in read_rows(folder.path / METRICS) if "pairs/accuracy" in row]
+    assert [(row["step"], row["pairs/accuracy"]) for row in rows] == [(2, 0.9), (1, 0.8)]
+    there = client(config).list_artifacts(run_id(folder), "evaluation/step-00000001")
+    assert {Path(file.path).name for file in there} == {"evaluation.json", "results.json"}
+    assert client(config).get_run(run_id(folder)).info.status == "KILLED"  # as the run stood
+    save_report([of_pairs("lfw", 0.7)], report_folder(folder.path, 1), 1)
+    (report_folder(folder.path, 2) / "results.json").write_text("{")
+    sync_mlflow(folder.path, (), Console(file=told))
+    assert steps(folder, config, "eval/lfw/accuracy") == [1]
+    assert mirrored(folder, config).problem == ""
+    assert steps(folder, config, "eval/pairs/accuracy") == [1, 2]  # and nothing comes twice
+
+
+def test_an_evaluation_of_a_run_that_is_written_is_sent_later(
+    config: Config, folder: RunFolder, tmp_path: Path
+) -> None:
+    save_report([of_pairs("pairs", 0.9)], report_folder(folder.path, 2), 2)
+    told = io.StringIO()
+    lease = take_launch(folder.path)
+    record_evaluation(folder.path, Console(file=told, width=500))
+    lease.release()
+    assert re.search(r"do not have this yet \(.*\); later `manyfaces sync-mlflow", told.getvalue())
+    assert "pairs/accuracy" not in Record(folder.path).measured(2)
+    record_evaluation(folder.path, Console(file=told))  # MLflow never knew this run
+    assert "pairs/accuracy" in Record(folder.path).measured(2)
+    assert mlflow_run(folder.path) is None
+    record_evaluation(tmp_path / "none", Console(file=told))
+    assert len(told.getvalue().splitlines()) == 1
 
 
 def test_sync_leaves_a_run_alone_that_is_written(folder: RunFolder, tmp_path: Path) -> None:
