@@ -11,7 +11,7 @@ from manyfaces.cluster.signals import listening
 from manyfaces.configs.launcher import under_torchrun, works_here
 from manyfaces.configs.schema import Cluster
 from manyfaces.configs.this_machine import num_gpus
-from manyfaces.train.cli.output import console
+from manyfaces.train.cli.output import console, note, say
 from manyfaces.train.cli.training import ProcessOwner
 from manyfaces.train.cli.verbs import positive
 
@@ -19,7 +19,8 @@ Network = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A run, RUN@best, a checkpoint, or a file that `manyfaces export` wrote.",
+        help="A run, RUN@best, a checkpoint, what `manyfaces export` wrote, or weights that others "
+        "have published.",
     ),
 ]
 ImageWords = Annotated[
@@ -93,6 +94,31 @@ LabelColumn = Annotated[
     typer.Option(metavar="NAME", help="Of parquet files, where it is not clear."),
 ]
 
+Stored = Annotated[Path, typer.Argument(metavar="EMBEDDINGS", help="What `manyfaces embed` wrote.")]
+Queries = Annotated[
+    list[str], typer.Argument(metavar="QUERY...", help="Image files, URLs, or keys of images.")
+]
+QueryNetwork = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODEL",
+        help="The network that EMBEDDINGS were made by, where it is not where it was.",
+    ),
+]
+Top = Annotated[int, typer.Option(parser=positive, metavar="N", help="Images for each query.")]
+Grid = Annotated[
+    Path | None,
+    typer.Option(metavar="GRID.png", help="Draw each query and its nearest as a row."),
+]
+Ivf = Annotated[
+    bool,
+    typer.Option(
+        "--ivf",
+        help="Search by inverted lists (faiss), which may miss some and holds all embeddings in "
+        "memory: for thousands of queries.",
+    ),
+]
+
 
 def embed(
     context: typer.Context,
@@ -152,6 +178,54 @@ def embed(
             model, tuple(images), out, options, cluster, batch_size, strict, part_images
         )
         embed(request, console)
+
+
+def search(
+    embeddings: Stored,
+    queries: Queries,
+    model: QueryNetwork = None,
+    top: Top = 10,
+    out: Grid = None,
+    ivf: Ivf = False,
+) -> None:
+    """Show the images whose embeddings are nearest to others.
+
+    A query is an image file or URL, which is embedded by the network that EMBEDDINGS were made by,
+    or the key of one of the images embedded, which is then left out of its own nearest. The files
+    are read once, a piece at a time, so that their size does not matter:
+
+    \b
+      manyfaces search photos.parquet someone.jpg --out nearest.png
+      manyfaces search photos.parquet "holiday/0041.jpg" --top 20
+    """
+    from rich.table import Table
+
+    from manyfaces.data.picture_grid import refuse_no_picture
+    from manyfaces.data.progress import image_progress
+    from manyfaces.train.embedding.reader import Embeddings
+    from manyfaces.train.embedding.search import draw, embed_queries, read_queries
+    from manyfaces.train.embedding.search import search as nearest
+
+    if out is not None:
+        refuse_no_picture(out)
+    opened = Embeddings(embeddings)
+    given = read_queries(opened, queries)
+    units_QD = embed_queries(opened, given, model)
+    with image_progress("searching", console) as progress:
+        hits = nearest(opened, given, units_QD, top, progress, by_lists=ivf)
+    for query, of_query in zip(given, hits, strict=True):
+        table = Table("", "cosine", "identity", "key", "source", title=query.word)
+        for number, hit in enumerate(of_query, 1):
+            row, cosine = hit.row, f"{hit.cosine:.4f}"
+            table.add_row(str(number), cosine, row.identity or "", row.key, row.source)
+        for column in table.columns[2:]:
+            column.overflow = "fold"  # a key is for copying
+        console.print(table)
+    if out is not None:
+        missing = draw(opened, given, hits, out)
+        say(f"picture     {out}")
+        if missing:
+            note(f"{missing} images are not where they were, or cannot be read; they are gray")
 
 
 def _cluster(workers: int | None, address: str | None) -> Cluster:

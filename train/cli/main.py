@@ -64,6 +64,7 @@ for verb in (
     report.report,
     report.compare,
     embed.embed,
+    embed.search,
     jobs.submit,
     training.sync_mlflow,
     preflight.preflight,

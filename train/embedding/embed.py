@@ -32,7 +32,14 @@ from manyfaces.train.embedding.images import Images
 from manyfaces.train.embedding.job import Job, Plan, usual_part_images
 from manyfaces.train.embedding.parts import join_parts, write_failed
 from manyfaces.train.embedding.source import printable
-from manyfaces.train.embedding.worker import FAILED, WORK, Share, images_of, opened_encoder
+from manyfaces.train.embedding.worker import (
+    FAILED,
+    WORK,
+    Share,
+    images_of,
+    opened_encoder,
+    opened_images,
+)
 from manyfaces.train.initial_weights import trained_file
 
 SUFFIX = ".parquet"
@@ -85,26 +92,32 @@ def _embed(request: Request, console: Console) -> None:
     if not under_torchrun():
         return _lead(request, console)
     with joined(request.cluster), contextlib.ExitStack() as held:
-        prepare = partial(_prepare, request, console, held)
-        prepared = first_alone(prepare, "list the images")
+        prepared = first_alone(partial(prepare, request, console, held), "list the images")
         if prepared is not None:
             return _run(request, prepared, console)
-        share = request.job.working / _SHARE
-        if share.exists():
-            _launch(Share.model_validate_json(share.read_bytes()), request)
+        try:
+            body = (request.job.working / _SHARE).read_bytes()
+        except FileNotFoundError:  # rank 0 has found that all is embedded already
+            return
+        share = Share.model_validate_json(body)
+        if share.parts:
+            _launch(share, request)
 
 
 def _lead(request: Request, console: Console) -> None:
     with contextlib.ExitStack() as held:
-        _run(request, _prepare(request, console, held), console)
+        _run(request, prepare(request, console, held), console)
 
 
-def _prepare(request: Request, console: Console, held: contextlib.ExitStack) -> Share:
+def prepare(request: Request, console: Console, held: contextlib.ExitStack) -> Share:
     """Check all that can be known before the ranks begin, and plan what each does. `held` gets what
     keeps other processes out."""
     job = request.job
     _refuse_place(request)
     launch.refuse(request.cluster)
+    # A program may embed twice, and files may have changed in between.
+    opened_encoder.cache_clear()
+    opened_images.cache_clear()
     model = trained_file(request.model).absolute()
     device = worker_device() if works_here(request.cluster) else torch.device("cpu")
     encoder = opened_encoder(str(model), device)
@@ -202,7 +215,7 @@ def _run(request: Request, share: Share, console: Console) -> None:
         if left < total:
             console.print(f"{total - left:,} of {total:,} images are embedded already")
         stop.share(job.folder, looks=False)
-        with Follower(job, left, total, console) as follower:
+        with Follower(job, left, console) as follower:
             _launch(share, request)
             _wait_for_others(job, plan)
         if (fault := job.fault()) is not None:

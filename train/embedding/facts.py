@@ -12,6 +12,8 @@ from manyfaces.configs.parsed import parsed
 
 KEY = b"manyfaces"
 """Under which the facts stand in the metadata of a parquet file, as JSON."""
+EMBEDDING = "embedding"
+"""The column of embeddings."""
 _REMEDY = "give what `manyfaces embed` wrote"
 
 
@@ -81,6 +83,8 @@ class Facts(_Frozen):
     def columns(self) -> pa.Schema:
         """The schema of a file of embeddings."""
         number = pa.float16() if self.options.dtype == "float16" else pa.float32()
+        # A third of the time to read where no number may be missing.
+        element = pa.field("element", number, nullable=False)
         fields = {
             "source": pa.string(),
             "row": pa.int64(),
@@ -88,9 +92,12 @@ class Facts(_Frozen):
             "identity": pa.string(),
             "norm": pa.float32(),
             **{name: pa.float32() for name in self.scores},
-            "embedding": pa.list_(number, self.embedding_dim),
+            EMBEDDING: pa.list_(element, self.embedding_dim),
         }
-        return pa.schema(fields, self.metadata())
+        return pa.schema(
+            [pa.field(name, kind, nullable=name == "identity") for name, kind in fields.items()],
+            self.metadata(),
+        )
 
 
 def read_facts(schema: pa.Schema, where: str) -> Facts:

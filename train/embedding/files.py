@@ -43,12 +43,13 @@ class FileImages(PlacedImages):
         return self._names[row]
 
     def identity(self, row: int) -> str | None:
-        return None
+        """The first folder that the image lies in, as `manyfaces data convert` has it."""
+        identity, slash, _ = self.key(row).partition("/")
+        return identity if slash else None
 
 
 class FolderImages(FileImages):
-    """All images in a folder and below it. The first folder below it that an image lies in is its
-    identity, as `manyfaces data convert` has it. Raises `UserError` for a folder without images."""
+    """All images in a folder and below it. Raises `UserError` for a folder without images."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(str(path))
@@ -63,10 +64,6 @@ class FolderImages(FileImages):
             raise UserError(f"{path}: no images found in it or below it{held}")
         if len(left_out):
             self.notes = [f"{path}: no images and left out: {left_out}"]
-
-    def identity(self, row: int) -> str | None:
-        identity, slash, _ = self.key(row).partition("/")
-        return identity if slash else None
 
 
 class UrlImages(FileImages):

@@ -153,7 +153,9 @@ class Job:
 
     def say_done(self, rank: int, images: int, failed: int) -> None:
         """Say how many images this rank has embedded in this session, and how many it could not."""
-        (self.working / f"done-{rank:05d}").write_text(f"{images} {failed}")
+        # Rank 0 of torchrun removes the folder as soon as all parts are whole.
+        with contextlib.suppress(FileNotFoundError):
+            (self.working / f"done-{rank:05d}").write_text(f"{images} {failed}")
 
     def done(self) -> tuple[int, int]:
         """How many images all ranks have embedded in this session, and how many they could not."""
@@ -166,7 +168,8 @@ class Job:
 
     def say_fault(self, message: str) -> None:
         """Say what keeps this rank from going on, and would keep it again: all ranks stop."""
-        with contextlib.suppress(FileExistsError), (self.working / _FAULT).open("x") as file:
+        gone = FileNotFoundError  # where all parts are whole already
+        with contextlib.suppress(FileExistsError, gone), (self.working / _FAULT).open("x") as file:
             file.write(message)
 
     def fault(self) -> str | None:

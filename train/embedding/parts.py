@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from manyfaces.configs.files import write_atomic
-from manyfaces.train.embedding.facts import Facts
+from manyfaces.train.embedding.facts import EMBEDDING, Facts
 from manyfaces.train.embedding.job import Job, Plan
 from manyfaces.train.embedding.source import Image, ImageSource
 
@@ -73,9 +73,9 @@ class PartRows:
         arrays["norm"] = _joined(self._norms, pa.float32())
         for name, values in self._scores.items():
             arrays[name] = _joined(values, pa.float32())
-        kind = schema.field("embedding").type
+        kind = schema.field(EMBEDDING).type
         flat = _joined([each.reshape(-1) for each in self._embeddings], kind.value_type)
-        arrays["embedding"] = pa.FixedSizeListArray.from_arrays(flat, type=kind)
+        arrays[EMBEDDING] = pa.FixedSizeListArray.from_arrays(flat, type=kind)
         table = pa.table([arrays[name] for name in schema.names], schema)
         with written_whole(path) as temporary, _writer(temporary, schema) as writer:
             writer.write_table(table)
@@ -89,8 +89,8 @@ def _joined(parts: list[NDArray[np.float32]], kind: pa.DataType) -> pa.Array:
 def _writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
     """Embeddings do not compress, and to try takes longer than to make them."""
     texts = ["source", "identity"]
-    compression = {name: "zstd" for name in schema.names if name != "embedding"}
-    compression["embedding.list.element"] = "none"
+    compression = {name: "zstd" for name in schema.names if name != EMBEDDING}
+    compression[f"{EMBEDDING}.list.element"] = "none"
     return pq.ParquetWriter(
         path, schema, compression=compression, use_dictionary=texts, write_statistics=["row"]
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -94,7 +95,8 @@ def test_flipped_raw_and_halved(network: Path, faces: Path, tmp_path: Path) -> N
     out = tmp_path / "e.parquet"
     assert run(network, *files, "--out", out, "--flip", "--raw", "--dtype", "float16") == 0
     found = pq.read_table(out)
-    assert found.schema.field("embedding").type == pa.list_(pa.float16(), DIM)
+    kind = found.schema.field("embedding").type
+    assert (kind.value_type, kind.list_size) == (pa.float16(), DIM)
     assert found["source"].to_pylist() == [str(file.parent) for file in files]
     embeddings_ND = np.array([np.array(row) for row in found["embedding"].to_pylist()], np.float32)
     norm_N = np.linalg.norm(embeddings_ND, axis=1)
@@ -182,6 +184,59 @@ def test_lists_zips_tars_and_parquet_files(network: Path, faces: Path, tmp_path:
     by_bytes = {row["key"]: row["embedding"] for row in of[str(words[3])]}
     for number, row in enumerate(of[str(words[4])]):
         np.testing.assert_allclose(row["embedding"], by_bytes[f"{number}.jpg"], rtol=1e-5)
+
+
+def test_images_at_urls(
+    network: Path,
+    faces: Path,
+    dataset_path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))  # where a dataset's shards are cached
+    store = fsspec.filesystem("memory")
+    store.put(str(faces), "/bucket/faces", recursive=True)
+    store.put(str(dataset_path), "/bucket/dataset", recursive=True)
+    files = sorted(str(file.relative_to(faces)) for file in faces.rglob("*.jpg"))
+    with tarfile.open(tmp_path / "t.tar", "w") as tar:
+        tar.add(faces / files[0], "one.jpg")
+    store.put(str(tmp_path / "t.tar"), "/bucket/tars/t.tar")
+    listed = tmp_path / "list.txt"
+    listed.write_text(
+        f"memory://bucket/faces/{files[0]}\tsomeone\nmemory://bucket/gone.jpg\tno one\n"
+    )
+    words = [
+        "memory://bucket/faces",
+        "memory://bucket/dataset",
+        "memory://bucket/tars/t.tar",
+        f"memory://bucket/faces/{files[1]}",
+        listed,
+    ]
+    out = tmp_path / "e.parquet"
+    assert run(network, *words, "--out", out) == 0
+    assert "failed      1 images" in told(capsys)
+    (failed,) = map(json.loads, Path(f"{out}.failed.jsonl").read_text().splitlines())
+    assert (failed["key"], failed["fault"][:14]) == ("memory://bucket/gone.jpg", "cannot be read")
+    rows = table(out)
+    of = {
+        source: [row for row in rows if row["source"] == source]
+        for source in {row["source"] for row in rows}
+    }
+    assert [row["identity"] for row in of["memory://bucket/faces"]] == ["person 0"] * 3 + (
+        ["person 1"] * 3 + ["person 2"] * 2
+    )
+    assert len(of["memory://bucket/dataset"]) == 120
+    assert [row["key"] for row in of["memory://bucket/tars/t.tar"]] == ["one.jpg"]
+    folder = f"memory://bucket/faces/{files[1]}".rpartition("/")[0]
+    assert [row["key"] for row in of[folder]] == [Path(files[1]).name]
+    by_file = {row["key"]: row["embedding"] for row in of["memory://bucket/faces"]}
+    for source, name in ((str(listed), files[0]), (folder, files[1])):
+        np.testing.assert_allclose(of[source][0]["embedding"], by_file[name], rtol=1e-5)
+    assert run(network, "memory://bucket/tars", "--out", tmp_path / "t.parquet") == 2
+    assert "holds .tar shards without an index; run `manyfaces data index" in told(capsys)
+    assert run(network, "memory://bucket/nothing", "--out", tmp_path / "n.parquet") == 2
+    assert "memory://bucket/nothing: no images found there" in told(capsys)
 
 
 def test_other_embeddings_do_not_get_into_the_same_file(
