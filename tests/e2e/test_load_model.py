@@ -94,8 +94,27 @@ def test_an_exported_file_is_the_same_model(
     newest = max((run / "checkpoints").glob("step-*"))
     np.testing.assert_array_equal(load_model(str(newest)).embed(jpegs), model.embed(jpegs))
     assert "exists" in forked("export", run, file).stderr
-    assert "ends in .safetensors" in forked("export", run, tmp_path / "face.onnx").stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["face.safetensors"]
+    assert "ends in one of .onnx, .safetensors" in forked("export", run, tmp_path / "a.tfl").stderr
+    names = ["face.safetensors", "face.safetensors.md"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    card = (tmp_path / "face.safetensors.md").read_text()
+    assert "run, step 8" in card
+    assert str(run.parent) not in card
+
+
+def test_an_onnx_file_is_the_same_model(
+    model: Model, run: Path, jpegs: list[bytes], dataset_path: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "face.onnx"
+    words = ["--check", dataset_path, "--images", 8, "--latency"]
+    done = forked("export", run, "--to", "onnx", "--out", file, *words)
+    assert done.returncode == 0, done.stderr
+    assert "checked     cosine 1.0000" in done.stdout
+    assert "embed " in done.stdout
+    # The run was trained in bfloat16, in which load_model embeds; the graph computes in float32.
+    cosines = (load_model(file).embed(jpegs) * model.embed(jpegs)).sum(1)
+    assert cosines == pytest.approx(1, abs=2e-2)
+    assert load_model(file).verify(jpegs[0], jpegs[0]) == pytest.approx(1, abs=1e-5)
 
 
 def test_torch_reads_the_backbone_that_goes_with_the_class_centres(

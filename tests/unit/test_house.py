@@ -24,6 +24,8 @@ ENTRIES = {
     "timm": "models/backbones/timm.py",
     "torchvision": "models/backbones/timm.py",
     "faiss": "train/evaluation/nearest.py",
+    "onnx": "train/exporters/onnx.py train/exporters/quantise.py",
+    "onnxruntime": "train/evaluation/onnx_network.py train/exporters/quantise.py",
 }
 
 

@@ -1,4 +1,4 @@
-"""`manyfaces evaluate` and `manyfaces export`: what a run has learnt."""
+"""`manyfaces evaluate`: what a run has learnt."""
 
 from pathlib import Path
 from typing import Annotated
@@ -56,24 +56,3 @@ def evaluate(
         console.print(table)
     say(f"checkpoint  {checkpoint}\nreport      {folder}")
     record_evaluation(folder.parent.parent, console)
-
-
-Exported = Annotated[
-    Path, typer.Argument(metavar="OUT", help="A new file, NAME.safetensors or NAME.pth.")
-]
-
-
-def export(run: TrainedRun, out: Exported) -> None:
-    """Write a run's backbone to one file.
-
-    It is for `load_model`, `model.init` and other programs: it holds the weights and, in its
-    metadata, all that it takes to embed images by them. A backbone of one's own needs its Python
-    file besides. NAME.pth is the plain state_dict, as InsightFace's backbone.pth is: `model.init`
-    reads it, `load_model` does not. Class centres: `manyfaces checkpoint export`.
-    """
-    from manyfaces.train.evaluation.exported import write_exported
-    from manyfaces.train.evaluation.trained import open_trained
-
-    trained = open_trained(run)
-    write_exported(trained.encoder, out, f"{trained.config.run.name}, step {trained.state.step}")
-    say(f"exported    {out}\ncheckpoint  {trained.checkpoint}")

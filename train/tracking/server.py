@@ -196,7 +196,14 @@ class Server:
         if model.status != LoggedModelStatus.READY:
             with tempfile.TemporaryDirectory(prefix="manyfaces-model-") as folder:
                 saved = Path(folder) / "model"
-                self._save(exported, saved, model)
+                save_pyfunc(
+                    exported,
+                    saved,
+                    artifact_path=model.artifact_location,
+                    run_id=self.run_id,
+                    model_uuid=model.model_id,
+                    model_id=model.model_id,
+                )
                 self._client.log_model_artifacts(model.model_id, str(saved))
             outputs = self._client.get_run(self.run_id).outputs
             if model.model_id not in {each.model_id for each in outputs.model_outputs}:
@@ -216,33 +223,6 @@ class Server:
             model_id=model.model_id,
         )
 
-    def _save(self, exported: ExportedModel, folder: Path, model: Any) -> None:
-        """Write the model's folder: weights, and what says how they are opened; no code and no
-        pickle."""
-        import numpy as np
-        from mlflow import pyfunc
-        from mlflow.models import Model, ModelSignature
-        from mlflow.types import Schema, TensorSpec
-
-        height, width = exported.image_hw
-        images = TensorSpec(np.dtype(np.uint8), (-1, height, width, 3))
-        embeddings = TensorSpec(np.dtype(np.float32), (-1, exported.embedding_dim))
-        description = Model(
-            artifact_path=model.artifact_location,
-            run_id=self.run_id,
-            model_uuid=model.model_id,
-            model_id=model.model_id,
-            signature=ModelSignature(Schema([images]), Schema([embeddings])),
-            metadata={"checkpoint": exported.checkpoint, "step": exported.step},
-        )
-        pyfunc.save_model(
-            folder,
-            loader_module=exported.loader,
-            data_path=str(exported.file),
-            mlflow_model=description,
-            pip_requirements=[exported.requirement],
-        )
-
     def _set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         from mlflow.entities import RunTag
 
@@ -260,6 +240,52 @@ class Server:
             max_results=MOST_ATTEMPTS,
         )
         return found
+
+
+def save_pyfunc(exported: ExportedModel, folder: Path, **identity: Any) -> None:
+    """Write an exported network as a model of MLflow's: a folder with the weights, and with what
+    says how they are opened and what goes in and comes out; no code and no pickle. `identity` is
+    what the server knows it by."""
+    import numpy as np
+    from mlflow import pyfunc
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    height, width = exported.image_hw
+    images = TensorSpec(np.dtype(np.uint8), (-1, height, width, 3))
+    embeddings = TensorSpec(np.dtype(np.float32), (-1, exported.embedding_dim))
+    description = Model(
+        signature=ModelSignature(Schema([images]), Schema([embeddings])),
+        metadata={"checkpoint": exported.checkpoint, "step": exported.step},
+        **identity,
+    )
+    pyfunc.save_model(
+        folder,
+        loader_module=exported.loader,
+        data_path=str(exported.file),
+        mlflow_model=description,
+        pip_requirements=[exported.requirement],
+    )
+
+
+def register(folder: Path, name: str, experiment: str, uri: str) -> str:
+    """Log a folder of `save_pyfunc` as a model of this experiment, and register it as a version of
+    the model of this name, both made where they are not there; returns the version's number."""
+    import mlflow
+    from mlflow.entities import LoggedModelStatus
+
+    client: Any = mlflow.MlflowClient(uri)
+    found = client.get_experiment_by_name(experiment)
+    experiment_id = client.create_experiment(experiment) if found is None else found.experiment_id
+    model = client.create_logged_model(experiment_id, name=name, model_type="encoder")
+    client.log_model_artifacts(model.model_id, str(folder))
+    client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+    if not client.search_registered_models(f"name = '{name}'"):
+        client.create_registered_model(name)
+    version = client.create_model_version(
+        name, model.artifact_location, await_creation_for=0, model_id=model.model_id
+    )
+    return str(version.version)
 
 
 def _source(where: str) -> tuple[str, str]:

@@ -92,7 +92,7 @@ def test_every_verb_has_help(words: list[str], capsys: pytest.CaptureFixture[str
     ("words", "line"),
     [
         (["trian"], "manyfaces: no verb 'trian'; did you mean train? the verbs are train, check,"),
-        (["xyz"], "manyfaces: no verb 'xyz'; the verbs are train, check, evaluate, export,"),
+        (["xyz"], "manyfaces: no verb 'xyz'; the verbs are train, check, evaluate, export, latency, report"),
         (["data"], "manyfaces data: a verb is missing; the verbs are convert, synth,"),
         (["data", "convrt", "a", "b"], "manyfaces data: no verb 'convrt'; did you mean convert?"),
         (["head", "reprot"], "manyfaces head: no verb 'reprot'; did you mean report?"),
