@@ -14,6 +14,7 @@ import itertools
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +87,7 @@ def measured(
     best = [0.0] * len(encoders)
     for _ in range(rounds):
         for number, each in enumerate(encoders):
-            best[number] = max(best[number], rate(lambda each=each: each.embed(images_NHWC), count))
+            best[number] = max(best[number], rate(partial(each.embed, images_NHWC), count))
     return best
 
 

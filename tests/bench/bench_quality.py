@@ -122,8 +122,8 @@ def print_orders(faces: list[Pixels], runs: list[Path]) -> None:
             for score, scores_LN in scored(model, faces, kind).items():
                 told = (within_a_face(scores_LN), across_faces(scores_LN), auc(scores_LN))
                 figures.setdefault(score, []).extend(f"{each:.3f}" for each in told)
-        for score, told in figures.items():
-            table.add_row(run.name, score, *told)
+        for score, cells in figures.items():
+            table.add_row(run.name, score, *cells)
     Console(width=150).print(table)
 
 
