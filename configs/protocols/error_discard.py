@@ -23,7 +23,12 @@ class ErrorDiscard(Protocol):
     target: ClassVar[str] = "manyfaces.train.protocols.error_discard.ErrorDiscard"
 
     path: Annotated[str, PATH]
-    """A verification set in InsightFace's layout (`.bin`)."""
+    """A verification set in InsightFace's layout (`.bin`), or a list of pairs, as in the protocol
+    verification."""
+    root: Annotated[str | None, PATH] = None
+    """The folder that the images of a list are below; null is the folder of the list."""
+    interleave: bool = False
+    """Take a file that holds all pairs of one kind first, as those of CALFW and CPLFW do."""
     flip: Flip = "sum"
     """What embeddings are compared, as in the protocol verification. The norm is that of what is
     compared, any other score of the network the mean of the image's and its mirror image's."""
@@ -34,8 +39,9 @@ class ErrorDiscard(Protocol):
     fmrs: Annotated[tuple[FMR, ...], Field(min_length=1)] = (1e-2, 1e-3)
     """False match rates; one that is finer than a pair of the set cannot be told."""
     scores_file: Annotated[str | None, PATH] = None
-    """A CSV with the column `image`, the number of an image in the set from 0 on (those of pair i
-    are 2i and 2i + 1), and one column for each score, under its name."""
+    """A CSV with one column for each score, under its name, and the column `image`: of a `.bin` the
+    number of an image from 0 on (those of pair i are 2i and 2i + 1), of a list its path as it
+    stands below `root`."""
 
     @field_validator("scores", "fmrs")
     @classmethod

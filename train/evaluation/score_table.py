@@ -15,14 +15,17 @@ IMAGE = "image"
 
 
 def read_scores(
-    path: str, num_images: int, wanted: Sequence[str]
+    path: str, images: Sequence[str], wanted: Sequence[str]
 ) -> dict[str, NDArray[np.float64]]:
-    """The columns among `wanted` of a CSV that has a column `image`, numbers from 0 to
-    `num_images` - 1, each once in any order: the score of each image, [N], by the column's name.
+    """The columns among `wanted` of a CSV that has a column `image`, in which each of the names
+    `images` stands once, in any order: the scores of `images`, [N], by the column's name. A name
+    that is several times among `images` is one image.
 
     Raises `UserError`, with the line, for a file that cannot be read or has none of the columns,
-    for what is no number, and for an image that is there twice or not at all.
+    for what is no number, and for an image that is there twice, not at all, or not in the set.
     """
+    found: dict[str, dict[str, float]] = {}
+    known = set(images)
     try:
         with Path(path).open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, strict=True)
@@ -32,31 +35,24 @@ def read_scores(
                     f"{path}: its columns are {', '.join(reader.fieldnames or ()) or 'none'}; "
                     f"expected {IMAGE} and one of {', '.join(wanted)} in the first line"
                 )
-            found: dict[str, NDArray[np.float64]] = {
-                name: np.full(num_images, np.nan) for name in columns
-            }
             for row in reader:
-                where = f"{path}:{reader.line_num}"
-                image = _image(row[IMAGE], num_images, where)
-                for name, scores_N in found.items():
-                    if not math.isnan(scores_N[image]):
-                        raise UserError(f"{where}: image {image} is there twice; leave one out")
-                    scores_N[image] = _score(row[name], name, where)
+                where, image = f"{path}:{reader.line_num}", (row[IMAGE] or "").strip()
+                if image not in known:
+                    raise UserError(
+                        f"{where}: {image!r} is no image of the set, whose first is {images[0]} "
+                        f"and whose last is {images[-1]}"
+                    )
+                if image in found:
+                    raise UserError(f"{where}: image {image} is there twice; leave one out")
+                found[image] = {name: _score(row[name], name, where) for name in columns}
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read as a CSV ({error})") from error
-    missing = np.flatnonzero(np.isnan(found[columns[0]]))
-    if len(missing):
+    if missing := [image for image in dict.fromkeys(images) if image not in found]:
         raise UserError(
-            f"{path}: has no line for image {missing[0]}, and for {len(missing)} of {num_images}; "
+            f"{path}: has no line for image {missing[0]}, and for {len(missing)} of {len(known)}; "
             "give one for each image of the set"
         )
-    return found
-
-
-def _image(text: str | None, num_images: int, where: str) -> int:
-    if text is not None and text.strip().isdecimal() and int(text) < num_images:
-        return int(text)
-    raise UserError(f"{where}: {text!r} is no image; expected a number from 0 to {num_images - 1}")
+    return {name: np.array([found[image][name] for image in images]) for name in columns}
 
 
 def _score(text: str | None, name: str, where: str) -> float:

@@ -3,6 +3,7 @@ is taken for the quality of an image."""
 
 from collections.abc import Hashable, Mapping, Sequence
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,16 +32,20 @@ class ErrorDiscard(Protocol):
     def __init__(
         self,
         path: str,
+        root: str | None = None,
+        interleave: bool = False,
         flip: Flip = "sum",
         scores: Sequence[str] = (NORM,),
         fmrs: Sequence[float] = (1e-2, 1e-3),
         scores_file: str | None = None,
     ) -> None:
-        self.set = Verification(path, flip=flip)
+        self.set = Verification(path, root, flip, interleave)
         self.flip, self.reads_lazily = flip, self.set.reads_lazily
         self.path, self.scores, self.fmrs = path, tuple(scores), tuple(fmrs)
-        num_images = 2 * len(self.set.pairs.same_N)
-        self.given = {} if scores_file is None else read_scores(scores_file, num_images, scores)
+        self.given: Scores = {}
+        if scores_file is not None:
+            names = [_short(name, Path(root or Path(path).parent)) for name in self.set.pairs.names]
+            self.given = read_scores(scores_file, names, scores)
         self.quantities = tuple(
             Quantity(
                 _name(score, fmr, threshold),
@@ -123,6 +128,14 @@ class ErrorDiscard(Protocol):
             np.full(discard.STEPS, of_all),
             lines=lines,
         )
+
+
+def _short(name: str, root: Path) -> str:
+    """What a file of scores calls an image of a set: by its number, or by its path below `root`."""
+    path = Path(name)
+    if path.is_relative_to(root):
+        return path.relative_to(root).as_posix()
+    return name.removeprefix("image ")
 
 
 def _name(score: str, fmr: float, threshold: str) -> str:

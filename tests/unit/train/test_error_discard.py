@@ -247,6 +247,53 @@ def test_a_score_that_nobody_gives_is_told(
         ErrorDiscardConfig(path="a.bin", scores=("norm", "norm"))
 
 
+def test_scores_of_a_list_of_pairs_stand_beside_paths(tmp_path: Path) -> None:
+    """All pairs of one identity first, and an image that is in several pairs."""
+    faces = tmp_path / "faces"
+    rng, lines, told = np.random.default_rng(3), list[str](), dict[str, float]()
+    for person in range(120):
+        (faces / f"p{person}").mkdir(parents=True)
+        for number in range(2):
+            image = np.zeros((*HW, 3), np.uint8)
+            image[0, 0] = np.clip(255 * person / 120 + rng.normal(0, 20), 0, 255)
+            name = f"p{person}/{number}.png"
+            cv2.imwrite(str(faces / name), image)
+            told[name] = float(rng.integers(0, 50))
+        lines.append(f"p{person}/0.png p{person}/1.png 1")
+    lines += [f"p{person}/0.png p{(person + 17) % 120}/1.png 0" for person in range(120)]
+    (tmp_path / "pairs.txt").write_text("\n".join(lines))
+    table = tmp_path / "scores.csv"
+    table.write_text("image,sharp\n" + "".join(f"{name},{s}\n" for name, s in told.items()))
+    settings: dict[str, Any] = {"root": str(faces), "interleave": True, "scores": ("sharp",)}
+    (protocol,) = open_all(
+        [ErrorDiscardConfig(path=str(tmp_path / "pairs.txt"), flip="none", fmrs=(0.1,),
+                            scores_file=str(table), **settings)]
+    )  # fmt: skip
+    assert protocol.name == "pairs-discard"
+    assert len(protocol.distinct.images) == 240
+    result = evaluate(protocol, embedder(Sharp()))
+    images = [name for line in lines for name in line.split()[:2]]
+    blobs = [(faces / name).read_bytes() for name in images]
+    scores_N = metrics.cosine_scores(embedder(Sharp()).embed(blobs).numpy())
+    quality = [min(told[a], told[b]) for a, b in zip(images[::2], images[1::2], strict=True)]
+    same = [line.endswith(" 1") for line in lines]
+    found = result.curves["fnmr_at_fmr_1e-01_fixed"].lines["sharp"][1]
+    expected = by_fixed_threshold(scores_N.tolist(), same, quality, 0.1)
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+    assert len(set(found.tolist())) > 5
+    table.write_text("image,sharp\np0/0.jpg,1\n")
+    with pytest.raises(
+        UserError, match=r"scores.csv:2: 'p0/0.jpg' is no image of the set, whose fi"
+    ):
+        open_all(
+            [
+                ErrorDiscardConfig(
+                    path=str(tmp_path / "pairs.txt"), scores_file=str(table), **settings
+                )
+            ]
+        )
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -254,8 +301,11 @@ def test_a_score_that_nobody_gives_is_told(
         ("image,blur\n0,1\n", "its columns are image, blur; expected image and one of sharp in"),
         ("", "its columns are none; expected image and one of sharp in the first line"),
         ("image,sharp\n0,1\n0,2\n", r":3: image 0 is there twice; leave one out"),
-        ("image,sharp\n480,1\n", r":2: '480' is no image; expected a number from 0 to 479"),
-        ("image,sharp\nface.jpg,1\n", r":2: 'face.jpg' is no image; expected a number from 0"),
+        (
+            "image,sharp\n480,1\n",
+            r":2: '480' is no image of the set, whose first is 0 and whose last is 479",
+        ),
+        ("image,sharp\nface.jpg,1\n", r":2: 'face.jpg' is no image of the set, whose first is 0"),
         ("image,sharp\n0,nan\n", r":2: 'nan' is no sharp; expected a finite number"),
         ("image,sharp\n0\n", r":2: None is no sharp; expected a finite number"),
         ('image,sharp\n"0,1\n', "cannot be read as a CSV"),
