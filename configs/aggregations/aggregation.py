@@ -13,7 +13,7 @@ class Aggregation(Kind):
     """
 
     folder: ClassVar[str] = "manyfaces.configs.aggregations"
-    config_key: ClassVar[str] = "evaluation.protocols.aggregation"
+    config_key: ClassVar[str] = "evaluation.protocols.ijb.aggregation"
     decides: ClassVar[Decides] = NOTHING
 
     def called(self) -> str:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from commands import forked, recipe, rows
 
 FAILS = """
@@ -20,6 +21,7 @@ class Fails(Protocol):
 """
 
 
+@pytest.mark.slow
 def test_the_last_step_is_saved_before_the_last_evaluation(
     dataset_path: Path, tmp_path: Path
 ) -> None:

@@ -141,6 +141,7 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(
     assert told[-1][1].startswith("stopped by SIGTERM; the same command goes on from ")
 
 
+@pytest.mark.slow
 def test_a_stop_in_an_evaluation_saves_the_steps_before_it(
     dataset_path: Path, tmp_path: Path
 ) -> None:

@@ -333,7 +333,11 @@ def test_dump_loads_back_to_an_equal_tree(
     assert load(path) == config
 
 
-@given(key=st.sampled_from(sorted(keys())), data=st.data())
+# A kind inside an entry of a list has to be named before its keys are.
+KEYS = sorted(key for key in keys() if not key.startswith("evaluation.protocols.ijb.aggregation."))
+
+
+@given(key=st.sampled_from(KEYS), data=st.data())
 @settings(derandomize=True, deadline=None, max_examples=60)
 def test_a_slip_of_the_finger_in_any_key_is_told_the_key(
     tmp_path_factory: pytest.TempPathFactory, key: str, data: st.DataObject

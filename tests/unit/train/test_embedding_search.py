@@ -192,5 +192,6 @@ def test_a_key_of_several_images_is_asked_about(
     assert (hits[0].row.source, hits[0].cosine) == (str(planted), pytest.approx(1, abs=1e-6))
     table = pq.read_table(out)
     pq.write_table(pa.concat_tables([table, table]), out)
+    (twice / "b" / "twin.jpg").unlink()  # a file that is there is embedded
     assert main(["search", str(out), f"{twice}/b/twin.jpg"]) == 2
     assert "which holds it twice: embed the images again" in told(capsys)

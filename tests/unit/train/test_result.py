@@ -207,11 +207,11 @@ def test_tables_of_a_result_have_intervals_in_their_cells() -> None:
     first, second = detail_tables([result])
     assert "gallery: tar at far" in shown(first)
     assert cells(first) == [
-        ["", "tar", "false accepts"],
+        ["tar", "false accepts"],
         ["1e-2", "0.51 [0.4, 0.625]", "1,234"],
         ["1e-3", "-", "1"],
     ]
-    assert cells(second) == [["", "value"], ["a", "0.5"]]
+    assert cells(second) == [["value"], ["a", "0.5"]]
 
 
 def test_the_report_is_json_examples_and_plots(tmp_path: Path) -> None:
