@@ -121,10 +121,9 @@ def export(
     """Write a run's backbone for other programs.
 
     With its adapters merged, a card beside it, and for graphs (onnx, torch_export) with the
-    normalisation of pixels inside and any number of images at a time. What was written is opened
-    again and compared with the network in training: a float32 file whose embeddings have a cosine
-    below 0.9999 with those is not kept. A backbone of one's own needs its Python file besides,
-    except in a graph. Class centres: `manyfaces checkpoint export`.
+    normalisation of pixels inside. What was written is opened again and compared with the network
+    in training: a float32 file is not kept where the cosine of an embedding is below 0.9999. A
+    backbone of one's own needs its Python file besides, except in a graph.
 
     \b
       manyfaces export runs/first face.safetensors
