@@ -6,11 +6,8 @@ ROOMS := configs data models cluster train
 # `demo` is a folder too.
 .PHONY: demo test test-all bench gpu lint clean
 
-# Processors without AVX-512 emulate bfloat16, twenty times slower than float32.
-PRECISION := $(shell grep -qE 'avx512|amx_bf16' /proc/cpuinfo || which nvidia-smi >/dev/null 2>&1 || echo train.precision=float32)
-
 demo: .venv/installed demo/train/manyfaces.json demo/pairs.bin
-	$(BIN)/manyfaces train configs/demo.yaml $(PRECISION)
+	$(BIN)/manyfaces train configs/demo.yaml
 
 demo/train/manyfaces.json: | .venv/installed
 	$(BIN)/manyfaces data synth demo/train --identities 600 --images 12 --seed 1

@@ -4,7 +4,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import torch.distributed as dist
 
@@ -51,27 +51,41 @@ def first_alone(work: Callable[[], T], what: str, timeout_s: float = FIRST_TIMEO
     Collective. Rank 0 raises what `work` does; the others raise `UserError`, which says for `what`
     they waited, where it failed or took longer than `timeout_s`.
     """
+    result = None
+
+    def kept() -> None:
+        nonlocal result
+        result = work()
+
+    first_tells(kept, what, timeout_s)
+    return result
+
+
+def first_tells(work: Callable[[], T], what: str, timeout_s: float = FIRST_TIMEOUT_S) -> T:
+    """What `work()` returned on rank 0, by pickle, on every rank. Collective; raises as
+    `first_alone` does."""
     group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
     if dist.get_rank() == 0:
         try:
             result = work()
         except BaseException:
             with contextlib.suppress(RuntimeError):  # the others may have been killed as well
-                dist.broadcast_object_list([False], 0, group=group)
+                dist.broadcast_object_list([False, None], 0, group=group)
             raise
         try:
-            dist.broadcast_object_list([True], 0, group=group)
+            dist.broadcast_object_list([True, result], 0, group=group)
         except RuntimeError as error:
             raise UserError("rank 0: the other ranks are gone; they say why") from error
         return result
-    went_well = [False]
+    told: list[Any] = [False, None]
     try:
-        dist.broadcast_object_list(went_well, 0, group=group)
+        dist.broadcast_object_list(told, 0, group=group)
     except RuntimeError as error:
         raise UserError(
             f"rank {dist.get_rank()} waited for rank 0 to {what}, which ended or took more than "
             f"{timeout_s / 3600:g} h"
         ) from error
-    if not went_well[0]:
+    went_well, result = told
+    if not went_well:
         raise UserError(f"rank {dist.get_rank()} waited for rank 0 to {what}, which failed there")
-    return None
+    return cast(T, result)

@@ -12,6 +12,7 @@ from manyfaces.configs.machines import Machine
 from manyfaces.configs.node import Node
 from manyfaces.configs.plan import Plan, has_gpus, plan, world_size
 from manyfaces.configs.plan_lines import Lines
+from manyfaces.configs.precision import precision
 from manyfaces.configs.schema import Config, Elastic
 from manyfaces.configs.worker_machine import workers_here
 
@@ -189,7 +190,7 @@ def _candidates(config: Config, found: Plan) -> Iterator[dict[str, Any]]:
     workers = found.world_size
     at_a_time = config.train.images_at_a_time(workers)
     yield from ({"train.micro_batch_size": at_a_time // n} for n in (2, 4, 8, 16) if at_a_time > n)
-    if config.train.precision == "float32":
+    if precision(config.train, is_gpu=found.has_gpus) == "float32":
         yield {"train.precision": "bfloat16"}
     for share in (2, 4, 8):
         if (smaller := found.batch_size // share) >= 2 * workers:

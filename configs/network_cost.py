@@ -6,6 +6,7 @@ Letters: W workers, B images of a step. ZeRO is arXiv 1910.02054.
 from dataclasses import dataclass
 from math import ceil
 
+from manyfaces.configs.precision import precision
 from manyfaces.configs.schema import Config
 
 FP32 = 4
@@ -57,7 +58,7 @@ def network_cost(config: Config, world_size: int, *, is_gpu: bool) -> NetworkCos
     weights, stage = cost.parameters * FP32, config.engine.zero_stage
     trained = config.model.trained_parameters(image_hw) * FP32
     states = config.train.optimizer.num_states * trained
-    bf16 = config.train.precision == "bfloat16"
+    bf16 = precision(config.train, is_gpu=is_gpu) == "bfloat16"
     checkpointing = config.engine.activation_checkpointing
 
     # Stage 1 keeps 1/W of the optimiser's states, stage 2 of the gradients too, stage 3 of the

@@ -3,7 +3,7 @@ settings would cost."""
 
 from dataclasses import dataclass
 
-from manyfaces.configs import plan, plan_lines
+from manyfaces.configs import plan, plan_lines, precision
 from manyfaces.configs.fit import device_lines, fit_lines, shortage
 from manyfaces.configs.interval_lines import interval_lines
 from manyfaces.configs.machines import Machine
@@ -56,6 +56,12 @@ def summary_lines(
     return [
         *plan_lines.lines(found),
         *device_lines(config, own),
+        *_precision_lines(config, found),
         *fit_lines(config, found, own),
         *time_lines(found, own, rate),
     ]
+
+
+def _precision_lines(config: Config, found: Plan) -> Lines:
+    told = precision.told(config.train, is_gpu=found.has_gpus)
+    return [] if told is None else [("precision", told)]

@@ -9,6 +9,8 @@ from typing import NamedTuple, get_args
 from manyfaces.configs.machines import Card
 
 _ASK_S = 10.0
+_BFLOAT16 = {"avx512f", "amx_bf16", "bf16"}
+"""Flags of processors, as Linux tells them: oneDNN makes bfloat16 products of plain AVX-512 too."""
 
 
 class Gpus(NamedTuple):
@@ -54,6 +56,19 @@ def _card(name: str, mib: int) -> Card | None:
         if re.search(rf"\b{re.escape(card.upper())}\b", words):
             return "a100-40gb" if card == "a100" and mib < 50_000 else card
     return None
+
+
+def computes_bfloat16() -> bool:
+    """Whether the processor has instructions with which torch's products of bfloat16 numbers are no
+    slower than those of float32."""
+    return has_bfloat16(Path("/proc/cpuinfo").read_text())
+
+
+def has_bfloat16(told: str) -> bool:
+    """The same, of the processor that /proc/cpuinfo tells of."""
+    lines = (line.partition(":") for line in told.splitlines())
+    lists = [rest.split() for key, _, rest in lines if key.strip() in ("flags", "Features")]
+    return any(not _BFLOAT16.isdisjoint(flags) for flags in lists)
 
 
 def memory_bytes() -> tuple[int, str]:

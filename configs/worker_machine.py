@@ -8,6 +8,7 @@ from manyfaces.configs.amounts import size
 from manyfaces.configs.launcher import under_torchrun, works_here
 from manyfaces.configs.machines import Machine
 from manyfaces.configs.plan import has_gpus, world_size
+from manyfaces.configs.precision import precision
 from manyfaces.configs.schema import Config
 from manyfaces.configs.worker_memory import BESIDE_WORKERS
 
@@ -43,16 +44,17 @@ def beside_workers(config: Config) -> int:
 
 
 def _with_gpu(config: Config, memory_bytes: float | None) -> Machine:
-    precision, stated = config.train.precision, config.cluster.machine
+    stated = config.cluster.machine
+    numbers = precision(config.train, is_gpu=True)
     here = this_machine.gpus() if config.cluster.address is None and stated is None else None
     card = stated or (here.card if here else None) or machines.DEFAULT_CARD
     if memory_bytes is not None:
-        own = machines.gpu(card, precision, memory_bytes, "as --memory-gb says", known=True)
+        own = machines.gpu(card, numbers, memory_bytes, "as --memory-gb says", known=True)
     elif here is not None:
         told = f"a {here.name} has it"
-        own = machines.gpu(card, precision, here.memory_bytes, told, known=True)
+        own = machines.gpu(card, numbers, here.memory_bytes, told, known=True)
     else:
-        own = machines.gpu(card, precision, known=stated is not None)
+        own = machines.gpu(card, numbers, known=stated is not None)
     if here is None or here.card is not None:
         return own
     rates = f"of a {here.name} no rates are known, so those of another GPU are taken: {own.assumed}"

@@ -30,7 +30,7 @@ from manyfaces.train.record import EVENTS, last_event
 from manyfaces.train.run_identity import (
     differing,
     identity_here,
-    parsed_identity,
+    identity_in_store,
     stored_identity,
     write_identity,
 )
@@ -108,16 +108,8 @@ def refuse_other(config: Config, dataset: Dataset, folder: RunFolder) -> None:
 
 def refuse_other_in_store(config: Config, dataset: Dataset, store: RunStore) -> None:
     """As `refuse_other`, for the run that the store has."""
-    run = RunFolder(Path())
-    found = store.read_record([run.identity.name, run.config.name])
-    if (body := found.get(run.identity.name)) is None:
-        return
-    there = parsed_identity(
-        lambda: body,
-        lambda: found.get(run.config.name, b""),
-        f"{store.where}/{run.identity.name}",
-    )
-    _refuse_differing(config, dataset, there, store.where)
+    if (there := identity_in_store(store)) is not None:
+        _refuse_differing(config, dataset, there, store.where)
 
 
 def _refuse_differing(config: Config, dataset: Dataset, there: dict[str, Any], where: str) -> None:

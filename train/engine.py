@@ -110,6 +110,7 @@ class Engine:
             torch.channels_last if settings.channels_last else torch.contiguous_format
         )
         self.is_first = dist.get_rank() == 0
+        assert train.precision != "auto", "settled before the run is claimed"
         self.autocast = train.precision == "bfloat16"
         self.moments = train.optimizer.moments
         self.groups = tuple(groups)

@@ -6,8 +6,9 @@ from typing import Any
 
 from manyfaces.configs.errors import UserError
 from manyfaces.configs.load import load
-from manyfaces.configs.plan import world_size
+from manyfaces.configs.plan import has_gpus, world_size
 from manyfaces.configs.plan_time import MeasuredRate
+from manyfaces.configs.precision import precision
 from manyfaces.configs.schema import Config
 from manyfaces.train.folder import RunFolder
 from manyfaces.train.record import EVENTS, METRICS, read_rows
@@ -27,10 +28,11 @@ def rate_like(config: Config, run: Path) -> MeasuredRate:
             f"{METRICS} and {folder.config.name}"
         )
     theirs = load(folder.config)
+    own_precision = precision(config.train, is_gpu=has_gpus(config))
     for key, mine, other in (
         ("model", config.model, theirs.model),
         ("data.image_px", config.data.image_px, theirs.data.image_px),
-        ("train.precision", config.train.precision, theirs.train.precision),
+        ("train.precision", own_precision, theirs.train.precision),
     ):
         if mine != other:
             raise UserError(

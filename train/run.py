@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from manyfaces.cluster import jobs, launch
-from manyfaces.cluster.group import first_alone, joined
+from manyfaces.cluster.group import first_alone, first_tells, joined
 from manyfaces.cluster.stop import StoppedError
 from manyfaces.configs import paths, plan
 from manyfaces.configs.errors import UserError
@@ -46,6 +46,7 @@ from manyfaces.train.follow import Follower, summary_table
 from manyfaces.train.initial_weights import check_initial
 from manyfaces.train.job_report import told_to_cluster
 from manyfaces.train.lease import Lease, LeaseLostError, refuse_held
+from manyfaces.train.precision import settled, with_precision
 from manyfaces.train.protocols.open import check_images, open_protocols
 from manyfaces.train.record import EVENTS, METRICS, Record, last_event, read_rows
 from manyfaces.train.report.own import draw_plots, write_own_page
@@ -95,11 +96,14 @@ def run(config: Config, console: Console, *, takeover: bool = False) -> None:
     config = paths.mapped(absolute(config), WEIGHTS, checked_file)
     folder = RunFolder.of(config)
     config = _with_source(config, folder)
-    check_and_claim = partial(_claim, config, folder, console, takeover=takeover)
     if not under_torchrun():
-        _run(config, folder, console, check_and_claim(), began)
+        config = with_precision(config, settled(config, folder, console.print))
+        _run(config, folder, console, _claim(config, folder, console, takeover=takeover), began)
         return
     with joined(config.cluster):
+        settle = partial(settled, config, folder, console.print)
+        config = with_precision(config, first_tells(settle, "find out the run's precision"))
+        check_and_claim = partial(_claim, config, folder, console, takeover=takeover)
         claimed = first_alone(check_and_claim, "check the dataset and claim the run's folder")
         if claimed is None:
             _launch(config, folder, None)

@@ -14,6 +14,7 @@ from manyfaces.configs.load import load_stored
 from manyfaces.configs.redact import redacted
 from manyfaces.configs.schema import Config
 from manyfaces.data.dataset.dataset import Dataset
+from manyfaces.train.checkpoint.store import RunStore
 from manyfaces.train.folder import RunFolder
 
 FORMAT = 2
@@ -37,6 +38,16 @@ def write_identity(folder: RunFolder, config: Config, here: dict[str, Any]) -> N
 def stored_identity(folder: RunFolder) -> dict[str, Any]:
     """What the run that stands is. Raises `UserError`."""
     return parsed_identity(folder.identity.read_bytes, folder.config.read_bytes, folder.identity)
+
+
+def identity_in_store(store: RunStore) -> dict[str, Any] | None:
+    """What the run that stands in the store is; None where it has none. Raises `UserError`."""
+    run = RunFolder(Path())
+    found = store.read_record([run.identity.name, run.config.name])
+    if (body := found.get(run.identity.name)) is None:
+        return None
+    where = f"{store.where}/{run.identity.name}"
+    return parsed_identity(lambda: body, lambda: found.get(run.config.name, b""), where)
 
 
 def parsed_identity(

@@ -42,8 +42,11 @@ class Train(Node):
     """How the learning rate rises and falls over the run."""
     clip_norm: PositiveFloat = 5.0
     """Largest norm of the network's gradient, as InsightFace clips."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16 is autocast: weights, BatchNorm and the head stay float32."""
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    """bfloat16 is autocast: weights, BatchNorm and the head stay float32. `auto` is bfloat16 on
+    GPUs and on processors that have instructions for it (AVX-512, AMX or Arm's BF16), and float32
+    on others, which would compute it in software, many times slower; a run that is resumed keeps
+    what it began with."""
     sync_batchnorm: bool = False
     """BatchNorm over all workers, on GPUs and CPUs; needed for results that do not depend on the
     number of workers, unless the network has none (`model.neck`). What the network draws at random

@@ -5,7 +5,7 @@ import pytest
 import torch.distributed as dist
 from launcher import run_ranks
 
-from manyfaces.cluster.group import first_alone
+from manyfaces.cluster.group import first_alone, first_tells
 from manyfaces.configs.errors import UserError
 
 
@@ -41,3 +41,11 @@ def test_the_others_wait_for_the_first(case: str, first: str, other: str) -> Non
     results = run_ranks(2, told, case, timeout_s=30)
     assert results[0].startswith(first)
     assert results[1].startswith(other)
+
+
+def chosen(_: None) -> int:
+    return first_tells(lambda: 7 + dist.get_rank(), "choose a number")
+
+
+def test_all_hear_what_the_first_found() -> None:
+    assert run_ranks(3, chosen, None, timeout_s=30) == [7, 7, 7]

@@ -161,7 +161,7 @@ def test_the_makefile_has_it(command: str) -> None:
     makefile = (ROOT / "Makefile").read_text()
     assert re.search(rf"^{command.split()[1]}:", makefile, re.MULTILINE)
     for line in re.findall(r"\$\(BIN\)/(manyfaces .*)", makefile):
-        parsed(line.replace("$@", "OUT").replace("$(PRECISION)", "train.precision=float32"))
+        parsed(line.replace("$@", "OUT"))
 
 
 def test_the_files_that_it_names_are_there() -> None:

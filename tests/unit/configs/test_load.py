@@ -150,7 +150,7 @@ def test_all_errors_at_once_with_file_line_path_and_what_is_allowed(recipe: Any)
     for start, words in {
         "r.yaml:4 model.kind": "must be custom, iresnet, mobilefacenet, timm or vit, not 'iresnt'; did you mean iresnet?",
         "r.yaml:6 train.batch-size": "did you mean batch_size?",
-        "r.yaml:7 train.precision": "must be float32 or bfloat16, not 'bf16'; did you mean bfloat16? (bfloat16 is autocast",
+        "r.yaml:7 train.precision": "must be auto, float32 or bfloat16, not 'bf16'; did you mean bfloat16? (bfloat16 is autocast",
         "r.yaml:8 train.epochs": "must be a number above 0, not .inf (Passes over the dataset",
         "r.yaml:11 train.optimizer.betas[1]": "a list of 2, each a number from 0 to 1, not 3",
         "r.yaml:14 cluster.workers": "min 3 is above max 2",

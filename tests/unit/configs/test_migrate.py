@@ -206,9 +206,11 @@ def test_what_the_last_version_stored_is_what_todays_recipe_says(path: Path) -> 
     """`stored/` holds the resolved trees of three recipes as the version before kinds wrote
     them."""
     tree = yaml.safe_load(path.read_text())
-    # Its default has changed since; it decides nothing.
+    # A default that has changed since and decides nothing, and what a run settles as it begins.
     threads = f"data.decode_threads={tree['data']['decode_threads']}"
-    before, now = load_stored(tree, str(path)), load(path.stem, ["data.path=faces", threads])
+    numbers = f"train.precision={tree['train']['precision']}"
+    before = load_stored(tree, str(path))
+    now = load(path.stem, ["data.path=faces", threads, numbers])
     assert before.has_head == now.has_head
     if not now.has_head:  # what a head would be says nothing
         now = now.model_copy(update={"head": before.head})
