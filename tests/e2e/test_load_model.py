@@ -1,5 +1,6 @@
 """A trained run in a program of one's own: three lines, whatever its weights lie in."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -28,7 +29,7 @@ def run(dataset_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = recipe(
         folder,
         dataset_path,
-        train={"epochs": 1, "precision": "bfloat16"},
+        train={"epochs": 1, "precision": "auto"},
         cluster={"workers": 1, "launcher": "process"},
     )
     done = forked("train", config)
@@ -102,6 +103,28 @@ def test_an_exported_file_is_the_same_model(
     assert str(run.parent) not in card
 
 
+def test_an_exported_file_is_evaluated_as_its_run_is(
+    run: Path, dataset_path: Path, tmp_path: Path
+) -> None:
+    pairs, file = tmp_path / "pairs.bin", tmp_path / "face.safetensors"
+    for words in (
+        ("data", "pairs", dataset_path, pairs, "--count", "40"),
+        ("export", run, file),
+        ("evaluate", file, "--pairs", pairs),
+        ("evaluate", run, "--pairs", pairs),
+    ):
+        done = forked(*words)
+        assert done.returncode == 0, done.stderr
+    folder = tmp_path / "face.safetensors.evaluation"
+    theirs = json.loads((folder / "evaluation.json").read_text())["sets"]["pairs"]
+    step = run / "evaluation" / "step-00000008" / "evaluation.json"
+    ours = json.loads(step.read_text())["sets"]["pairs"]
+    assert theirs["auc"] == pytest.approx(ours["auc"], abs=0.02)
+    again = forked("evaluate", file)
+    assert again.returncode == 2
+    assert "face.safetensors: its configuration has no evaluation; give --pairs" in again.stderr
+
+
 def test_an_onnx_file_is_the_same_model(
     model: Model, run: Path, jpegs: list[bytes], dataset_path: Path, tmp_path: Path
 ) -> None:
@@ -111,7 +134,7 @@ def test_an_onnx_file_is_the_same_model(
     assert done.returncode == 0, done.stderr
     assert "checked     cosine 1.0000" in done.stdout
     assert "embed " in done.stdout
-    # The run was trained in bfloat16, in which load_model embeds; the graph computes in float32.
+    # Where the run was trained in bfloat16, load_model embeds in it; the graph is in float32.
     cosines = (load_model(file).embed(jpegs) * model.embed(jpegs)).sum(1)
     assert cosines == pytest.approx(1, abs=2e-2)
     assert load_model(file).verify(jpegs[0], jpegs[0]) == pytest.approx(1, abs=1e-5)

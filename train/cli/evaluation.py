@@ -5,10 +5,17 @@ from typing import Annotated
 
 import typer
 
-from manyfaces.train.cli.options import TrainedRun
 from manyfaces.train.cli.output import console, say
 from manyfaces.train.cli.verbs import positive
 
+Network = Annotated[
+    Path,
+    typer.Argument(
+        metavar="MODEL",
+        help="A run for its newest checkpoint, RUN@best for its best, a checkpoint's folder, or "
+        "the URL of one; what `manyfaces export` wrote; weights that others have published.",
+    ),
+]
 PairSets = Annotated[
     list[Path] | None,
     typer.Option(
@@ -30,16 +37,17 @@ BatchSize = Annotated[int, typer.Option(parser=positive, metavar="N")]
 
 
 def evaluate(
-    run: TrainedRun,
+    model: Network,
     words: EvaluationWords = None,
     pairs: PairSets = None,
     batch_size: BatchSize = 200,
 ) -> None:
-    """Score a run's newest checkpoint, or another.
+    """Score a run, a checkpoint or a file of weights.
 
     The results are added to the report of the step, RUN/evaluation/step-N/, to the run's record and
-    to its run in MLflow. `±` is the standard deviation over folds, `[a, b]` a 95 % interval by the
-    bootstrap. torch uses all cores, or as many as OMP_NUM_THREADS says.
+    to its run in MLflow; those of a file to FILE.evaluation/ beside it. `±` is the standard
+    deviation over folds, `[a, b]` a 95 % interval by the bootstrap. torch uses all cores, or as
+    many as OMP_NUM_THREADS says.
     """
     from manyfaces.data.progress import image_progress
     from manyfaces.train.evaluation.evaluate_run import evaluate_run
@@ -49,10 +57,10 @@ def evaluate(
 
     use_all_cores()
     with image_progress("embedding", console) as progress:
-        checkpoint, folder, results = evaluate_run(
-            run, pairs or (), batch_size, progress, words or (), progress.rows
+        weights, folder, results = evaluate_run(
+            model, pairs or (), batch_size, progress, words or (), progress.rows
         )
     for table in (*results_tables(results), *detail_tables(results)):
         console.print(table)
-    say(f"checkpoint  {checkpoint}\nreport      {folder}")
+    say(f"weights     {weights}\nreport      {folder}")
     record_evaluation(folder.parent.parent, console)

@@ -26,6 +26,7 @@ from manyfaces.train.evaluation.decoding import decodable
 from manyfaces.train.evaluation.embedder import Embedder
 from manyfaces.train.evaluation.encoders import open_encoder, parse_backbone
 from manyfaces.train.evaluation.result import Encoded
+from manyfaces.train.evaluation.trained import default_device
 
 Image = NDArray[np.uint8] | str | PathLike[str] | bytes
 """uint8 RGB [H, W, 3], the path of an image file, or the bytes of one."""
@@ -52,7 +53,7 @@ class Model:
         channels: Channels | None = None,
     ) -> "Model":
         """As `manyfaces.train.load_model`."""
-        chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        chosen = device or str(default_device())
         try:
             there = torch.zeros(0, device=chosen).device
         except (RuntimeError, AssertionError) as error:

@@ -51,8 +51,12 @@ def load_trained(checkpoint: Path) -> Trained:
     """The network of a committed checkpoint, on the GPU where there is one. Raises `UserError` for
     a state or a configuration that this version does not know."""
     state = RunState.read(checkpoint)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return Trained(checkpoint, state, encoder_of(state, checkpoint, device))
+    return Trained(checkpoint, state, encoder_of(state, checkpoint, default_device()))
+
+
+def default_device() -> torch.device:
+    """The GPU where there is one, or the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def use_all_cores() -> None:

@@ -4,8 +4,6 @@ others have published."""
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from manyfaces.configs.errors import UserError
 from manyfaces.configs.files import file_sha256
 from manyfaces.configs.schema import Backbone, Config
@@ -15,7 +13,7 @@ from manyfaces.models.backbones.encoder import Encoder
 from manyfaces.train.checkpoint.choice import names_checkpoint
 from manyfaces.train.checkpoint.state import RunState
 from manyfaces.train.evaluation.encoders import open_encoder
-from manyfaces.train.evaluation.trained import open_trained
+from manyfaces.train.evaluation.trained import default_device, open_trained
 from manyfaces.train.initial_weights import trained_file
 
 
@@ -63,8 +61,7 @@ def open_source(
         trained = open_trained(path)
         told = f"run {trained.config.run.name}, step {trained.state.step}"
         return Source(trained.encoder, told, trained.checkpoint, trained.state)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    encoder = open_encoder(path, device, model, channels)
+    encoder = open_encoder(path, default_device(), model, channels)
     if encoder.is_graph:
         raise UserError(
             f"{path}: is an ONNX graph, which is written in no other format; give the run, or its "

@@ -214,7 +214,7 @@ def test_foreign_text_is_shown_as_it_is(
         "a line [y]",
         "set[x]",
         "[a]",
-        f"checkpoint  {checkpoint}\n",
+        f"weights     {checkpoint}\n",
     ):
         assert text in told
 
