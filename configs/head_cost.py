@@ -11,7 +11,7 @@ from math import ceil, sqrt
 from manyfaces.configs.objectives.objective import ObjectiveCost, Sizes
 from manyfaces.configs.sections.head import Head
 
-_ITEM = {"float32": 4, "bfloat16": 2, "float16": 2}
+_ITEM = {"float32": 4, "bfloat16": 2, "float16": 2, "float8": 1}
 _STORED_LOGIT = 2
 
 
@@ -120,6 +120,7 @@ def alternatives(head: Head, *, kernels: bool, is_gpu: bool, world_size: int) ->
             ("rowwise", "float32"),
             ("rowwise", "float16"),
             ("rowwise", "bfloat16"),
+            ("rowwise", "float8"),
             ("adamw", "float32"),
         ],
         ["recompute", "store16"],

@@ -8,7 +8,7 @@ from manyfaces.configs.errors import UserError
 from manyfaces.configs.load import load
 from manyfaces.configs.plan import has_gpus, world_size
 from manyfaces.configs.plan_time import MeasuredRate
-from manyfaces.configs.precision import precision
+from manyfaces.configs.precision import Precision, precision
 from manyfaces.configs.schema import Config
 from manyfaces.train.folder import RunFolder
 from manyfaces.train.record import EVENTS, METRICS, read_rows
@@ -28,11 +28,10 @@ def rate_like(config: Config, run: Path) -> MeasuredRate:
             f"{METRICS} and {folder.config.name}"
         )
     theirs = load(folder.config)
-    own_precision = precision(config.train, is_gpu=has_gpus(config))
     for key, mine, other in (
         ("model", config.model, theirs.model),
         ("data.image_px", config.data.image_px, theirs.data.image_px),
-        ("train.precision", own_precision, theirs.train.precision),
+        ("train.precision", *(_precision(each) for each in (config, theirs))),
     ):
         if mine != other:
             raise UserError(
@@ -51,6 +50,10 @@ def rate_like(config: Config, run: Path) -> MeasuredRate:
         for part in _PARTS
     ]
     return MeasuredRate(rate * planned / workers, f"{told}; its time went to {', '.join(shares)}")
+
+
+def _precision(config: Config) -> Precision:
+    return precision(config.train, is_gpu=has_gpus(config))
 
 
 def _last_attempt(run: Path, rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], int]:

@@ -20,6 +20,7 @@ from manyfaces.models.head import pass1, pass2
 from manyfaces.models.head.class_choice import ClassChoice
 from manyfaces.models.head.collectives import Ranks
 from manyfaces.models.head.exchange import Exchange, Shared
+from manyfaces.models.head.float8 import bits
 from manyfaces.models.head.loss import global_loss, target_cosines
 from manyfaces.models.head.passes import (
     GlobalLoss,
@@ -294,6 +295,7 @@ class PartialFC:
         """Whether Triton's kernels can score this head's classes."""
         return (
             self.config.logits == "recompute"
+            and self.config.rows.dtype != "float8"
             and self.config.sub_centers == 1
             and self.config.filter_above is None
             and self.choice.space_C is None
@@ -315,7 +317,7 @@ class PartialFC:
             for rows in self.sub_centers:
                 rows.tell_change(slice(0, self.hi - self.lo))
             for tensor in tensors.values():
-                tensor[self.choice.forgotten_C[:-1]] = 0
+                bits(tensor)[self.choice.forgotten_C[:-1]] = 0
 
     def tensors(self) -> dict[str, Tensor]:
         """This rank's state, [hi - lo, ...]: the tensors themselves, not copies. `rows` [hi - lo,

@@ -15,14 +15,20 @@ from torch import Tensor
 
 from manyfaces.configs import rng, schema
 from manyfaces.models.head import devices
+from manyfaces.models.head.float8 import FLOAT8, SMALLEST_NORMAL, bits, to_float32
 
 INIT_BLOCK = 1024
 """Classes drawn from one generator."""
 _INIT_STD = 0.01
 SHORTEST = 1e-12
 """Vectors are divided by no less than this."""
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_DROPPED_BITS = {torch.bfloat16: 16, torch.float16: 13}
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float8": FLOAT8,
+}
+_DROPPED_BITS = {torch.bfloat16: 16, torch.float16: 13, FLOAT8: 20}
 _NOISE_ROWS = 128
 
 BeforeChange = Callable[[slice | Tensor], None]
@@ -68,7 +74,7 @@ def take(tensor_C: Tensor, ids: slice | Tensor) -> Tensor:
 def put(tensor_C: Tensor, ids: slice | Tensor, values_n: Tensor) -> None:
     """Write back what `take` gave, in the tensor's dtype."""
     if isinstance(ids, Tensor):
-        tensor_C.index_copy_(0, ids, values_n.to(tensor_C.dtype))
+        bits(tensor_C).index_copy_(0, ids, bits(values_n.to(tensor_C.dtype)))
     elif tensor_C[ids].data_ptr() != values_n.data_ptr():
         tensor_C[ids] = values_n
 
@@ -98,10 +104,11 @@ class Rows(ABC):
     """Rows of classes [lo, hi) and their state; each tensor has one row more, which stands for no
     class.
 
-    Rows of 16 bits are worked on in float32 and rounded up or down at random in proportion
+    Rows of 16 or 8 bits are worked on in float32 and rounded up or down at random in proportion
     (stochastic rounding, arXiv 1502.02551), so that steps far below their spacing count (float16
     below 2^-14: to the nearest). The rounding noise is a pure function of (seed, position, class,
-    dimension).
+    dimension). 8 bits (ELMO, arXiv 2510.11168) are for unit rows: their numbers are at most 1, far
+    below the largest, 448.
     """
 
     per_class: ClassVar[tuple[str, ...]] = ("rows_CD",)
@@ -123,7 +130,7 @@ class Rows(ABC):
 
     def take(self, ids: slice | Tensor) -> Tensor:
         """Rows in float32 [n, D]; a view where rows are float32 and `ids` a slice."""
-        return take(self.rows_CD, ids).float()
+        return to_float32(take(self.rows_CD, ids))
 
     def inverse_norms(self, ids: slice | Tensor, rows_nD: Tensor | None = None) -> Tensor:
         """1 / |row|, float32 [n]; `rows_nD` is `take(ids)` where that is at hand."""
@@ -237,6 +244,15 @@ class Rows(ABC):
             local_ids_n = ids
         else:
             local_ids_n = torch.arange(ids.start, ids.stop, device=rows_nD.device)
-        bits_nD = rows_nD.view(torch.int32)  # sign and magnitude: both signs are rounded alike
         noise_nD = noise.index_select(0, (local_ids_n + self.lo) % _NOISE_ROWS)
-        bits_nD.add_(noise_nD).bitwise_and_(-(1 << dropped))
+        # Below its normal numbers float8's spacing stays as it is, where float32's goes on to
+        # shrink: shifted to the smallest normal ones, numbers have the same spacing in both.
+        shift_nD = None
+        if self.dtype == FLOAT8:
+            shift_nD = (rows_nD.abs() < SMALLEST_NORMAL) * SMALLEST_NORMAL
+            shift_nD.copysign_(rows_nD)
+            rows_nD.add_(shift_nD)
+        # Sign and magnitude: both signs are rounded alike.
+        rows_nD.view(torch.int32).add_(noise_nD).bitwise_and_(-(1 << dropped))
+        if shift_nD is not None:
+            rows_nD.sub_(shift_nD)

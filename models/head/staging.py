@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from manyfaces.models.head.devices import to_device
+from manyfaces.models.head.float8 import bits
 from manyfaces.models.head.rows import Rows
 from manyfaces.models.head.sampling import BLOCK, Columns
 
@@ -176,7 +177,7 @@ class Staging:
         """Copy these rows into the buffers, from place `first` on."""
         places = slice(first, first + len(ids_n))
         for each in chain(*self._buffers):
-            torch.index_select(each.all_C, 0, ids_n, out=each.host_n[places])
+            torch.index_select(bits(each.all_C), 0, ids_n, out=bits(each.host_n)[places])
             if self._stream is not None:
                 each.device_n[places].copy_(each.host_n[places], non_blocking=True)
 
@@ -189,4 +190,4 @@ class Staging:
         for rows in self.sub_centers:
             rows.tell_change(ids_n)
         for each in chain(*self._buffers):
-            each.all_C.index_copy_(0, ids_n, each.host_n[: len(ids_n)])
+            bits(each.all_C).index_copy_(0, ids_n, bits(each.host_n)[: len(ids_n)])

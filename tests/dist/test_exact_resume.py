@@ -183,6 +183,7 @@ def test_every_margin_resumes_exactly(dataset_path: Path, tmp_path: Path, kind: 
         {"rows": {"momentum": 0}},
         {"rows": {"lazy_decay": True}, "sample_rate": 0.5},
         {"rows": {"optimizer": "rowwise", "dtype": "float16"}, "logits": "store16"},
+        {"rows": {"optimizer": "rowwise", "dtype": "float8"}, "sample_rate": 0.5},
         {"rows": {"optimizer": "adamw", "dtype": "bfloat16", "lr_scale": 10}},
         {"rows": {"optimizer": "adamw"}, "sample_rate": 0.5, "placement": "host"},
         {"sample_rate": 0, "wire_dtype": "bfloat16"},

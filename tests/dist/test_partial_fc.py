@@ -115,7 +115,8 @@ LOGITS = ["recompute", "store16"]
 ROWWISE = [
     (number, schema.Rows(optimizer="rowwise", dtype=dtype, momentum=momentum))
     for number, (dtype, momentum) in enumerate(
-        [("float32", 0.0), ("float32", 0.5), ("float16", 0.5), ("bfloat16", 0.5)] * 3
+        [("float32", 0.0), ("float32", 0.5), ("float16", 0.5), ("bfloat16", 0.5), ("float8", 0.5)]
+        * 3
     )
 ]
 
@@ -580,8 +581,10 @@ def test_rowwise_is_plain_sgd_of_length_times_row(worlds: Worlds, index: int) ->
         ],
         5e-3,
     )
-    rows_CD, limit = first_rows(case), drift(case) if rows.dtype == "float32" else 1e-2
-    for step in range(STEPS):
+    rows_CD = first_rows(case)
+    limit = {"float32": drift(case), "float8": 0.1}.get(rows.dtype, 1e-2)
+    # Rows of 8 bits are off by more with every step, and so are the gradients behind the first.
+    for step in range(1 if rows.dtype == "float8" else STEPS):
         embeddings_BD, labels_B = batch(case, rows_CD, step)
         loss, d_embeddings_BD, _ = dense.step(
             embeddings_BD.nan_to_num(1.0), labels_B, chosen(case, step, labels_B), 0.05
@@ -589,12 +592,13 @@ def test_rowwise_is_plain_sgd_of_length_times_row(worlds: Worlds, index: int) ->
         for world in map(worlds.__getitem__, WORLD_SIZES):
             ranks = [facts["rowwise"][index][step] for facts in world]
             assert abs(ranks[0]["loss"] - loss.item()) <= 10 * limit * loss.item() + 1e-12
-            assert error(whole(ranks, "d_embeddings"), d_embeddings_BD) <= 10 * limit
+            gradients = whole(ranks, "d_embeddings")
+            assert error(gradients, d_embeddings_BD) <= (10 * limit if step else 1e-3)
             norms_C = torch.linalg.vector_norm(whole(ranks, "rows"), dim=1)
             assert error(whole(ranks, "inverse_norms"), 1 / norms_C) <= 1e-6
             assert (
                 abs(norms_C - 1).max()
-                <= {"float32": 1e-5, "float16": 1e-3, "bfloat16": 1e-2}[rows.dtype]
+                <= {"float32": 1e-5, "float16": 1e-3, "bfloat16": 1e-2, "float8": 0.1}[rows.dtype]
             )
             assert (
                 error(
@@ -768,8 +772,11 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("rate", [1.0, 0.2, 0.0])
 @pytest.mark.parametrize(
     "rows",
-    [schema.Rows(), schema.Rows(optimizer="rowwise", dtype="float16")],
-    ids=["sgd", "rowwise"],
+    [
+        schema.Rows(),
+        *(schema.Rows(optimizer="rowwise", dtype=dtype) for dtype in ("float16", "float8")),
+    ],
+    ids=lambda rows: f"{rows.optimizer}-{rows.dtype}",
 )
 @pytest.mark.parametrize("logits", LOGITS)
 @pytest.mark.parametrize("scale", [64.0, 100.0])

@@ -48,6 +48,7 @@ ROWS = [
     SGD,
     LAZY,
     schema.Rows(optimizer="rowwise", dtype="float16"),
+    schema.Rows(optimizer="rowwise", dtype="float8"),
     schema.Rows(optimizer="adamw", lr_scale=0.05),
     schema.Rows(lazy_decay=True, dtype="bfloat16", momentum=0.0),
 ]

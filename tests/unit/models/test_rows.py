@@ -6,6 +6,7 @@ from pydantic import ValidationError
 
 from manyfaces.configs import schema
 from manyfaces.models.head import row_optimizers
+from manyfaces.models.head.float8 import FLOAT8, bits, to_float32
 from manyfaces.models.head.rows import Rows, StepMask
 
 CPU = torch.device("cpu")
@@ -13,6 +14,7 @@ KINDS = [
     schema.Rows(optimizer=o, dtype=d)
     for o, d in product(["sgd", "rowwise", "adamw"], ["float32", "bfloat16", "float16"])
 ]
+KINDS.append(schema.Rows(optimizer="rowwise", dtype="float8"))
 LAZY = [schema.Rows(lazy_decay=True, dtype=d) for d in ("float32", "bfloat16", "float16")]
 kinds = pytest.mark.parametrize(
     "config",
@@ -50,7 +52,7 @@ def test_a_step_that_is_not_applied_changes_nothing(config: schema.Rows) -> None
     before = {name: tensor.clone() for name, tensor in made.tensors().items()}
     step(made, slice(0, 300), gradient, applied=False, position=1)
     for name, tensor in made.tensors().items():
-        assert torch.equal(tensor, before[name])
+        assert torch.equal(bits(tensor), bits(before[name]))
 
 
 @kinds
@@ -63,29 +65,29 @@ def test_parts_and_slices_and_ranks_do_the_same(config: schema.Rows) -> None:
     step(ranks[0], slice(0, 130), gradient[:130])
     step(ranks[1], slice(0, 170), gradient[130:])
     for name, tensor in whole.tensors().items():
-        assert torch.equal(by_number.tensors()[name], tensor)
-        assert torch.equal(torch.cat([rank.tensors()[name] for rank in ranks]), tensor)
+        assert torch.equal(bits(by_number.tensors()[name]), bits(tensor))
+        parts = torch.cat([bits(rank.tensors()[name]) for rank in ranks])
+        assert torch.equal(parts, bits(tensor))
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float8"])
 def test_rounding_is_right_on_average_and_to_a_neighbour(dtype: str) -> None:
     made = make(schema.Rows(optimizer="rowwise", dtype=dtype), hi=64, dim=512)
     target = torch.randn(64, 512) / 20
-    total, turns, spacing = (
-        torch.zeros_like(target, dtype=torch.float64),
-        400,
-        {"bfloat16": 2.0**-7, "float16": 2.0**-10}[dtype],
-    )
+    total, turns = torch.zeros_like(target, dtype=torch.float64), 400
+    spacing = {"bfloat16": 2.0**-7, "float16": 2.0**-10, "float8": 2.0**-3}[dtype] * target.abs()
+    if dtype == "float8":  # a third of the numbers are below its normal ones
+        spacing.clamp_(min=2.0**-9)
     for position in range(turns):
         rounded = target.clone()
         made._round_(rounded, slice(0, 64), position)
         torch.testing.assert_close(
             rounded, rounded.to(made.dtype).float(), rtol=0, atol=2**-25
         )  # float16's smallest are coarser
-        assert ((rounded - target).abs() <= spacing * target.abs()).all()
+        assert ((rounded - target).abs() <= spacing).all()
         total += rounded
     # A fair coin between neighbours has a standard deviation of at most half their distance.
-    sigma = spacing * target.abs() / 2 / turns**0.5
+    sigma = spacing / 2 / turns**0.5
     assert (((total / turns - target).abs() / sigma) < 6).all()
     assert abs(((total / turns - target) / sigma).mean()) < 0.05
 
@@ -94,13 +96,13 @@ def test_rounding_is_right_on_average_and_to_a_neighbour(dtype: str) -> None:
 def test_a_row_of_zeros_stays_one(config: schema.Rows) -> None:
     made = make(config)
     for tensor in made.tensors().values():
-        tensor[5:9] = 0
+        bits(tensor)[5:9] = 0
     gradient = torch.randn(300, 16)
     gradient[5:9] = 0  # what a class that takes no part gets
     step(made, slice(0, 300), gradient)
     for tensor in made.tensors().values():
-        assert not tensor[5:9].any()
-        assert tensor.isfinite().all()
+        assert not tensor[5:9].float().any()
+        assert tensor.float().isfinite().all()
 
 
 def test_steps_below_the_spacing_count() -> None:
@@ -120,9 +122,41 @@ def test_steps_below_the_spacing_count() -> None:
     assert (moved - should).norm() < 0.15 * (should - first).norm()
 
 
-def test_the_small_state_has_1032_bytes_a_class() -> None:
-    made = make(schema.Rows(optimizer="rowwise", dtype="float16"), dim=512)
-    assert sum(tensor.nbytes for tensor in made.tensors().values()) == 1032 * 300
+def test_8_bits_go_where_the_gradient_says_on_average() -> None:
+    """A single row wanders about as much as it moves; the mean over rows does not."""
+    made, exact = (
+        make(schema.Rows(optimizer="rowwise", dtype=dtype, momentum=0), hi=128, dim=512)
+        for dtype in ("float8", "float32")
+    )
+    exact.rows_CD.copy_(made.rows_CD)
+    exact.refresh_norms_()
+    first, gradient = exact.take(slice(0, 128)).clone(), torch.randn(128, 512)
+    for position in range(200):
+        for each in (made, exact):
+            step(each, slice(0, 128), gradient, lr=5e-6, position=position)
+    should = exact.take(slice(0, 128)) - first
+    moved = made.take(slice(0, 128)) - first
+    assert (should.norm(dim=1) > 0.01).all()
+    assert float((moved * should).sum() / should.square().sum()) == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize(("dtype", "num_bytes"), [("float16", 1032), ("float8", 520)])
+def test_how_many_bytes_a_class_has(dtype: str, num_bytes: int) -> None:
+    made = make(schema.Rows(optimizer="rowwise", dtype=dtype), dim=512)
+    assert sum(tensor.nbytes for tensor in made.tensors().values()) == num_bytes * 300
+
+
+def test_every_number_of_8_bits_is_read_exactly() -> None:
+    numbers = torch.arange(256, dtype=torch.uint8).view(FLOAT8)
+    finite = numbers.float().isfinite()
+    assert int(finite.sum()) == 254
+    assert torch.equal(to_float32(numbers)[finite], numbers.float()[finite])
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_8_bits_are_for_unit_rows(optimizer: str) -> None:
+    with pytest.raises(ValidationError, match="dtype float8 needs optimizer rowwise"):
+        schema.Rows(optimizer=optimizer, dtype="float8")
 
 
 def test_without_momentum_no_memory_is_spent_on_it() -> None:

@@ -148,6 +148,7 @@ ROWS = [
     schema.Rows(optimizer="adamw", lr_scale=0.05),
     schema.Rows(optimizer="rowwise"),
     schema.Rows(optimizer="rowwise", dtype="float16"),
+    schema.Rows(optimizer="rowwise", dtype="float8"),
 ]
 SETTINGS = [
     Setting(rows, rate, 1 + (i + (rate < 1)) % 2, placement)

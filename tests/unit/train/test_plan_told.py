@@ -42,6 +42,7 @@ def test_check_ends_with_2_where_the_run_does_not_fit(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     words = ["check", "demo", "cluster.workers=2", "train.batch_size=7000"]
+    words.append("train.precision=bfloat16")
     assert main(words) == 2
     out, err = capsys.readouterr()
     assert "does not fit   " in out
