@@ -176,8 +176,11 @@ class Engine:
         """uint8 RGB images [N, height, width, 3] on the device, normalised as the model says,
         through the network; embeddings [N, D] and scores [N] in float32. Raises `UserError` where a
         network of one's own returns anything else."""
+        return self._output(self._engine, images_NHWC)
+
+    def _output(self, network: Callable[[Tensor], object], images_NHWC: Tensor) -> Output:
         images_NCHW = to_input(images_NHWC, self.model, self.memory_format)
-        output = as_output(self._engine(images_NCHW))
+        output = as_output(network(images_NCHW))
         embeddings = {name: each_ND.float() for name, each_ND in output.embeddings.items()}
         found = tuple(embeddings["main"].shape)
         if found != (len(images_NHWC), self.model.embedding_dim):
@@ -242,6 +245,19 @@ class Engine:
         with torch.no_grad():
             for name, buffer in self.module.named_buffers():
                 buffer.copy_(buffers[name])
+
+    @contextlib.contextmanager
+    def trial(self, images_NHWC: Tensor) -> Iterator[Output]:
+        """As `run`, for images of any dtype from 0 to 255, to which gradients reach; the network's
+        buffers are put back when the block is left. Below stage 3 only, where the network has whole
+        weights: DeepSpeed does not learn of it, and makes no step of it."""
+        assert self.stage < 3, "no rank has whole weights"
+        buffers = self.copy_buffers()
+        try:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+                yield self._output(self.module, images_NHWC)
+        finally:
+            self.put_back(buffers)
 
     def weights(self) -> dict[str, Tensor]:
         """Parameters and buffers by name, float32 as trained; not copied but for stage 3.

@@ -222,9 +222,11 @@ class PartialFC:
         position: int,
         weight: float = 1.0,
         details: bool = False,
+        peek: bool = False,
     ) -> SharedStep:
         """Step the head as `step` does, on a batch that was exchanged before. The gradient of the
-        unit embeddings is this rank's part, which is not yet on its way back."""
+        unit embeddings is this rank's part, which is not yet on its way back. A `peek` leaves rows,
+        their state and the margin's running numbers as they are."""
         if not weight >= 0:
             raise ValueError(f"the weight of the head's loss is {weight}; it must be 0 or more")
         sub_centers, columns, row_B = self._columns(batch.labels_B, position)
@@ -238,7 +240,8 @@ class PartialFC:
             self.margin, targets, negatives, batch, scoring.scale, weight, self.ranks
         )
         lr *= self.config.rows.lr_scale
-        mask = StepMask(loss.active_B.any(), lr, self.weight_decay, position)
+        applied = torch.zeros_like(loss.finite) if peek else loss.active_B.any()
+        mask = StepMask(applied, lr, self.weight_decay, position)
         d_unit_BD = self.passes.update_rows(
             inputs, loss, negatives.chunks, targets.sub_center_B, mask
         )

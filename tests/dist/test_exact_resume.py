@@ -1,6 +1,7 @@
 """Every objective that the schema knows resumes bit for bit from the checkpoint of any step, at
 every ZeRO stage, with all that it keeps; and what one stage saved is what any other restores."""
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -132,8 +133,14 @@ def test_a_run_resumes_exactly(dataset_path: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("kind", words(Objective))
+@pytest.mark.parametrize(
+    ("kind", "stage"),
+    [
+        (kind, stage)
+        for kind, stage in product(words(Objective), STAGES)
+        if (kind, stage) != ("aroface", 3)  # which the configuration refuses
+    ],
+)
 def test_every_objective_resumes_exactly(
     dataset_path: Path, tmp_path: Path, sections: dict[str, Any], kind: str, stage: int
 ) -> None:

@@ -21,6 +21,7 @@ parameters}`:
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -124,8 +125,10 @@ class Forward:
         run: Callable[[Tensor], Output],
         images: Mapping[str, Tensor],
         num_micro_batches: int = 1,
+        trial: Callable[[Tensor], AbstractContextManager[Output]] | None = None,
     ) -> None:
-        self._run, self._images, self._count = run, images, num_micro_batches
+        self._run, self._images, self._count = run, dict(images), num_micro_batches
+        self._trial = trial
         self._outputs: dict[str, Output] = {}
         self._told: tuple[Tensor, Told] | None = None
         self._joint: dict[tuple[str, torch.dtype], JointBatch] = {}
@@ -135,6 +138,23 @@ class Forward:
         if view not in self._outputs:
             self._outputs[view] = self._run(self._images[view])
         return self._outputs[view]
+
+    def images(self, view: str) -> Tensor:
+        """What a view of the batch shows: uint8 RGB [N, height, width, 3]."""
+        return self._images[view]
+
+    def show(self, view: str, images_NHWC: Tensor) -> None:
+        """Show these images in place of a view's, which the network must not have seen yet: called
+        in `Objective.prefetch`."""
+        assert view not in self._outputs, f"the network has seen {view}"
+        self._images[view] = images_NHWC
+
+    def trial(self, images_NHWC: Tensor) -> AbstractContextManager[Output]:
+        """The network's output for other images, RGB [N, height, width, 3] of any dtype from 0 to
+        255, through which gradients reach the images. When the block is left nothing stays of it:
+        the network's buffers are what they were, and no weight has a gradient of it."""
+        assert self._trial is not None, "of a batch that is trained on"
+        return self._trial(images_NHWC)
 
     def through(self, other: Callable[[Tensor], Tensor], view: str = "main") -> Tensor:
         """What another function makes of a view's images, [N, ...]: as many of them at a time as
@@ -146,7 +166,12 @@ class Forward:
 
     def embeddings(self, branch: str, view: str = "main") -> Tensor:
         """The embeddings of this name, [N, D] float32. Raises `UserError` where there are none."""
-        found = self(view).embeddings
+        return self.branch_of(self(view), branch)
+
+    @staticmethod
+    def branch_of(output: Output, branch: str) -> Tensor:
+        """The embeddings of this name in an output. Raises `UserError` where there are none."""
+        found = output.embeddings
         if branch not in found:
             raise UserError(
                 f"objective: the backbone has no embeddings {branch!r}, only {', '.join(found)}; "
