@@ -34,6 +34,8 @@ class Stream(IntEnum):
     CONVERT_GROUPS = 13
     PAIRS_SAME = 21
     PAIRS_OTHER = 22
+    MISALIGNMENT = 23
+    """In which directions the protocol misalignment moves images."""
     NETWORK_STEP = 31
     """Dropout, stochastic depth and token masking."""
     NETWORK_WEIGHTS = 41
