@@ -35,6 +35,7 @@ def lift_layer(tree: Value) -> Lifted:
     lifted = Lifted(tree)
     _augment(lifted)
     _mixture_order(lifted)
+    _warmup(lifted)
     return lifted
 
 
@@ -286,6 +287,28 @@ def _with_triplet(settings: dict[str, Value], where: str, alone: bool) -> tuple[
     softmax = Value({"kind": Value("margin_softmax", where)}, where)
     both = Value({"kind": Value("sum", where), "of": Value([softmax, one], where)}, where)
     return both, "objective={kind: sum, of: [margin_softmax, {kind: triplet, ...}]}"
+
+
+def _warmup(lifted: Lifted) -> None:
+    """The schedule was one mapping for all its kinds: it held the warm-up, and the power of
+    polynomials whatever it was."""
+    schedule = lifted.tree.get("train", "schedule")
+    if schedule is None or not isinstance(schedule.data, dict):
+        return
+    left = dict(schedule.data)
+    warmup = left.pop("warmup_epochs", None)
+    if warmup is not None:
+        new = "train.warmup_epochs"
+        if lifted.tree.get(*new.split(".")) is not None:
+            lifted.problems.append(
+                f"{warmup.where}: train.schedule.warmup_epochs and {new} say two things; keep {new}"
+            )
+            return
+        lifted.notices.append(_notice(warmup, "train.schedule.warmup_epochs", new))
+        lifted.tree = lifted.tree.put(warmup, *new.split("."))
+    if "power" in left and _kind(schedule) == "cosine":
+        del left["power"]
+    lifted.tree = lifted.tree.put(replace(schedule, data=left), "train", "schedule")
 
 
 _STEPS: Sequence[Callable[[Lifted], None]] = (

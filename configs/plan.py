@@ -47,13 +47,13 @@ def num_steps(config: Config, num_images: int) -> int:
 
 
 def total_samples(config: Config, num_images: int) -> int:
-    """Samples of all steps: where the schedule reaches 0."""
+    """Samples of all steps: where the schedule ends."""
     return num_steps(config, num_images) * config.train.batch_size
 
 
 def warmup_samples(config: Config, num_images: int) -> int:
     """Samples until the learning rate is whole."""
-    return round(Fraction(str(config.train.schedule.warmup_epochs)) * num_images)
+    return round(Fraction(str(config.train.warmup_epochs)) * num_images)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from manyfaces.configs.objectives.objective import Objective
 from manyfaces.configs.optimizers.adamw import AdamW
 from manyfaces.configs.optimizers.optimizer import Group, Optimizer
 from manyfaces.configs.optimizers.sgd import SGD
+from manyfaces.configs.schedules.schedule import Schedule
 from manyfaces.configs.sections.checkpoint import Checkpoint
 from manyfaces.configs.sections.cluster import Cluster, Elastic
 from manyfaces.configs.sections.data import Data
@@ -28,7 +29,7 @@ from manyfaces.configs.sections.evaluation import Evaluation
 from manyfaces.configs.sections.head import Head, Rows
 from manyfaces.configs.sections.run import Run
 from manyfaces.configs.sections.tracking import Tracking
-from manyfaces.configs.sections.train import Schedule, Train
+from manyfaces.configs.sections.train import Train
 from manyfaces.configs.transforms.transform import Transform
 from manyfaces.configs.urls import url_of
 

@@ -13,6 +13,7 @@ from manyfaces.cluster.stop import Stop, StoppedError
 from manyfaces.cluster.world import World, on_all_ranks
 from manyfaces.configs import plan
 from manyfaces.configs.errors import UserError
+from manyfaces.configs.schedules.schedule import learning_rate
 from manyfaces.configs.schema import Config
 from manyfaces.data.dataset.manifest import IDENTITIES
 from manyfaces.data.feed.loader import Batch, Loader
@@ -33,7 +34,6 @@ from manyfaces.train.protocols.protocol import Protocol
 from manyfaces.train.rates import Rates, own_parts
 from manyfaces.train.record import Record
 from manyfaces.train.sample_log import SampleLog
-from manyfaces.train.schedule import learning_rate
 from manyfaces.train.startup import Startup
 from manyfaces.train.step import StepResult, pass_over, train_step
 from manyfaces.train.tracking.place import mlflow_run
@@ -214,6 +214,7 @@ def _moment(parts: Parts, batch: Batch, *, last: bool) -> Moment:
         batch.position,
         plan.warmup_samples(config, num_images),
         plan.total_samples(config, num_images),
+        num_images,
     )
     return Moment(batch.position, config.train.batch_size, lr, last)
 

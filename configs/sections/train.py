@@ -9,18 +9,8 @@ from manyfaces.configs.not_finite.not_finite import OnNotFinite
 from manyfaces.configs.not_finite.stop import Stop
 from manyfaces.configs.optimizers.optimizer import Optimizer
 from manyfaces.configs.optimizers.sgd import SGD
-
-
-class Schedule(Node):
-    """Linear warm-up from 0, then decay to 0 at the last sample. Counted in samples, so that the
-    world size does not matter."""
-
-    kind: Literal["polynomial", "cosine"] = "polynomial"
-    """Shape of the decay after the warm-up."""
-    power: PositiveFloat = 2.0
-    """Power of the polynomial; InsightFace uses 2."""
-    warmup_epochs: NonNegativeFloat = 0.0
-    """Passes over the dataset in which the learning rate rises; 0 starts at the largest."""
+from manyfaces.configs.schedules.polynomial import Polynomial
+from manyfaces.configs.schedules.schedule import Schedule
 
 
 class Train(Node):
@@ -38,8 +28,10 @@ class Train(Node):
     """Passes over the dataset; rounded up to whole steps."""
     optimizer: Optimizer = SGD()
     """How the network's weights follow its gradient."""
-    schedule: Schedule = Schedule()
-    """How the learning rate rises and falls over the run."""
+    warmup_epochs: NonNegativeFloat = 0.0
+    """Passes over the dataset in which the learning rate rises from 0; 0 starts at the largest."""
+    schedule: Schedule = Polynomial()
+    """How the learning rate falls behind the warm-up."""
     clip_norm: PositiveFloat = 5.0
     """Largest norm of the network's gradient, as InsightFace clips."""
     precision: Literal["auto", "float32", "bfloat16"] = "float32"

@@ -209,7 +209,7 @@ def test_every_way_to_keep_class_rows_resumes_exactly(
     [
         {"optimizer": {"kind": "sgd", "lr": 0.1}, "sync_batchnorm": True},
         {"optimizer": {"kind": "sgd", "groups": [{"match": "0.*", "lr_scale": 0.25}]}},
-        {"schedule": {"kind": "cosine", "warmup_epochs": 0.1}, "clip_norm": 0.1},
+        {"schedule": "cosine", "warmup_epochs": 0.1, "clip_norm": 0.1},
     ],
 )
 def test_every_way_to_train_the_network_resumes_exactly(

@@ -73,7 +73,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_samples_and_checkpoint(
         "train",
         config,
         "train.optimizer.lr=1e30",
-        "train.schedule.warmup_epochs=0",
+        "train.warmup_epochs=0",
         "checkpoint.every_steps=1",
     )
     assert refused.returncode == 2

@@ -132,7 +132,7 @@ def test_a_batch_in_parts_keeps_the_activations_of_one_for_another_forward_pass(
 
 
 def test_counts_in_decimals_and_rounds_up_to_whole_steps() -> None:
-    config = make(train={"epochs": 0.1, "batch_size": 3, "schedule": {"warmup_epochs": 0.3}})
+    config = make(train={"epochs": 0.1, "batch_size": 3, "warmup_epochs": 0.3})
     assert num_steps(config, 90) == 3  # not 4, as 0.1 * 90 / 3 is in no binary
     assert warmup_samples(config, 90) == 27
     assert num_steps(make(train={"epochs": 1, "batch_size": 64}), 65) == 2
@@ -210,7 +210,7 @@ def _of_the_run(found: Plan) -> tuple[int, ...]:
 
 
 def test_lines_are_short_and_for_people() -> None:
-    config = make(train={"batch_size": 1024, "schedule": {"warmup_epochs": 2}})
+    config = make(train={"batch_size": 1024, "warmup_epochs": 2})
     found = plan(config, 5_179_510, 93_431, 8)
     told = dict(lines(found))
     assert told["dataset"] == "5,179,510 images of 93,431 identities"

@@ -1,0 +1,1 @@
+"""Kinds of schedules: how the learning rate falls."""
