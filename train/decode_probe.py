@@ -64,7 +64,7 @@ def _rate(
     size = max(256, IMAGES_PER_THREAD * threads)
     batch = [blobs[n % len(blobs)] for n in range(size)]
     decoder = ViewDecoder(
-        view, MAIN, seed=0, batch_size=size, share=(0, size), threads=threads, device=device
+        {MAIN: view}, seed=0, batch_size=size, share=(0, size), threads=threads, device=device
     )
     decoder.finish(decoder.start(batch, 0))  # builds the pipeline
     done, begun, since = 0, decoder.start(batch, size), time.perf_counter()

@@ -16,6 +16,7 @@ class Transform(Kind):
     folder: ClassVar[str] = "manyfaces.configs.transforms"
     config_key: ClassVar[str] = "data.augment"
     usual_order: ClassVar[tuple[str, ...]] = (
+        "resized_crop",
         "mask",
         "misalign",
         "flip",
@@ -23,6 +24,7 @@ class Transform(Kind):
         "colour",
         "gray",
         "blur",
+        "solarise",
         "low_resolution",
         "jpeg",
         "erase",

@@ -51,8 +51,7 @@ class _Begun(NamedTuple):
     labels_N: NDArray[np.int64]
     usable_N: NDArray[np.bool_]
     """Which samples are neither forgotten nor in quarantine."""
-    decodings: list[Decoding]
-    """One for each view."""
+    decoding: Decoding
 
 
 class _Ready(NamedTuple):
@@ -95,18 +94,14 @@ class Loader:
         self.order = build_order(dataset, config.order, seed)
         self._store, self._forgotten = Stores(dataset, tell), read_forgotten(dataset)
         views = {MAIN: main_view(config)} if views is None else views
-        self._decoders = {
-            name: ViewDecoder(
-                view,
-                name,
-                seed=seed,
-                batch_size=batch_size,
-                share=(self.lo, self.hi),
-                threads=decode_threads,
-                device=device,
-            )
-            for name, view in views.items()
-        }
+        self._decoder = ViewDecoder(
+            views,
+            seed=seed,
+            batch_size=batch_size,
+            share=(self.lo, self.hi),
+            threads=decode_threads,
+            device=device,
+        )
         self._stream = FeedStream(device)
         self._ready: queue.Queue[_Ready | BaseException | None] = queue.Queue(
             config.prefetch_batches
@@ -156,16 +151,12 @@ class Loader:
         read = self._store.read(ids_N[usable_N])
         for slot, blob in zip(np.flatnonzero(usable_N), read, strict=True):
             blobs[slot] = blob
-        decodings = [decoder.start(blobs, position) for decoder in self._decoders.values()]
-        return _Begun(position, ids_N, labels_N, usable_N, decodings)
+        decoding = self._decoder.start(blobs, position)
+        return _Begun(position, ids_N, labels_N, usable_N, decoding)
 
     def _finish(self, begun: _Begun) -> Batch:
         """Collect the images; a sample that cannot be decoded goes to quarantine."""
-        images: dict[str, Tensor] = {}
-        good_N = np.ones(len(begun.ids_N), bool)
-        for (name, decoder), decoding in zip(self._decoders.items(), begun.decodings, strict=True):
-            images[name], decoded_N = decoder.finish(decoding)
-            good_N &= decoded_N
+        images, good_N = self._decoder.finish(begun.decoding)
         for slot in np.flatnonzero(begun.usable_N & ~good_N).tolist():
             self.quarantine.add(int(begun.ids_N[slot]), begun.position + self.lo + slot)
         labels = torch.from_numpy(np.where(good_N, begun.labels_N, IGNORED)).to(self.device)

@@ -1,14 +1,14 @@
-"""The images of one rank's batches as one view shows them: augmentations drawn, JPEG bytes
-decoded."""
+"""The images of one rank's batches as views show them: augmentations drawn, JPEG bytes decoded once
+for all views."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from manyfaces.data.feed.decode import Decoder, Decoding
+from manyfaces.data.feed.decode import Decoding, ViewsDecoder
 from manyfaces.data.feed.view import View
 from manyfaces.data.transforms.augmentation import Augmentation, Choices
 
@@ -16,14 +16,13 @@ _DRAWN_AHEAD = 2048  # images
 
 
 class ViewDecoder:
-    """Decodes the samples [lo, hi) of each global batch of `batch_size` for the view of this name,
-    whose augmentations are drawn from `seed`. `start` begins one batch in the background, `finish`
-    gives its images."""
+    """Decodes the samples [lo, hi) of each global batch of `batch_size` for the views, by their
+    names, whose augmentations are drawn from `seed`. `start` begins one batch in the background,
+    `finish` gives its images."""
 
     def __init__(
         self,
-        view: View,
-        name: str,
+        views: Mapping[str, View],
         *,
         seed: int,
         batch_size: int,
@@ -31,30 +30,33 @@ class ViewDecoder:
         threads: int,
         device: torch.device,
     ) -> None:
-        self.name, self.seed, self.batch_size = name, seed, batch_size
+        self.seed, self.batch_size = seed, batch_size
         self.lo, self.hi = share
-        self._augmentation = Augmentation(view.augment, view.image_hw)
-        self._decode = Decoder(
-            view.image_hw,
+        self._augmentations = {
+            name: Augmentation(view.augment, view.image_hw) for name, view in views.items()
+        }
+        self._decode = ViewsDecoder(
+            list(self._augmentations.values()),
             self.hi - self.lo,
-            self._augmentation,
             threads=threads,
             device=device,
         )
-        self._drawn: dict[int, Choices] = {}
+        self._drawn: dict[int, list[Choices]] = {}
 
     def start(self, blobs: Sequence[NDArray[np.uint8]], position: int) -> Decoding:
         """Begin to decode the share of the global batch that begins at `position`."""
         return self._decode.start(blobs, self._choices(position))
 
-    def finish(self, decoding: Decoding) -> tuple[Tensor, NDArray[np.bool_]]:
-        """Images, uint8 [N, height, width, 3] on the device, and which of them are real, in the
-        sequence in which the batches were started."""
-        return self._decode.finish(decoding)
+    def finish(self, decoding: Decoding) -> tuple[dict[str, Tensor], NDArray[np.bool_]]:
+        """The images of each view, uint8 [N, height, width, 3] on the device, and which of them are
+        real, in the sequence in which the batches were started."""
+        views, good_N = self._decode.finish(decoding)
+        return dict(zip(self._augmentations, views, strict=True)), good_N
 
-    def _choices(self, position: int) -> Choices:
-        """The random choices for the share of the global batch at `position`. They are drawn for
-        several batches at once, as a draw takes half a millisecond however few images it is for."""
+    def _choices(self, position: int) -> list[Choices]:
+        """The random choices of each view for the share of the global batch at `position`. They are
+        drawn for several batches at once, as a draw takes half a millisecond however few images it
+        is for."""
         if position not in self._drawn:
             share = self.hi - self.lo
             num_batches = max(_DRAWN_AHEAD // share, 1)
@@ -62,9 +64,12 @@ class ViewDecoder:
             positions = np.concatenate(
                 [np.arange(start + self.lo, start + self.hi) for start in starts]
             )
-            choices = self._augmentation.draw(self.seed, positions, self.name)
+            drawn = [
+                augmentation.draw(self.seed, positions, name)
+                for name, augmentation in self._augmentations.items()
+            ]
             self._drawn = {
-                start: choices[np.arange(n * share, (n + 1) * share)]
+                start: [each[np.arange(n * share, (n + 1) * share)] for each in drawn]
                 for n, start in enumerate(starts)
             }
         return self._drawn.pop(position)

@@ -29,6 +29,9 @@ class Transform(ABC):
     keeps_size: bool = False
     """Whether an image comes out in the size in which it goes in, whatever that is. The decoder
     then need not ask each image for its size beforehand."""
+    takes_any_size: bool = False
+    """Whether it takes images of any size, and gives them the size that is wanted. Where it comes
+    first, the decoder hands it the image as it is stored, with all its pixels."""
     works_in_place: bool = False
     """Whether `change_in_place` does the same to images in host memory, and quicker."""
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from manyfaces.data.feed.decode import Decoder
+from manyfaces.data.feed.decode import Decoder, ViewsDecoder
 from manyfaces.data.store.samples import Store
 
 CPU = torch.device("cpu")
@@ -163,7 +163,7 @@ def test_a_decoder_that_does_not_work_is_no_fault_of_the_images(blobs, monkeypat
     def broken(*_: object) -> None:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(Decoder, "_collect", broken)
+    monkeypatch.setattr(ViewsDecoder, "_collect", broken)
     with pytest.raises(RuntimeError, match="could not decode any of 3 images: out of memory"):
         Decoder((112, 112), 3, device=CPU)(blobs[:3])
 
