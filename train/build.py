@@ -106,11 +106,13 @@ def _objective_and_network(
             world.device,
             dist.group.WORLD,
             lambda file: open_encoder(Path(file), world.device),
+            dataset.manifest.num_images,
         )
     )
     torch.manual_seed(rng.key(config.run.seed, rng.Stream.NETWORK_WEIGHTS) >> 1)
     built = build_backbone(config, fresh=found is None)
-    network = Network(objective.network(built.backbone), built)
+    module = objective.network(built.backbone)
+    network = Network(module, built, objective.evaluated(built.backbone))
     if found is not None:
         network.load(found.path, found.state, config.model.init)
     return objective, network

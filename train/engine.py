@@ -214,6 +214,26 @@ class Engine:
             raise NotFiniteError(f"gradient norm {float(norm)}")
         return float(norm)
 
+    @torch.no_grad()
+    def average(self, into: nn.Module, of: nn.Module, momentum: float) -> None:
+        """Move the frozen weights of one part of the network to `momentum` times themselves and
+        (1 - `momentum`) times those of another part, which has the same ones. At stage 3 each rank
+        moves the parts that it holds, without a collective."""
+        for slow, fast in zip(into.parameters(), of.parameters(), strict=True):
+            for mine, theirs in zip(self._held(slow), self._held(fast), strict=True):
+                # In two operations, each of which is rounded: the same bits wherever a number
+                # stands in a tensor, so that all ranks' copies and parts agree.
+                mine.mul_(momentum).add_(theirs * (1 - momentum))
+
+    def _held(self, parameter: nn.Parameter) -> list[Tensor]:
+        """What this rank holds of a parameter: itself or, at stage 3, its part, and all of it where
+        it is small."""
+        if self.stage < 3:
+            return [parameter.data]
+        part: Tensor = parameter.ds_tensor  # type: ignore[attr-defined]  # DeepSpeed's
+        is_small: bool = parameter.ds_persist  # type: ignore[attr-defined]
+        return [part.data, parameter.data] if is_small else [part.data]
+
     def warm_up(self, *losses: Callable[[], Tensor]) -> None:
         """One step at learning rate 0 with the scalars that `losses` compute, at least one, each of
         which has a backward pass: creates the optimiser's state, and finds out-of-memory and

@@ -83,6 +83,8 @@ def _updated(engine: Engine, objective: Objective, moment: Moment, loss: Loss) -
         grad_norm = engine.step(moment.lr)
     except NotFiniteError as error:
         raise NotFiniteError(f"loss {float(loss.value)}, {error}") from error
+    for average in objective.moving_averages(moment):
+        engine.average(average.into, average.of, average.momentum)
     objective.after_step(engine.module, moment)
     last, finite = loss.last, loss.finite
     if not objective.tells_last:

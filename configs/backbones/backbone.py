@@ -75,6 +75,12 @@ class Backbone(Kind):
     """What is trained in place of the backbone's own weights: these then stay as `init` gives them,
     but for the embedding layer, and checkpoints do not hold them. Empty trains all weights."""
 
+    @property
+    def takes_any_size(self) -> bool:
+        """Whether the network takes images of other sizes than the one that it is made for, as
+        local views of pretraining without labels are."""
+        return False
+
     @classmethod
     def published(cls) -> Sequence["Backbone"]:
         """The networks of this kind of which others have published weights for faces of 112 x 112

@@ -108,6 +108,12 @@ class Timm(WithNeck):
                 raise ValueError(f"{name} is not for timm: {_NOT_PASSED_ON[name]}; leave it out")
         return parameters
 
+    @property
+    def takes_any_size(self) -> bool:
+        """Where timm's transformer interpolates its positions (`parameters={dynamic_img_size:
+        true}`), and no position has weights of its own."""
+        return bool(self.parameters.get("dynamic_img_size")) and self.pool != "flatten"
+
     def cost(self, image_hw: tuple[int, int]) -> Cost:
         """What a plain vision transformer costs, or what the configuration says; zeros where
         neither is known, as the network would have to be built for it."""

@@ -42,10 +42,18 @@ class ViT(WithNeck):
     size: ViTSize = "base"
     """Width x depth: 256 x 12, 512 x 12, 512 x 24, 768 x 24 or 1024 x 48; patches of 9 pixels.
     `small_p8` and `base_p8` are CVLface's: 512 x 12 and 512 x 24, patches of 8."""
+    pool: Literal["flatten", "mean"] = "flatten"
+    """How the last tokens become the embedding: `flatten` gives each position weights of its own,
+    as InsightFace's networks do; `mean` averages them, so that the network takes images of any
+    size: its position embeddings are interpolated."""
     drop_path: Annotated[float, Field(ge=0, lt=1), RESULTS] = 0.1
     """Largest rate of stochastic depth, growing linearly with depth."""
     mask_ratio: Annotated[float, Field(ge=0, lt=1), RESULTS] = 0.1
     """Share of tokens hidden in training."""
+
+    @property
+    def takes_any_size(self) -> bool:
+        return self.pool == "mean"
 
     @classmethod
     def published(cls) -> tuple["ViT", ...]:
@@ -68,7 +76,7 @@ class ViT(WithNeck):
         parameters += self._embedding_parameters(tokens)
         multiply_adds = tokens * patch * width
         multiply_adds += shape.depth * (tokens * block + 2 * tokens * tokens * width)
-        multiply_adds += tokens * width * width + width * dim
+        multiply_adds += self._pooled(tokens) * width * width + width * dim
         # A fused attention keeps no matrix of tokens x tokens, and hidden tokens go through no
         # block.
         shown = shape.depth * int(tokens * (1 - self.mask_ratio)) * width
@@ -79,5 +87,9 @@ class ViT(WithNeck):
     def _embedding_parameters(self, tokens: int) -> int:
         """Parameters behind the last block: two linear layers, with a neck behind each."""
         width, dim = VIT[self.size].width, self.embedding_dim
-        linear = tokens * width * width + width * dim
+        linear = self._pooled(tokens) * width * width + width * dim
         return linear + self.neck_parameters(width) + self.neck_parameters(dim)
+
+    def _pooled(self, tokens: int) -> int:
+        """Vectors of which the embedding is made."""
+        return tokens if self.pool == "flatten" else 1

@@ -70,7 +70,7 @@ class Block(nn.Module):
 class ViT(Backbone):
     """Images [N, 3, height, width], normalised floats, to embeddings [N, embedding_dim] and tokens;
     `image_hw` is (height, width) in pixels. `mask_ratio` of the tokens is hidden in training, a
-    fresh choice for each image."""
+    fresh choice for each image. With `pool` mean, images may have any other size too."""
 
     def __init__(
         self,
@@ -79,12 +79,15 @@ class ViT(Backbone):
         drop_path: float = 0.1,
         mask_ratio: float = 0.1,
         neck: str = "batchnorm",
+        pool: str = "flatten",
         image_hw: tuple[int, int] = (112, 112),
     ) -> None:
         super().__init__()
         shape = VIT[size]
-        num_tokens = (image_hw[0] // shape.patch_px) * (image_hw[1] // shape.patch_px)
-        self.mask_ratio = mask_ratio
+        self.grid = image_hw[0] // shape.patch_px, image_hw[1] // shape.patch_px
+        """Rows and columns of patches of the images that it is made for."""
+        num_tokens = self.grid[0] * self.grid[1]
+        self.mask_ratio, self.pool = mask_ratio, pool
         self.patch_embed = nn.Conv2d(3, shape.width, shape.patch_px, stride=shape.patch_px)
         self.pos_embed = nn.Parameter(torch.zeros(1, num_tokens, shape.width))
         self.mask_token = nn.Parameter(torch.zeros(1, 1, shape.width))
@@ -93,7 +96,9 @@ class ViT(Backbone):
         )
         self.norm = nn.LayerNorm(shape.width)
         self.feature = nn.Sequential(
-            nn.Linear(num_tokens * shape.width, shape.width, bias=False),
+            nn.Linear(
+                shape.width * (num_tokens if pool == "flatten" else 1), shape.width, bias=False
+            ),
             build_neck(neck, shape.width, eps=2e-5),
             nn.Linear(shape.width, embedding_dim, bias=False),
             build_neck(neck, embedding_dim, eps=2e-5),
@@ -123,7 +128,8 @@ class ViT(Backbone):
         return ours
 
     def forward(self, images_NCHW: Tensor) -> Output:
-        x_NTD = self.patch_embed(images_NCHW).flatten(2).transpose(1, 2) + self.pos_embed
+        maps_NDHW = self.patch_embed(images_NCHW)
+        x_NTD = maps_NDHW.flatten(2).transpose(1, 2) + self.positions(*maps_NDHW.shape[2:])
         num_images, num_tokens, width = x_NTD.shape
         num_kept = int(num_tokens * (1 - self.mask_ratio)) if self.training else num_tokens
         if num_kept < num_tokens:
@@ -136,10 +142,23 @@ class ViT(Backbone):
         for block in self.blocks:
             x_NTD = block(x_NTD)
         x_NTD = self.norm(x_NTD)
+        mean_ND = x_NTD.mean(1)  # of those that are not hidden
         if num_kept < num_tokens:
             x_NTD = (
                 self.mask_token.to(x_NTD.dtype)
                 .expand(num_images, num_tokens, width)
                 .scatter(1, kept, x_NTD)
             )
-        return Output({"main": self.feature(x_NTD.flatten(1))}, x_NTD)
+        pooled_ND = x_NTD.flatten(1) if self.pool == "flatten" else mean_ND
+        return Output({"main": self.feature(pooled_ND)}, x_NTD)
+
+    def positions(self, rows: int, columns: int) -> Tensor:
+        """The position embeddings of so many rows and columns of patches, [1, T, width]; those of
+        another grid than the network's own are interpolated."""
+        if (rows, columns) == self.grid:
+            return self.pos_embed
+        own_1DHW = self.pos_embed.transpose(1, 2).unflatten(2, self.grid).float()
+        fitted_1DHW = F.interpolate(
+            own_1DHW, (rows, columns), mode="bicubic", antialias=True, align_corners=False
+        )
+        return fitted_1DHW.flatten(2).transpose(1, 2)

@@ -42,11 +42,14 @@ class Built(NamedTuple):
 class Network:
     """What is trained by gradient: the backbone, and what an objective trains beside it.
 
-    `module` has the built backbone as a part, or is it. Raises `UserError` where it does not.
+    `module` has the built backbone as a part, or is it; `evaluated` is another part that stands for
+    it in evaluation, export and checkpoints. Raises `UserError` where it does not.
     """
 
-    def __init__(self, module: nn.Module, built: Built) -> None:
-        self.module, self.built, self.backbone = module, built, built.backbone
+    def __init__(self, module: nn.Module, built: Built, evaluated: nn.Module | None = None) -> None:
+        self.module, self.built = module, built
+        self.backbone = built.backbone if evaluated is None else evaluated
+        """What is evaluated, and has the backbone's file: the built one, or a copy of it."""
         names = [name for name, part in module.named_modules() if part is self.backbone]
         if not names:
             raise UserError(
@@ -82,7 +85,7 @@ class Network:
     def load(self, checkpoint: Path, state: RunState, init: str | None) -> None:
         """Take the weights of a committed checkpoint with this state; `init` is the `model.init` of
         the run that takes them. Raises `UserError`."""
-        _load_backbone(self.built, checkpoint, state, init)
+        _load_backbone(self.built._replace(backbone=self.backbone), checkpoint, state, init)
         ours = self.split(self.module.state_dict())[1]
         theirs = read_beside_backbone(checkpoint)
         if differing := sorted(ours.keys() ^ theirs.keys()):

@@ -55,6 +55,8 @@ class Setting:
     """The ranks that train together; None is this process alone."""
     open_encoder: Callable[[str], Encoder]
     """A trained network by the path of its weights, on the device. Raises `UserError`."""
+    num_images: int = 1
+    """Images of the dataset, by which epochs are counted."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,17 @@ class HeldByRank0:
     tensors: Mapping[str, Tensor]
 
 
+@dataclass(frozen=True)
+class MovingAverage:
+    """Two parts of the network with the same weights by name, of which one follows the other."""
+
+    into: nn.Module
+    """Its weights are frozen, and are moved behind each step."""
+    of: nn.Module
+    momentum: float
+    """What `into` keeps of itself: it gets 1 - `momentum` of the other's weights."""
+
+
 StatePart = ShardedRows | HeldByRank0
 
 
@@ -155,6 +168,11 @@ class Forward:
         the network's buffers are what they were, and no weight has a gradient of it."""
         assert self._trial is not None, "of a batch that is trained on"
         return self._trial(images_NHWC)
+
+    def together(self, views: Sequence[str]) -> Output:
+        """The network's output for several views of one size, the images of one behind those of the
+        other. It is not kept: each call runs the network."""
+        return self._run(torch.cat([self._images[view] for view in views]))
 
     def through(self, other: Callable[[Tensor], Tensor], view: str = "main") -> Tensor:
         """What another function makes of a view's images, [N, ...]: as many of them at a time as
@@ -222,6 +240,11 @@ class Objective(ABC):
         returns `Output`; the backbone has to be a part of it, or itself."""
         return backbone
 
+    def evaluated(self, backbone: nn.Module) -> nn.Module:
+        """What is evaluated and exported, and has the backbone's file in a checkpoint, once the
+        network is made: the backbone, or a copy of it in the network, such as a moving average."""
+        return backbone
+
     def groups(self, network: nn.Module, optimizer: Any) -> Sequence[ParamGroup]:
         """The parameters that are trained, with learning rates and decay by part."""
         return groups_of(network, optimizer)
@@ -242,6 +265,11 @@ class Objective(ABC):
         output = forward()
         given = [*output.embeddings.values(), *output.scores.values()]
         return torch.stack([each.sum() for each in given]).sum() * 1e-6
+
+    def moving_averages(self, moment: Moment) -> Sequence[MovingAverage]:
+        """Parts of the network that follow others, and are moved when the network has taken its
+        step; before `after_step`."""
+        return ()
 
     def after_step(self, network: nn.Module, moment: Moment) -> None:
         """Called when the network has taken its step."""

@@ -14,6 +14,7 @@ from manyfaces.train.objectives.objective import (
     Forward,
     Loss,
     Moment,
+    MovingAverage,
     Objective,
     Setting,
     StatePart,
@@ -40,6 +41,9 @@ class Sum(Objective):
 
     def network(self, backbone: nn.Module) -> nn.Module:
         return reduce(lambda network, part: part.network(network), self.parts.values(), backbone)
+
+    def evaluated(self, backbone: nn.Module) -> nn.Module:
+        return reduce(lambda found, part: part.evaluated(found), self.parts.values(), backbone)
 
     def groups(self, network: nn.Module, optimizer: schema.Optimizer) -> Sequence[ParamGroup]:
         """Those of the only part that says its own. Raises `UserError` where several do."""
@@ -75,6 +79,9 @@ class Sum(Objective):
 
     def dry_run(self, forward: Forward) -> Tensor:
         return _sum([part.dry_run(forward) for part in self.parts.values()])
+
+    def moving_averages(self, moment: Moment) -> Sequence[MovingAverage]:
+        return [each for part in self.parts.values() for each in part.moving_averages(moment)]
 
     def after_step(self, network: nn.Module, moment: Moment) -> None:
         for part in self.parts.values():

@@ -90,7 +90,8 @@ def test_no_recipe_wants_what_convert_reads_to_be_unpacked() -> None:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_rows_under_sgd_do_not_take_the_numbers_of_adamw(path: Path) -> None:
     config = load(path)
-    if isinstance(config.train.optimizer, AdamW) and config.head.rows.optimizer == "sgd":
+    is_adamw = isinstance(config.train.optimizer, AdamW)
+    if config.has_head and is_adamw and config.head.rows.optimizer == "sgd":
         assert config.head.rows.lr_scale * config.train.optimizer.lr >= 0.05
         assert config.head.rows.weight_decay is not None
 
