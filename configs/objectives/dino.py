@@ -8,6 +8,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from manyfaces.configs.multi_crop import NUM_GLOBAL, MultiCrop
 from manyfaces.configs.node import TENSORS, Probability
 from manyfaces.configs.objectives.objective import Objective, ObjectiveCost, Sizes
+from manyfaces.configs.precision import precision
 from manyfaces.configs.transforms.flip import Flip
 
 Momentum = Annotated[float, Field(ge=0, lt=1)]
@@ -86,7 +87,7 @@ class ProjectionHead(Objective):
 
         device = held(model.parameters + head, 3) + held(head, 3) + held(head, 2)
         device += held(states * head, 1) + 4 * self.prototypes
-        item = 2 if config.train.precision == "bfloat16" else 4
+        item = 2 if precision(config.train, is_gpu=sizes.is_gpu) == "bfloat16" else 4
         activations = (NUM_GLOBAL - 1) * model.activations + num_local * local.activations
         # Logits and their softmax for each view, in float32.
         outputs = 4 * share * self.prototypes * (2 * views + 2 * NUM_GLOBAL)
