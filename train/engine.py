@@ -232,7 +232,9 @@ class Engine:
             return [parameter.data]
         part: Tensor = parameter.ds_tensor  # type: ignore[attr-defined]  # DeepSpeed's
         is_small: bool = parameter.ds_persist  # type: ignore[attr-defined]
-        return [part.data, parameter.data] if is_small else [part.data]
+        # With one rank both are the same memory.
+        same = part.untyped_storage().data_ptr() == parameter.untyped_storage().data_ptr()
+        return [part.data, parameter.data] if is_small and not same else [part.data]
 
     def warm_up(self, *losses: Callable[[], Tensor]) -> None:
         """One step at learning rate 0 with the scalars that `losses` compute, at least one, each of
