@@ -41,11 +41,14 @@ class MultiCrop(Node):
     network that takes images of any size, and else `data.image_px`."""
     ratio: tuple[PositiveFloat, PositiveFloat] = (0.75, 1.333)
     """Smallest and largest width / height of a part of the image."""
-    global_augment: tuple[tuple[Transform, ...], tuple[Transform, ...]] = (
-        (*_COLOURS, Blur(p=1.0, sigma_px=(0.1, 2.0))),
-        (*_COLOURS, Blur(p=0.1, sigma_px=(0.1, 2.0)), Solarise(p=0.2)),
+    first_augment: tuple[Transform, ...] = (*_COLOURS, Blur(p=1.0, sigma_px=(0.1, 2.0)))
+    """Random changes of the first global view."""
+    second_augment: tuple[Transform, ...] = (
+        *_COLOURS,
+        Blur(p=0.1, sigma_px=(0.1, 2.0)),
+        Solarise(p=0.2),
     )
-    """Random changes of the first and of the second global view."""
+    """Random changes of the second global view."""
     local_augment: tuple[Transform, ...] = (*_COLOURS, Blur(p=0.5, sigma_px=(0.1, 2.0)))
     """Random changes of each local view."""
 
@@ -69,7 +72,8 @@ class MultiCrop(Node):
     def global_views(self) -> dict[str, tuple[Transform, ...]]:
         """The changes of each global view, by its name."""
         crop = ResizedCrop(scale=self.global_scale, ratio=self.ratio)
-        return {f"global_{n}": (crop, *each) for n, each in enumerate(self.global_augment)}
+        both = (self.first_augment, self.second_augment)
+        return {f"global_{n}": (crop, *each) for n, each in enumerate(both)}
 
     def local_views(self) -> dict[str, tuple[Transform, ...]]:
         """The changes of each local view, by its name."""

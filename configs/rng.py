@@ -39,10 +39,10 @@ class Stream(IntEnum):
     NETWORK_STEP = 31
     """Dropout, stochastic depth and token masking."""
     NETWORK_WEIGHTS = 41
-    WARP = 51
-    """Warps against the network, of which gradients decide where they go."""
     PROBE_SPLIT = 51
     PROBE_EPISODES = 52
+    WARP = 61
+    """Warps against the network, of which gradients decide where they go."""
     HEAD_SUB_CENTERS = 0x504C414E
     HEAD_ROUNDING = 0x524F554E
     HEAD_SAMPLING = 0x53414D50

@@ -28,15 +28,15 @@ class KNN(SplitProbe):
         test: str | None = None,
         flip: Flip = "none",
         seed: int = 0,
-        k: int = 20,
+        neighbours: int = 20,
         temperature: float = 0.07,
     ) -> None:
         super().__init__(path, test, flip, seed)
-        self.k, self.temperature = k, temperature
+        self.neighbours, self.temperature = neighbours, temperature
 
     def result(self, embeddings_ND: Floats) -> Result:
         learnt_ND, asked_QD = self.split(embeddings_ND)
-        found = exact_search(asked_QD, blocks(learnt_ND), min(self.k, len(learnt_ND)))
+        found = exact_search(asked_QD, blocks(learnt_ND), min(self.neighbours, len(learnt_ND)))
         labels_QK = self.code_N[found.rows_QK]
         voted_Q = vote(found.scores_QK, labels_QK, self.temperature)
         return Result(

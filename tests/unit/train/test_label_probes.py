@@ -55,7 +55,7 @@ def parts(protocol: Protocol) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.nd
 
 @pytest.mark.parametrize(("k", "temperature"), [(1, 0.07), (7, 0.07), (20, 0.3), (200, 1.0)])
 def test_neighbours_vote_as_scikit_learn_s_do(tmp_path: Path, k: int, temperature: float) -> None:
-    protocol, result = outcome(knn.KNN(path=folder(tmp_path), k=k, temperature=temperature, seed=3))
+    protocol, result = outcome(knn.KNN(path=folder(tmp_path), neighbours=k, temperature=temperature, seed=3))
     learnt, labels, asked, expected = parts(protocol)
     neighbours = KNeighborsClassifier(
         min(k, len(learnt)),
@@ -87,7 +87,7 @@ def test_one_image_of_each_identity_that_has_several_is_asked_for(tmp_path: Path
 def test_a_list_of_its_own_is_asked_for(tmp_path: Path) -> None:
     told = folder(tmp_path / "told")
     asked = folder(tmp_path / "asked", (2,) * 14, first=100)
-    protocol, result = outcome(knn.KNN(path=told, test=asked, k=5))
+    protocol, result = outcome(knn.KNN(path=told, test=asked, neighbours=5))
     learnt, labels, rows, expected = parts(protocol)
     assert expected.tolist() == [who for who in range(12) for _ in range(2)]
     assert result.counts["asked"] == 24  # nobody knows the last two
@@ -158,5 +158,5 @@ def test_a_mistake_is_one_clear_line(tmp_path: Path, make, message: str) -> None
 
 
 def test_a_result_s_source_tells_two_probes_apart() -> None:
-    sources = [json.loads(knn.KNN(path="faces", k=k).source()) for k in (5, 20)]
+    sources = [json.loads(knn.KNN(path="faces", neighbours=k).source()) for k in (5, 20)]
     assert sources[0] != sources[1]
