@@ -55,7 +55,9 @@ def parts(protocol: Protocol) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.nd
 
 @pytest.mark.parametrize(("k", "temperature"), [(1, 0.07), (7, 0.07), (20, 0.3), (200, 1.0)])
 def test_neighbours_vote_as_scikit_learn_s_do(tmp_path: Path, k: int, temperature: float) -> None:
-    protocol, result = outcome(knn.KNN(path=folder(tmp_path), neighbours=k, temperature=temperature, seed=3))
+    protocol, result = outcome(
+        knn.KNN(path=folder(tmp_path), neighbours=k, temperature=temperature, seed=3)
+    )
     learnt, labels, asked, expected = parts(protocol)
     neighbours = KNeighborsClassifier(
         min(k, len(learnt)),
