@@ -15,7 +15,7 @@ from exact_resume import (
     small_tree,
     trained,
 )
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from manyfaces.configs.margins.margin import Margin
 from manyfaces.configs.objectives.objective import Objective
@@ -29,6 +29,17 @@ TIMM = {
     "name": "vit_tiny_patch16_224",
     "parameters": {"depth": 1, "embed_dim": 16, "num_heads": 2},
 }
+DINO = {
+    "kind": "dino",
+    "prototypes": 32,
+    "hidden_dim": 16,
+    "bottleneck_dim": 8,
+    "crops": {"local_crops": 2},
+    "momentum": 0.9,
+    "koleo_weight": 0.1,
+    "freeze_prototypes_epochs": 0.05,
+}
+"""It keeps a teacher and a running mean, and lets the prototypes go within the run."""
 ADAPTERS = [{"kind": "lora", "rank": 2, "dropout": 0.1}]
 OWN = '''
 import torch
@@ -112,6 +123,7 @@ def sections(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     distill = {"kind": "distill", "teacher": str(teacher)}
     return {
         "custom": {"objective": {"file": str(file), "name": "Still"}},
+        "dino": {"objective": DINO, "data": {"augment": ["flip"]}},
         "distill": {"objective": distill},
         "margin_softmax": {"head": HEAD},
         "sum": {"objective": {"of": ["margin_softmax", "triplet", distill]}, "head": HEAD},
@@ -150,6 +162,22 @@ def test_every_objective_resumes_exactly(
         dataset_path, tmp_path, **(more | {"objective": objective}), engine=at_stage(stage)
     )
     assert_resumes_exactly(tmp_path, tree)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_teacher_is_restored_at_any_world_size(
+    dataset_path: Path, tmp_path: Path, sections: dict[str, Any], stage: int
+) -> None:
+    """All that a checkpoint of two ranks holds, bit for bit; data go on where they were."""
+    tree = small_tree(dataset_path, tmp_path, **sections["dino"], engine=at_stage(stage))
+    whole = trained(tmp_path / "whole", tree, 2)
+    start = whole.checkpoint(1)
+    assert any(name.startswith("teacher.") for name in load_file(start / "network.safetensors"))
+    for world_size in (1, 3):
+        resumed = trained(tmp_path / f"on-{world_size}", tree, world_size, start)
+        assert_same_state(resumed.restored(1), start)
+        assert resumed.ids() == whole.ids(8)
 
 
 @pytest.mark.slow
