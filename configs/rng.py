@@ -38,6 +38,7 @@ class Stream(IntEnum):
     """In which directions the protocol misalignment moves images."""
     NETWORK_STEP = 31
     """Dropout, stochastic depth and token masking."""
+    TOKEN_MASKS = 32
     NETWORK_WEIGHTS = 41
     PROBE_SPLIT = 51
     PROBE_EPISODES = 52

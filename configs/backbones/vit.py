@@ -64,6 +64,11 @@ class ViT(WithNeck):
         tokens = (image_hw[0] // shape.patch_px) * (image_hw[1] // shape.patch_px)
         return Transformer(shape.depth, shape.width, self._embedding_parameters(tokens))
 
+    def num_tokens(self, image_hw: tuple[int, int]) -> int:
+        """Patches of an image."""
+        patch_px = VIT[self.size].patch_px
+        return (image_hw[0] // patch_px) * (image_hw[1] // patch_px)
+
     def cost(self, image_hw: tuple[int, int]) -> Cost:
         shape, dim = VIT[self.size], self.embedding_dim
         width = shape.width

@@ -15,9 +15,9 @@ Momentum = Annotated[float, Field(ge=0, lt=1)]
 SINKHORN_ROUNDS = 3
 
 
-class ProjectionHead(Objective):
-    """What objectives without labels have in common: views of each image, a projection head on one
-    of the backbone's embeddings, and a teacher, the moving average of both."""
+class SelfDistillation(Objective):
+    """What `dino` and `ibot` have in common: views of each image, a projection head on one of the
+    backbone's embeddings, and a teacher, the moving average of both."""
 
     crops: MultiCrop = MultiCrop()
     """How each image is shown."""
@@ -42,6 +42,17 @@ class ProjectionHead(Objective):
     freeze_prototypes_epochs: NonNegativeFloat = 1.0
     """Passes over the dataset in which the prototypes stay as they are, which keeps the start
     stable."""
+
+    centring: Literal["mean", "sinkhorn"] = "mean"
+    """What keeps the teacher from giving all images one prototype: `mean` subtracts a running mean
+    of its outputs over all workers (DINO); `sinkhorn` balances the batch of all workers by three
+    rounds of Sinkhorn-Knopp (SwAV, DINOv2)."""
+    center_momentum: Probability = 0.9
+    """What is kept of the running mean at each step."""
+    koleo_weight: NonNegativeFloat = 0.0
+    """Factor of the KoLeo regulariser (arXiv 1806.03198), which spreads the unit embeddings of a
+    global view: minus the mean logarithm of the distance to the nearest in the batch of all
+    workers; DINOv2 has 0.1, over the batch of each GPU."""
 
     def head_parameters(self, dim: int) -> int:
         """Parameters of one projection head on embeddings of so many numbers."""
@@ -95,7 +106,7 @@ class ProjectionHead(Objective):
         passes = 3 * ((NUM_GLOBAL - 1) * model.multiply_adds + num_local * local.multiply_adds)
         passes += NUM_GLOBAL * model.multiply_adds + (3 * views + NUM_GLOBAL) * head
         ring = (sizes.world_size - 1) / sizes.world_size
-        return ObjectiveCost(
+        return self._spread_cost(sizes) + ObjectiveCost(
             parameters=head,
             state_bytes=4 * (model.parameters + (2 + states) * head + self.prototypes),
             device_bytes=device,
@@ -106,10 +117,25 @@ class ProjectionHead(Objective):
 
     def told_numbers(self) -> int:
         """Numbers that the workers add up in a step."""
-        return 2 * self.prototypes
+        rounds = SINKHORN_ROUNDS if self.centring == "sinkhorn" else 0
+        return (2 + rounds) * self.prototypes
+
+    def _spread_cost(self, sizes: Sizes) -> ObjectiveCost:
+        """The cost of KoLeo: unit embeddings of all workers for each global view, and their
+        cosines."""
+        rows = NUM_GLOBAL * sizes.batch_size if self.koleo_weight else 0
+        ring = (sizes.world_size - 1) / sizes.world_size
+        return ObjectiveCost(
+            workspace_bytes=4 * rows * (3 * sizes.dim + sizes.batch_size),
+            flops=2 * rows * sizes.batch_size * sizes.dim,
+            wire_bytes=round(ring * 4 * rows * (sizes.dim + 1)),
+        )
+
+    def state_names(self) -> tuple[str, ...]:
+        return ("dino",)
 
 
-class DINO(ProjectionHead):
+class DINO(SelfDistillation):
     """Self-distillation without labels (DINO, arXiv 2104.14294): the softmax of the student's
     projection of every view is to be that of the teacher's projection of the other global view.
     The teacher is the moving average of the student.
@@ -123,34 +149,3 @@ class DINO(ProjectionHead):
 
     kind: Literal["dino"] = "dino"
     target: ClassVar[str] = "manyfaces.train.objectives.dino.DINO"
-
-    centring: Literal["mean", "sinkhorn"] = "mean"
-    """What keeps the teacher from giving all images one prototype: `mean` subtracts a running mean
-    of its outputs over all workers (DINO); `sinkhorn` balances the batch of all workers by three
-    rounds of Sinkhorn-Knopp (SwAV, DINOv2)."""
-    center_momentum: Probability = 0.9
-    """What is kept of the running mean at each step."""
-    koleo_weight: NonNegativeFloat = 0.0
-    """Factor of the KoLeo regulariser (arXiv 1806.03198), which spreads the unit embeddings of a
-    global view: minus the mean logarithm of the distance to the nearest in the batch of all
-    workers; DINOv2 has 0.1, over the batch of each GPU."""
-
-    def state_names(self) -> tuple[str, ...]:
-        return ("dino",)
-
-    def told_numbers(self) -> int:
-        rounds = SINKHORN_ROUNDS if self.centring == "sinkhorn" else 0
-        return (2 + rounds) * self.prototypes
-
-    def cost(self, config: Any, sizes: Sizes) -> ObjectiveCost:
-        cost = super().cost(config, sizes)
-        if not self.koleo_weight:
-            return cost
-        # Unit embeddings of all workers for each global view, and a block of their distances.
-        rows = NUM_GLOBAL * sizes.batch_size
-        ring = (sizes.world_size - 1) / sizes.world_size
-        return cost + ObjectiveCost(
-            workspace_bytes=4 * rows * sizes.dim * 3,
-            flops=2 * rows * sizes.batch_size * sizes.dim,
-            wire_bytes=round(ring * 4 * rows * (sizes.dim + 1)),
-        )

@@ -11,8 +11,9 @@ from torch.nn import functional as F
 from manyfaces.configs.errors import UserError
 from manyfaces.models.backbones.output import Output, as_output
 
-PROJECTED = "projected"
-"""The name of what the projection head gives among the embeddings."""
+PROJECTED, PATCHES = "projected", "patches"
+"""The names of what the projection heads give among the embeddings: a row an image, and a row for
+each hidden patch."""
 
 
 class ProjectionHead(nn.Module):
@@ -48,14 +49,27 @@ class ProjectionHead(nn.Module):
 
 
 class Projecting(nn.Module):
-    """A backbone with a projection head on one of its embeddings."""
+    """A backbone with a projection head on one of its embeddings and, where it is given, another on
+    the tokens of hidden patches."""
 
-    def __init__(self, backbone: nn.Module, head: ProjectionHead, branch: str) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        head: ProjectionHead,
+        branch: str,
+        patch_head: ProjectionHead | None = None,
+    ) -> None:
         super().__init__()
         self.backbone, self.head, self.branch = backbone, head, branch
+        self.patch_head = patch_head
+        self.hides = True
+        """Whether the backbone does not see the patches whose tokens are looked at."""
 
-    def forward(self, images_NCHW: Tensor) -> Output:
-        output = as_output(self.backbone(images_NCHW))
+    def forward(self, images_NCHW: Tensor, masked_NT: Tensor | None = None) -> Output:
+        if masked_NT is not None and self.hides:
+            output = as_output(self.backbone(images_NCHW, masked_NT=masked_NT))
+        else:
+            output = as_output(self.backbone(images_NCHW))
         taken_ND = output.embeddings.get(self.branch)
         dim = self.head.layers[0].in_features
         if taken_ND is None or taken_ND.shape[1] != dim:
@@ -63,7 +77,12 @@ class Projecting(nn.Module):
                 f"objective: the backbone has no embedding {self.branch!r} of {dim} numbers; set "
                 "the objective's branch"
             )
-        return output._replace(embeddings={**output.embeddings, PROJECTED: self.head(taken_ND)})
+        embeddings = {**output.embeddings, PROJECTED: self.head(taken_ND)}
+        if masked_NT is not None:
+            assert self.patch_head is not None
+            assert output.tokens_NTD is not None
+            embeddings[PATCHES] = self.patch_head(output.tokens_NTD[masked_NT])
+        return output._replace(embeddings=embeddings)
 
 
 class SelfDistilled(nn.Module):
@@ -74,12 +93,20 @@ class SelfDistilled(nn.Module):
     by the batch as the student's does, and keeps running statistics of what the teacher sees.
     """
 
-    def __init__(self, backbone: nn.Module, head: ProjectionHead, branch: str) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        head: ProjectionHead,
+        branch: str,
+        patch_head: ProjectionHead | None = None,
+    ) -> None:
         super().__init__()
-        self.student = Projecting(backbone, head, branch)
+        self.student = Projecting(backbone, head, branch, patch_head)
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
+        self.teacher.hides = False
         self.teacher.eval()
         self._shows_teacher = False
+        self._masked_NT: Tensor | None = None
 
     def train(self, mode: bool = True) -> "SelfDistilled":
         super().train(mode)
@@ -99,6 +126,17 @@ class SelfDistilled(nn.Module):
         finally:
             self._shows_teacher = False
 
+    @contextmanager
+    def masking(self, masked_NT: Tensor) -> Iterator[None]:
+        """In this block, of the images that are shown these patches are hidden from the student,
+        bool, and their tokens go through the second head as the embedding `patches`, of student and
+        teacher."""
+        self._masked_NT = masked_NT
+        try:
+            yield
+        finally:
+            self._masked_NT = None
+
     def forward(self, images_NCHW: Tensor) -> Output:
         shown = self.teacher if self._shows_teacher else self.student
-        return shown(images_NCHW)  # type: ignore[no-any-return]
+        return shown(images_NCHW, self._masked_NT)  # type: ignore[no-any-return]

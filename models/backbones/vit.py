@@ -127,9 +127,13 @@ class ViT(Backbone):
             ours[name] = weight
         return ours
 
-    def forward(self, images_NCHW: Tensor) -> Output:
+    def forward(self, images_NCHW: Tensor, masked_NT: Tensor | None = None) -> Output:
+        """`masked_NT`, bool: these patches are hidden behind the mask token, at their places."""
         maps_NDHW = self.patch_embed(images_NCHW)
-        x_NTD = maps_NDHW.flatten(2).transpose(1, 2) + self.positions(*maps_NDHW.shape[2:])
+        x_NTD = maps_NDHW.flatten(2).transpose(1, 2)
+        if masked_NT is not None:
+            x_NTD = torch.where(masked_NT[:, :, None], self.mask_token.to(x_NTD.dtype), x_NTD)
+        x_NTD = x_NTD + self.positions(*maps_NDHW.shape[2:])
         num_images, num_tokens, width = x_NTD.shape
         num_kept = int(num_tokens * (1 - self.mask_ratio)) if self.training else num_tokens
         if num_kept < num_tokens:

@@ -40,6 +40,7 @@ DINO = {
     "freeze_prototypes_epochs": 0.05,
 }
 """It keeps a teacher and a running mean, and lets the prototypes go within the run."""
+TOKENS = Path(__file__).parents[1] / "token_network.py"
 ADAPTERS = [{"kind": "lora", "rank": 2, "dropout": 0.1}]
 OWN = '''
 import torch
@@ -125,6 +126,11 @@ def sections(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
         "custom": {"objective": {"file": str(file), "name": "Still"}},
         "dino": {"objective": DINO, "data": {"augment": ["flip"]}},
         "distill": {"objective": distill},
+        "ibot": {
+            "objective": DINO | {"kind": "ibot"},
+            "data": {"augment": ["flip"]},
+            "model": {"file": str(TOKENS), "name": "Tokens", "embedding_dim": 16},
+        },
         "margin_softmax": {"head": HEAD},
         "sum": {"objective": {"of": ["margin_softmax", "triplet", distill]}, "head": HEAD},
     }

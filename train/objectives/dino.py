@@ -1,12 +1,13 @@
 """DINO: a network learns from its own moving average, without labels."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from manyfaces.configs.objectives import dino as schema
 from manyfaces.data.feed.loader import IGNORED, Batch
+from manyfaces.models.backbones.output import Output
 from manyfaces.models.backbones.self_distilled import PROJECTED
 from manyfaces.train.objectives.dino_loss import balanced, centred, cross_entropy, koleo
 from manyfaces.train.objectives.objective import (
@@ -31,7 +32,7 @@ class DINO(SelfDistillation):
     the embeddings, and with Sinkhorn-Knopp three all-reduces of one number a prototype.
     """
 
-    def __init__(self, settings: schema.DINO, setting: Setting) -> None:
+    def __init__(self, settings: schema.SelfDistillation, setting: Setting) -> None:
         super().__init__(settings, setting)
         self.settings = settings
         self.center_K = torch.zeros(settings.prototypes, device=setting.device)
@@ -39,10 +40,16 @@ class DINO(SelfDistillation):
 
     def loss(self, forward: Forward, batch: Batch, moment: Moment) -> Loss:
         self.hold_prototypes(moment)
+        taught = self.show_teacher(forward)
+        return self.of_images(taught, self.show_student(forward), batch, moment)
+
+    def of_images(
+        self, taught: Output, outputs: Sequence[Output], batch: Batch, moment: Moment
+    ) -> Loss:
+        """The loss of what the teacher makes of the global views, and the student of all."""
         valid_N = batch.labels_N != IGNORED
-        logits_GNK = by_view(self.show_teacher(forward).embeddings[PROJECTED])
-        taught_GNK = self._taught(logits_GNK, valid_N, moment)
-        outputs = self.show_student(forward)
+        logits_GNK = by_view(taught.embeddings[PROJECTED])
+        taught_GNK = self.taught(logits_GNK, self.center_K, valid_N, moment)
         student_VNK = self.projected(outputs, len(valid_N))
         temperature = self.settings.student_temperature
         own = cross_entropy(student_VNK, taught_GNK, temperature, valid_N)
@@ -50,7 +57,7 @@ class DINO(SelfDistillation):
             own.loss, own.teacher_entropy, logits_GNK, taught_GNK, valid_N, moment
         )
         num_valid = num_valid.clamp(min=1)
-        self._follow(output_K / num_valid)
+        self.follow(self.center_K, output_K / num_valid)
         weight = self.settings.weight
         value, surrogate = loss / num_valid, own.loss * self.ranks.world_size / num_valid
         metrics = {
@@ -74,13 +81,15 @@ class DINO(SelfDistillation):
             metrics=metrics,
         )
 
-    def _taught(self, logits_GNK: Tensor, valid_N: Tensor, moment: Moment) -> Tensor:
+    def taught(
+        self, logits_GNK: Tensor, center_K: Tensor, valid_N: Tensor, moment: Moment
+    ) -> Tensor:
         """The probabilities that the student is to have."""
         temperature = self.teacher_temperature(moment.position)
         if self.settings.centring == "sinkhorn":
             rounds = schema.SINKHORN_ROUNDS
             return balanced(logits_GNK, temperature, valid_N, self.ranks, rounds)
-        return centred(logits_GNK, self.center_K, temperature)
+        return centred(logits_GNK, center_K, temperature)
 
     def _told(
         self,
@@ -101,10 +110,10 @@ class DINO(SelfDistillation):
         output_K, share_K = told[_NUMBERS:].chunk(2)
         return told[:_NUMBERS], output_K, share_K
 
-    def _follow(self, mean_K: Tensor) -> None:
+    def follow(self, center_K: Tensor, mean_K: Tensor) -> None:
         """Take a batch's mean output into the running one."""
         kept = self.settings.center_momentum
-        self.center_K.mul_(kept).add_(mean_K.to(self.center_K.dtype), alpha=1 - kept)
+        center_K.mul_(kept).add_(mean_K.to(center_K.dtype), alpha=1 - kept)
 
     def state(self) -> Mapping[str, StatePart]:
         return {"dino": HeldByRank0({"center": self.center_K})}

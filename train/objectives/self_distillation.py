@@ -32,7 +32,7 @@ class SelfDistillation(Objective):
 
     tells_last = True
 
-    def __init__(self, settings: settings_of.ProjectionHead, setting: Setting) -> None:
+    def __init__(self, settings: settings_of.SelfDistillation, setting: Setting) -> None:
         config = setting.config
         self.crops, self.common = settings.crops, settings
         self.local_hw = settings.crops.local_hw(config)
@@ -53,14 +53,13 @@ class SelfDistillation(Objective):
         return shown | {name: View(self.local_hw, each) for name, each in local}
 
     def network(self, backbone: nn.Module) -> nn.Module:
-        head = ProjectionHead(
-            self.dim,
-            self.common.hidden_dim,
-            self.common.bottleneck_dim,
-            self.common.prototypes,
-        )
-        self.net = SelfDistilled(backbone, head, self.common.branch)
+        self.net = SelfDistilled(backbone, self.head(self.dim), self.common.branch)
         return self.net
+
+    def head(self, dim: int) -> ProjectionHead:
+        """A projection head on so many numbers."""
+        common = self.common
+        return ProjectionHead(dim, common.hidden_dim, common.bottleneck_dim, common.prototypes)
 
     def evaluated(self, backbone: nn.Module) -> nn.Module:
         assert self.net is not None
@@ -71,7 +70,7 @@ class SelfDistillation(Objective):
         they stay exactly as they are while they have no gradient."""
         found = []
         for group in groups_of(network, optimizer):
-            own = {n: p for n, p in group.parameters.items() if n.endswith("head.prototypes")}
+            own = {n: p for n, p in group.parameters.items() if n.endswith(".prototypes")}
             others = {n: p for n, p in group.parameters.items() if n not in own}
             found += [replace(group, parameters=others)] if others else []
             if own:
@@ -123,8 +122,9 @@ class SelfDistillation(Objective):
     def hold_prototypes(self, moment: Moment) -> None:
         """Have the prototypes stay as they are in a step at the start of the run."""
         assert self.net is not None
-        head = self.net.student.head
-        head.prototypes_are_fixed = moment.position < self.frozen_samples
+        for part in self.net.student.modules():
+            if isinstance(part, ProjectionHead):
+                part.prototypes_are_fixed = moment.position < self.frozen_samples
 
 
 def by_view(rows: Tensor) -> Tensor:
