@@ -104,9 +104,9 @@ class SelfDistilled(nn.Module):
         self.student = Projecting(backbone, head, branch, patch_head)
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
         self.teacher.hides = False
-        self.teacher.eval()
         self._shows_teacher = False
         self._masked_NT: Tensor | None = None
+        self.train()
 
     def train(self, mode: bool = True) -> "SelfDistilled":
         super().train(mode)
