@@ -20,6 +20,7 @@ class Transform(Kind):
         "mask",
         "misalign",
         "flip",
+        "rand_augment",
         "crop",
         "colour",
         "gray",
