@@ -276,6 +276,9 @@ def _look(config: Config, dataset: Dataset, console: Console) -> None:
             f"forgotten: {len(forgotten.identities):,} identities, {len(forgotten.samples):,} "
             "single samples"
         )
+    for part in dataset.parts:
+        if part.edits is not None:
+            console.print(f"{part.where}: edited: {part.edits.in_words()}")
 
 
 def _refuse(config: Config, dataset: Dataset, folder: RunFolder) -> None:

@@ -1,4 +1,4 @@
-"""A new dataset without what is forgotten in another."""
+"""A new dataset without what is forgotten in another, with its edits made real."""
 
 import os
 from pathlib import Path
@@ -16,8 +16,8 @@ from manyfaces.data.dataset.write import Item, write_dataset
 
 
 def compact(part: Part, out: Path, processes: int | None = None) -> Manifest:
-    """A new dataset in `out` without what is forgotten: samples in the same order, JPEG bytes as
-    they are, class ids closed up.
+    """A new dataset in `out` without what is forgotten or dropped, each sample under the identity
+    that edits gave it: samples in the same order, JPEG bytes as they are, class ids closed up.
 
     It has another fingerprint, so it is another experiment to a run. Raises `UserError`.
     """

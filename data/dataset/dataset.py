@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from manyfaces.configs import schema
 from manyfaces.configs.errors import UserError
 from manyfaces.configs.urls import url_of
+from manyfaces.data.dataset.edits import apply_edits
 from manyfaces.data.dataset.index import fetch_index, map_index
 from manyfaces.data.dataset.manifest import MANIFEST, Manifest, parse_manifest
 from manyfaces.data.dataset.part import Part
@@ -81,7 +82,7 @@ def open_part(path: str | Path, config: schema.Data | None = None) -> Part:
         remote = RemoteSource(url, *cache)
         folder, manifest = fetch_index(remote)
         refuse_small_cache([(remote, manifest)], config)
-        return Part(folder, manifest, *map_index(url, folder, manifest), remote=remote)
+        return _with_edits(url, folder, manifest, remote)
     path = Path(path)
     if not (path / MANIFEST).is_file():
         what = (
@@ -92,10 +93,19 @@ def open_part(path: str | Path, config: schema.Data | None = None) -> Part:
         raise UserError(f"dataset {path}: {what}")
     manifest = parse_manifest((path / MANIFEST).read_bytes(), str(path))
     if manifest.shards_url is None:
-        return Part(path, manifest, *map_index(str(path), path, manifest))
+        return _with_edits(str(path), path, manifest, None)
     remote = RemoteSource(manifest.shards_url, *cache, with_index=False)
     refuse_small_cache([(remote, manifest)], config)
-    return Part(path, manifest, *map_index(str(path), path, manifest), remote=remote)
+    return _with_edits(str(path), path, manifest, remote)
+
+
+def _with_edits(where: str, folder: Path, manifest: Manifest, remote: RemoteSource | None) -> Part:
+    """The part whose index is in `folder`, with what was edited there."""
+    columns = map_index(where, folder, manifest)
+    identity_N, edits = apply_edits(where, folder, manifest, columns.identity_N)
+    return Part(
+        folder, manifest, *columns._replace(identity_N=identity_N), remote=remote, edits=edits
+    )
 
 
 def open_dataset(path: str | Path, config: schema.Data | None = None) -> Dataset:

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,8 @@ from numpy.typing import NDArray
 
 from manyfaces.configs.errors import UserError
 from manyfaces.configs.files import write_atomic
-from manyfaces.data.dataset.forgotten import Forgotten, parse_forgotten, read_forgotten_part
-from manyfaces.data.dataset.manifest import FORGOTTEN, IDENTITIES
+from manyfaces.data.dataset.forgotten import Forgotten, parse_forgotten, read_forgotten_file
+from manyfaces.data.dataset.manifest import EDITS, FORGOTTEN, IDENTITIES
 from manyfaces.data.dataset.names import identity_names
 from manyfaces.data.dataset.part import Part
 from manyfaces.data.dataset.scan import scan
@@ -37,7 +38,13 @@ def forget(
     a folder whose file system has locks; at a URL as far as `store_lock` holds. Raises `UserError`
     naming each that is not there; then nothing is changed.
     """
-    more = Forgotten(_rows(part, keys, processes), _class_ids(part, identities))
+    rows, classes = rows_of_keys(part, keys, processes), class_ids(part, identities)
+    if part.edits is not None:  # those who were given one of these identities go with it
+        given = part.edits.row_n[np.isin(part.edits.identity_n, classes)]
+        rows[""] = given.tolist()
+    more = Forgotten(
+        np.unique(np.array(list(chain.from_iterable(rows.values())), np.int64)), classes
+    )
     if part.remote is not None and part.remote.with_index:
         return _forget_at_url(part, part.remote, more)
     # A file of its own, open for writing: network file systems lock nothing else.
@@ -45,7 +52,7 @@ def forget(
         with contextlib.suppress(OSError):  # of a file system without locks
             fcntl.flock(lock, fcntl.LOCK_EX)
         # Of two requests at once the second finds what the first has written.
-        merged = _merged(part, read_forgotten_part(part), more)
+        merged = _merged(part, read_forgotten_file(part), more)
         write_atomic(part.path / FORGOTTEN, _body(part, merged))
         return merged
 
@@ -85,17 +92,19 @@ def _merged(part: Part, known: Forgotten, more: Forgotten) -> Forgotten:
     """What is forgotten with more added, and with it the identities that have no sample left."""
     classes = np.union1d(known.identities, more.identities)
     samples = np.union1d(known.samples, more.samples)
-    touched = np.setdiff1d(np.unique(part.identity_N[samples]).astype(np.int64), classes)
+    # As the index has them: edits may be taken back, and what they empty is found when read.
+    identity_N = part.indexed_identity_N
+    touched = np.setdiff1d(np.unique(identity_N[samples]).astype(np.int64), classes)
     if len(touched):  # whether any sample of theirs is left
-        of_theirs = np.flatnonzero(np.isin(part.identity_N, touched))
-        left = np.unique(part.identity_N[np.setdiff1d(of_theirs, samples)])
+        of_theirs = np.flatnonzero(np.isin(identity_N, touched))
+        left = np.unique(identity_N[np.setdiff1d(of_theirs, samples)])
         classes = np.union1d(classes, np.setdiff1d(touched, left))
     return Forgotten(samples, classes)
 
 
-def _class_ids(part: Part, identities: Iterable[str]) -> NDArray[np.int64]:
-    """The numbers of these identities in the part; a name is looked for before a number is taken
-    for a class id."""
+def class_ids(part: Part, identities: Iterable[str]) -> NDArray[np.int64]:
+    """The numbers of these identities in the part, int64, without repetitions; a name is looked for
+    before a number is taken for a class id. Raises `UserError` naming each that is not there."""
     wanted = list(dict.fromkeys(identities))
     with identity_names(part) as lines:
         wanted_set = set(wanted)
@@ -118,16 +127,24 @@ def _class_ids(part: Part, identities: Iterable[str]) -> NDArray[np.int64]:
     return np.array([found[w] for w in wanted], np.int64)
 
 
-def _rows(part: Part, keys: Iterable[str], processes: int | None) -> NDArray[np.int64]:
-    """The rows of the samples with these keys. Keys are in the shards only: the headers of all
-    shards are read, or of those that the keys name."""
-    wanted = {re.sub(r"\.jpe?g$", "", key) for key in keys}
+def without_suffix(key: str) -> str:
+    """The key of a sample, without the suffix that people copy along with it."""
+    return re.sub(r"\.jpe?g$", "", key)
+
+
+def rows_of_keys(
+    part: Part, keys: Iterable[str], processes: int | None = None
+) -> dict[str, list[int]]:
+    """The rows of the samples with each of these keys, which lose a suffix of JPEG. Keys are in the
+    shards only: the headers of all shards are read, or of those that the keys name. Raises
+    `UserError` naming those that are not there."""
+    wanted = {without_suffix(key) for key in keys}
     if not wanted:
-        return np.empty(0, np.int64)
+        return {}
     if part.remote is not None:
         raise UserError(
-            f"{part.remote.url}: keys stand in the shards only; forget them in a local copy and "
-            f"put its {FORGOTTEN} there"
+            f"{part.remote.url}: keys stand in the shards only; name them in a local copy and "
+            f"put its {FORGOTTEN} or {EDITS} there"
         )
     names = [shard.name for shard in part.manifest.shards]
     named = {key.split(":", 1)[0] for key in wanted if ":" in key}
@@ -146,9 +163,11 @@ def _rows(part: Part, keys: Iterable[str], processes: int | None) -> NDArray[np.
             "`tar -t` lists them"
         )
     first = np.cumsum(part.samples_per_shard) - part.samples_per_shard
-    return np.unique(
-        [int(first[n]) + row for n, rows in zip(shards, found, strict=True) for _, row in rows]
-    ).astype(np.int64)
+    rows_of: dict[str, list[int]] = {}
+    for shard, rows in zip(shards, found, strict=True):
+        for key, row in rows:
+            rows_of.setdefault(key, []).append(int(first[shard]) + row)
+    return rows_of
 
 
 def _rows_of(shard: Path, name: str, wanted: set[str]) -> list[tuple[str, int]]:

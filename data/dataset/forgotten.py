@@ -65,8 +65,27 @@ def read_forgotten(dataset: Dataset) -> Forgotten:
 
 
 def read_forgotten_part(part: Part) -> Forgotten:
-    """What is forgotten in the part, by rows and identities of its own index; nothing where there
-    is no `forgotten.json`. Raises `UserError` if it was written for another index."""
+    """What is forgotten in the part or dropped by its edits, by rows and identities of its own
+    index. Raises `UserError` as `read_forgotten_file` does.
+
+    A sample that the index has under a forgotten identity is forgotten, whatever identity it was
+    given since; and an identity that edits have left without samples is forgotten like one whose
+    samples were all forgotten: its row of the head is zero and left out of the softmax.
+    """
+    listed = read_forgotten_file(part)
+    if (edits := part.edits) is None:
+        return listed
+    of_forgotten = edits.row_n[np.isin(edits.indexed_n, listed.identities)]
+    samples = np.unique(np.concatenate([listed.samples, edits.dropped, of_forgotten]))
+    touched = np.union1d(edits.indexed_n, part.identity_N[listed.samples].astype(np.int64))
+    of_touched = np.flatnonzero(np.isin(part.identity_N, touched))
+    left = np.unique(part.identity_N[np.setdiff1d(of_touched, samples)])
+    return Forgotten(samples, np.union1d(listed.identities, np.setdiff1d(touched, left)))
+
+
+def read_forgotten_file(part: Part) -> Forgotten:
+    """What `forgotten.json` says of the part, by rows and identities of its own index; nothing
+    where there is no such file. Raises `UserError` if it was written for another index."""
     file = part.path / FORGOTTEN
     try:
         body = file.read_bytes()

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from manyfaces.configs.errors import UserError
 from manyfaces.configs.files import file_sha256, write_atomic
 from manyfaces.data.dataset.manifest import (
+    EDITS,
     FORGOTTEN,
     INDEX,
     MANIFEST,
@@ -63,8 +64,8 @@ def map_index(where: str, folder: Path, manifest: Manifest) -> Columns:
 
 
 def fetch_index(source: RemoteSource) -> tuple[Path, Manifest]:
-    """Bring the index of a remote dataset, and what is forgotten in it, to the node's cache;
-    returns their folder and the manifest, which the store is asked for each time. Raises
+    """Bring the index of a remote dataset, and what is forgotten and edited in it, to the node's
+    cache; returns their folder and the manifest, which the store is asked for each time. Raises
     `UserError`."""
     remote = Remote(source.url, source.patience_s)
     body = remote.read(MANIFEST)
@@ -72,10 +73,11 @@ def fetch_index(source: RemoteSource) -> tuple[Path, Manifest]:
     folder = source.dataset(manifest.fingerprint)
     fetch_once(source, remote, INDEX, folder / INDEX, manifest.index_sha256)
     write_atomic(folder / MANIFEST, body)
-    if (forgotten := remote.read_if_there(FORGOTTEN)) is not None:
-        write_atomic(folder / FORGOTTEN, forgotten)
-    else:
-        (folder / FORGOTTEN).unlink(missing_ok=True)
+    for name in (FORGOTTEN, EDITS):
+        if (overlay := remote.read_if_there(name)) is not None:
+            write_atomic(folder / name, overlay)
+        else:
+            (folder / name).unlink(missing_ok=True)
     return folder, manifest
 
 

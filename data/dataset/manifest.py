@@ -15,6 +15,7 @@ from manyfaces.configs.parsed import parsed
 MANIFEST = "manyfaces.json"
 INDEX = "index.arrow"
 FORGOTTEN = "forgotten.json"
+EDITS = "edits.arrow"
 IDENTITIES = "identities.txt"
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manyfaces.configs.redact import redact
+from manyfaces.data.dataset.edits import Edits
 from manyfaces.data.dataset.manifest import Manifest
 from manyfaces.data.dataset.sample import TAR_NAME, member_at
 from manyfaces.data.dataset.scan import scan
@@ -32,9 +33,11 @@ class Part:
     offset_N: NDArray[np.uint64]
     size_N: NDArray[np.uint32]
     identity_N: NDArray[np.uint32]
-    """Number of each sample's identity in this part."""
+    """Number of each sample's identity in this part, as edited."""
     remote: RemoteSource | None = None
     """Where the shards are, if at a URL."""
+    edits: Edits | None = None
+    """What was edited in the identities of the index; None where there is no `edits.arrow`."""
     first_sample: int = 0
     first_class: int = 0
     first_shard: int = 0
@@ -50,6 +53,15 @@ class Part:
     def samples_per_shard(self) -> NDArray[np.int64]:
         """Number of samples in each shard."""
         return np.array([s.samples for s in self.manifest.shards], np.int64)
+
+    @property
+    def indexed_identity_N(self) -> NDArray[np.uint32]:  # noqa: N802
+        """Number of each sample's identity as the index says, whatever was edited."""
+        if self.edits is None:
+            return self.identity_N
+        indexed_N = self.identity_N.copy()
+        indexed_N[self.edits.row_n] = self.edits.indexed_n
+        return indexed_N
 
     def shard_path(self, shard: int) -> Path:
         """Where the shard lies on this node; a remote one only once it was fetched."""

@@ -38,5 +38,5 @@ class Samples(Protocol):
         """Number of samples in each shard."""
 
     @property
-    def identity_N(self) -> NDArray[np.uint32]:  # noqa: N802
-        """Identity of each sample."""
+    def indexed_identity_N(self) -> NDArray[np.uint32]:  # noqa: N802
+        """Identity of each sample as the index says, which edits do not change."""

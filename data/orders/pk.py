@@ -20,11 +20,12 @@ class PK:
 
     def __init__(self, part: Samples, seed: int, images_per_identity: int) -> None:
         self.num_shards = len(part.samples_per_shard)
-        self.num_samples, self.seed = len(part.identity_N), seed
+        identity_N = part.indexed_identity_N  # edits move no sample, so that runs resume
+        self.num_samples, self.seed = len(identity_N), seed
         self.unit = images_per_identity
-        self.by_identity_N = np.argsort(part.identity_N, kind="stable")
+        self.by_identity_N = np.argsort(identity_N, kind="stable")
         _, self.first_C, self.count_C = np.unique(
-            part.identity_N[self.by_identity_N], return_index=True, return_counts=True
+            identity_N[self.by_identity_N], return_index=True, return_counts=True
         )
 
     def shards(self, position: int, windows: int) -> list[NDArray[np.int64]]:

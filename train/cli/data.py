@@ -133,6 +133,9 @@ Forgotten = Annotated[
     list[str] | None,
     typer.Option("--identity", metavar="WHO", help="A class id or name; may be repeated."),
 ]
+EditsFile = Annotated[
+    Path, typer.Argument(metavar="EDITS", help="A file of edits, a line each: see above.")
+]
 Keys = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="A file of samples, a line each: KEY or SHARD:KEY."),
@@ -382,9 +385,33 @@ def forget_samples(dataset: Dataset, identity: Forgotten = None, keys: Keys = No
     )
 
 
+@app.command("relabel")
+def relabel_samples(dataset: Dataset, edits: EditsFile) -> None:
+    """Drop images, move them to other identities, merge identities.
+
+    EDITS has a line for each edit, with tabs between; a reason and a score may follow:
+
+    \b
+      drop     KEY                    KEY or SHARD:KEY, as data forget takes it
+      relabel  KEY       IDENTITY     a class id, or a name of identities.txt
+      merge    IDENTITY  IDENTITY     the images of the first become the second's
+
+    They are added to DATASET/edits.arrow; of two edits of an image the later command's counts.
+    Jobs heed it from their next start or resume: dropped images keep their place with label -1,
+    no other image moves, and an identity without images is left out of the softmax with a centre
+    of zero. Shards do not change: remove the file to take all edits back; `manyfaces data compact`
+    writes shards in which they are real.
+    """
+    from manyfaces.data.dataset.dataset import open_part
+    from manyfaces.data.dataset.relabel import read_lines, relabel
+
+    say(f"{dataset}: edited: {relabel(open_part(dataset), read_lines(edits)).in_words()}")
+    say("jobs heed it from their next start or resume; remove edits.arrow to take all of it back")
+
+
 @app.command("compact")
 def compact_dataset(dataset: Dataset, out: NewDataset) -> None:
-    """Write a new dataset without what is forgotten."""
+    """Write a new dataset without what is forgotten, in which edits are real."""
     from manyfaces.data.dataset.compact import compact
     from manyfaces.data.dataset.dataset import open_part
 

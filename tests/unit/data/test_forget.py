@@ -200,7 +200,7 @@ def test_of_two_requests_at_once_none_is_lost(mine, monkeypatch) -> None:
     """The second begins while the first is between reading and writing."""
     import manyfaces.data.dataset.forget as module
 
-    real, first_is_in = module.read_forgotten_part, threading.Event()
+    real, first_is_in = module.read_forgotten_file, threading.Event()
 
     def slow(part):
         known = real(part)
@@ -208,7 +208,7 @@ def test_of_two_requests_at_once_none_is_lost(mine, monkeypatch) -> None:
         time.sleep(0.3)
         return known
 
-    monkeypatch.setattr(module, "read_forgotten_part", slow)
+    monkeypatch.setattr(module, "read_forgotten_file", slow)
     first = threading.Thread(target=forget, args=(mine.part, ["3"], [], 1))
     first.start()
     first_is_in.wait(10)
