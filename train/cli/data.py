@@ -14,7 +14,6 @@ from manyfaces.train.cli.output import console, load_config, note, say
 from manyfaces.train.cli.verbs import Verbs, positive, quality
 
 if TYPE_CHECKING:
-    from manyfaces.data.dataset.inspect import Stats
     from manyfaces.data.dataset.manifest import Manifest
 
 
@@ -287,40 +286,18 @@ def show_stats(dataset: Dataset) -> None:
     from manyfaces.data.dataset.dataset import open_part
     from manyfaces.data.dataset.forgotten import read_forgotten_part
     from manyfaces.data.dataset.inspect import stats
+    from manyfaces.train.cli.stats_rows import stats_rows
 
     opened = open_part(dataset)
     found = stats(opened)
     picture = opened.path / HISTOGRAM
     histogram(found.images_of_identity_C[found.images_of_identity_C > 0], picture)
     table = Table(show_header=False)
-    for label, text in [*_stats_rows(found), ("histogram", str(picture))]:
+    for label, text in [*stats_rows(found), ("histogram", str(picture))]:
         table.add_row(label, text)
     if forgotten := read_forgotten_part(opened).in_words():
         table.add_row("forgotten of these", forgotten)
     console.print(table)
-
-
-def _stats_rows(found: "Stats") -> list[tuple[str, str]]:
-    per = found.images_of_identity_C
-    least, mean, most = found.jpeg_bytes
-    sizes = []
-    for px, share in found.sizes[:5]:
-        name = "unreadable" if px is None else f"{px[1]}x{px[0]}"
-        sizes.append(f"{name} {share / found.sizes_read:.1%}")
-    others = len(found.sizes) - 5
-    more = f" and {others} more" if others > 0 else ""
-    return [
-        ("images", f"{found.images:,}"),
-        ("identities", f"{found.identities:,}"),
-        (
-            "images of an identity",
-            f"min {per.min():,}, median {found.median:g}, mean {per.mean():.1f}, max {per.max():,}",
-        ),
-        ("its deciles", " ".join(f"{number:,}" for number in found.deciles)),
-        ("bytes", f"{found.shard_bytes / 1e6:,.1f} MB in {found.shards:,} shards"),
-        ("bytes of a JPEG", f"min {least:,}, mean {mean:,.0f}, max {most:,}"),
-        ("width x height", f"{', '.join(sizes)}{more} of {found.sizes_read:,}"),
-    ]
 
 
 @app.command("sample")
