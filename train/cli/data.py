@@ -132,9 +132,7 @@ Forgotten = Annotated[
     list[str] | None,
     typer.Option("--identity", metavar="WHO", help="A class id or name; may be repeated."),
 ]
-EditsFile = Annotated[
-    Path, typer.Argument(metavar="EDITS", help="A file of edits, a line each: see above.")
-]
+EditsFile = Annotated[Path, typer.Argument(metavar="EDITS", help="A line an edit.")]
 Keys = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="A file of samples, a line each: KEY or SHARD:KEY."),
@@ -383,7 +381,6 @@ def relabel_samples(dataset: Dataset, edits: EditsFile) -> None:
     from manyfaces.data.dataset.relabel import read_lines, relabel
 
     say(f"{dataset}: edited: {relabel(open_part(dataset), read_lines(edits)).in_words()}")
-    say("jobs heed it from their next start or resume; remove edits.arrow to take all of it back")
 
 
 @app.command("compact")
