@@ -36,6 +36,7 @@ class Stream(IntEnum):
     PAIRS_OTHER = 22
     MISALIGNMENT = 23
     """In which directions the protocol misalignment moves images."""
+    ATTACK_START = 25
     NETWORK_STEP = 31
     """Dropout, stochastic depth and token masking."""
     TOKEN_MASKS = 32

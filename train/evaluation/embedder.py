@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from manyfaces.configs import schema
+from manyfaces.configs.errors import UserError
 from manyfaces.configs.protocols.protocol import Flip
 from manyfaces.data.feed.decode import Decoding
 from manyfaces.models.backbones.encoder import Encoder
@@ -173,6 +174,28 @@ class Embedder:
         if flip == "concatenate":
             return torch.cat([embeddings_ND, mirrored_ND], 1), scores
         return embeddings_ND + mirrored_ND, scores
+
+    def embed_floats(self, images_NCHW: Tensor, *, flip: Flip = "none") -> Tensor:
+        """The embeddings of pixels as floats from 0 to 255, [N, 3, H, W] on the device: float32 as
+        `embed_pixels` gives them, and with gradients to the pixels where those ask for them. Raises
+        `UserError` for a network that gives none."""
+        mean, std = (
+            torch.tensor(values, device=images_NCHW.device).view(3, 1, 1)
+            for values in (self.model.pixel_mean, self.model.pixel_std)
+        )
+        views = [images_NCHW] if flip == "none" else [images_NCHW, images_NCHW.flip(3)]
+        with (
+            _evaluating(self.module),
+            torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast),
+        ):
+            outputs = [as_output(self.module((view - mean) / std)) for view in views]
+        parts = [output.embeddings["main"].float() for output in outputs]
+        if images_NCHW.requires_grad and not parts[0].requires_grad:
+            raise UserError(
+                "the network gives no gradients to its images, as an ONNX file does not; give a "
+                "run, a checkpoint or an export as safetensors"
+            )
+        return torch.cat(parts, 1) if flip == "concatenate" else torch.stack(parts).sum(0)
 
     def _width(self, flip: Flip) -> int:
         return self.model.embedding_dim * (2 if flip == "concatenate" else 1)

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch.distributed as dist
+from numpy.typing import NDArray
 
 from manyfaces.cluster.world import on_all_ranks
 from manyfaces.configs.errors import UserError
@@ -12,6 +14,9 @@ from manyfaces.configs.split import batch_share
 from manyfaces.train.evaluation.embedder import EmbeddedImages, Embedder
 from manyfaces.train.evaluation.result import Result
 from manyfaces.train.protocols.protocol import Protocol, own_code
+
+Probed = NDArray[np.float64]
+"""What a piece of a protocol's work found."""
 
 
 def evaluate(
@@ -48,12 +53,26 @@ def evaluate(
             progress=progress,
         )
 
+    def probe_share() -> list[Probed]:
+        first, end = batch_share(own_code(protocol, protocol.pieces), rank, world_size)
+        found = []
+        for piece in range(first, end):
+            found.append(own_code(protocol, partial(protocol.probe, embedder, piece)))
+            progress(0)
+        return found
+
     if world_size == 1:
-        return _result(protocol, embed_share())
+        return _result(protocol, embed_share(), probe_share())
     share = on_all_ranks(embed_share)
     shares: list[EmbeddedImages] = [share] * world_size
     dist.all_gather_object(shares, share)
-    return on_all_ranks(lambda: _result(protocol, _joined(shares)))
+    probed: list[Probed] = []
+    if own_code(protocol, protocol.pieces):
+        own = on_all_ranks(probe_share)
+        parts: list[list[Probed]] = [own] * world_size
+        dist.all_gather_object(parts, own)
+        probed = [found for part in parts for found in part]
+    return on_all_ranks(lambda: _result(protocol, _joined(shares), probed))
 
 
 def _joined(shares: Sequence[EmbeddedImages]) -> EmbeddedImages:
@@ -68,8 +87,9 @@ def _joined(shares: Sequence[EmbeddedImages]) -> EmbeddedImages:
     )
 
 
-def _result(protocol: Protocol, embedded: EmbeddedImages) -> Result:
-    """The result for what was embedded of the protocol's n distinct images."""
+def _result(protocol: Protocol, embedded: EmbeddedImages, probed: Sequence[Probed]) -> Result:
+    """The result for what was embedded of the protocol's n distinct images, and for what its pieces
+    of work found."""
     index_N, embeddings_nD = protocol.distinct.index_N, embedded.embeddings_ND
     for what, values in {"embeddings": embeddings_nD, **embedded.scores}.items():
         finite_n = np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
@@ -80,8 +100,14 @@ def _result(protocol: Protocol, embedded: EmbeddedImages) -> Result:
                 f"{len(values)} images; evaluate an earlier checkpoint"
             )
     scores = {name: scores_n[index_N] for name, scores_n in embedded.scores.items()}
+    embeddings_ND = embeddings_nD[index_N]
     result: object = own_code(
-        protocol, lambda: protocol.scored_result(embeddings_nD[index_N], scores)
+        protocol,
+        lambda: (
+            protocol.probed_result(embeddings_ND, probed)
+            if probed
+            else protocol.scored_result(embeddings_ND, scores)
+        ),
     )
     if not isinstance(result, Result):
         raise UserError(

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from manyfaces.configs.errors import UserError
 from manyfaces.configs.protocols.protocol import Flip
 from manyfaces.train.evaluation.decoding import as_array
+from manyfaces.train.evaluation.embedder import Embedder
 from manyfaces.train.evaluation.result import Encoded, Quantity, Result
 
 T = TypeVar("T")
@@ -96,6 +97,20 @@ class Protocol(ABC):
     ) -> Result:
         """As `result`, for a protocol that reads `scores` too: the numbers that the network gives
         each image besides, [N] by name, such as `quality`; most networks give none."""
+        return self.result(embeddings_ND)
+
+    def pieces(self) -> int:
+        """How many pieces of work need the network itself beside embeddings; most have none."""
+        return 0
+
+    def probe(self, embedder: Embedder, piece: int) -> NDArray[np.float64]:
+        """What one of the pieces finds with the network; each is done by one rank."""
+        raise NotImplementedError
+
+    def probed_result(
+        self, embeddings_ND: NDArray[np.float32], probed: Sequence[NDArray[np.float64]]
+    ) -> Result:
+        """As `result`, for a protocol with pieces of work: what each found, in their order."""
         return self.result(embeddings_ND)
 
     def image_name(self, index: int) -> str:
