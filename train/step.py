@@ -61,7 +61,12 @@ def train_step(
     cache = None
     if num_micro_batches > 1:
         cache = GradientCache(engine, run, draw, num_micro_batches)
-    forward = Forward(cache.run if cache else run, batch.images, num_micro_batches, engine.trial)
+    forward = Forward(
+        cache.run if cache else run,
+        batch.images,
+        num_micro_batches,
+        lambda images_NHWC: engine.trial(images_NHWC),
+    )
     with times.part("head"):
         objective.prefetch(forward, batch, moment)
         loss = objective.loss(forward, batch, moment)

@@ -385,7 +385,7 @@ def relabel_samples(dataset: Dataset, edits: EditsFile) -> None:
 
 @app.command("compact")
 def compact_dataset(dataset: Dataset, out: NewDataset) -> None:
-    """Write a new dataset without what is forgotten, in which edits are real."""
+    """Write a new dataset with what is forgotten or edited made real."""
     from manyfaces.data.dataset.compact import compact
     from manyfaces.data.dataset.dataset import open_part
 

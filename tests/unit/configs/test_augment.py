@@ -70,7 +70,7 @@ def test_a_list_replaces_the_whole_and_a_mapping_changes_it(recipe: Any) -> None
 def test_what_is_added_goes_to_its_usual_place(recipe: Any) -> None:
     path = recipe("  path: a\n")
     words = [f"data.augment.{word}.p=1" for word in ("erase", "jpeg", "gray", "crop", "mask")]
-    words += ["data.augment.solarise.p=1", "data.augment.resized_crop.p=1"]
+    words += [f"data.augment.{word}.p=1" for word in ("solarise", "resized_crop", "rand_augment")]
     words += ["data.augment.misalign.scale=0.1", "data.augment.colour.contrast=0.1"]
     words += ["data.augment.low_resolution.p=1", "data.augment.blur.p=1"]
     assert tuple(each.word() for each in augment(path, *words)) == Transform.usual_order

@@ -202,8 +202,6 @@ def test_a_step_prefetches_before_the_network_runs(
             calls.append("network")
             return Output({"main": leaf})
 
-        trial = None
-
         def backward(self, loss: Tensor) -> None:
             loss.backward()
 
