@@ -5,7 +5,10 @@ from typing import Annotated
 
 import typer
 
+from manyfaces.cluster.memory import restart_keeping_memory
+from manyfaces.configs.this_machine import num_gpus
 from manyfaces.train.cli.output import console, say
+from manyfaces.train.cli.training import ProcessOwner
 from manyfaces.train.cli.verbs import positive
 
 Network = Annotated[
@@ -37,6 +40,7 @@ BatchSize = Annotated[int, typer.Option(parser=positive, metavar="N")]
 
 
 def evaluate(
+    context: typer.Context,
     model: Network,
     words: EvaluationWords = None,
     pairs: PairSets = None,
@@ -49,6 +53,8 @@ def evaluate(
     deviation over folds, `[a, b]` a 95 % interval by the bootstrap. torch uses all cores, or as
     many as OMP_NUM_THREADS says.
     """
+    if isinstance(context.obj, ProcessOwner) and not num_gpus():
+        restart_keeping_memory()
     from manyfaces.data.progress import image_progress
     from manyfaces.train.evaluation.evaluate_run import evaluate_run
     from manyfaces.train.evaluation.tables import detail_tables, results_tables
